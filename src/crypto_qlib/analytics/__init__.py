@@ -1,0 +1,1 @@
+"""How good was it? Arrays in, numbers out."""

@@ -1,0 +1,1 @@
+"""Is it healthy? Reads the store only."""

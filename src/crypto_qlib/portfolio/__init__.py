@@ -1,0 +1,1 @@
+"""Given scores and an account, what should we hold? Pure."""

@@ -1,0 +1,1 @@
+"""When does what run? One use-case call per job."""

@@ -1,0 +1,1 @@
+"""What did the user ask for? Frozen typed settings; secrets from the environment only."""

@@ -1,0 +1,222 @@
+"""Every setting there is: frozen, typed, documented; unknown keys are refused by ``settings.load``.
+
+Each field's description says what it does and in which unit; ``crypto-qlib config init`` writes them as comments.
+Secrets are never settings: they come from the environment only (``settings.load.Secrets``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Frame = Literal["1m", "5m", "15m", "1h", "4h", "1d"]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class UniverseSettings(Section):
+    """Which coins may be traded."""
+
+    size: int = Field(50, ge=1, le=500, description="Coins in the universe: the top N by market cap with a USDT swap.")
+    market_cap_source: Literal["auto", "coingecko", "volume"] = Field(
+        "auto",
+        description="Where market caps come from: coingecko; volume ranks by 24 h turnover instead; "
+        "auto = coingecko's API (served by the embedded exchange in embedded mode).",
+    )
+    include: tuple[str, ...] = Field((), description="Base coins always in the universe, e.g. [BTC, ETH].")
+    exclude: tuple[str, ...] = Field((), description="Base coins never in the universe.")
+    exclude_stablecoins: bool = Field(True, description="Leave out stablecoins, wrapped/staked duplicates and gold tokens.")
+    hysteresis: int = Field(3, ge=0, description="Ranks a member may fall below the size before it leaves.")
+    refresh_hours: float = Field(24.0, gt=0, description="Hours between two refreshes of the ranking.")
+
+
+class DataSettings(Section):
+    """Which history is collected, and how."""
+
+    frame: Frame = Field("1h", description="Bar length of features, scores and backtest.")
+    history_days: int = Field(365, ge=3, description="Days of history to keep up to date, counted back from now.")
+    since: str = Field("", description="ISO date that overrides history_days as the start; empty = use history_days.")
+    mark_candles: bool = Field(True, description="Also collect mark-price candles (used for liquidation).")
+    funding: bool = Field(True, description="Also collect realised funding.")
+    concurrency: int = Field(8, ge=1, le=64, description="Requests in flight at once.")
+    outlier_sigmas: float = Field(25.0, gt=0, description="Robust z-score of a one-bar jump that reverts at once, above "
+                                  "which a bar is flagged as an outlier.")  # fmt: skip
+    max_gap_bars: int = Field(6, ge=0, description="Longest gap, in bars, tolerated without failing `data check`.")
+
+
+class FeatureSettings(Section):
+    """Which features are built."""
+
+    sets: tuple[Literal["alpha360", "technical", "btc_relative", "funding"], ...] = Field(
+        ("alpha360", "technical", "btc_relative", "funding"), description="Feature sets, joined in this order."
+    )
+    alpha360_window: int = Field(60, ge=5, le=240, description="Look-back of Alpha360, bars.")
+
+
+class ModelSettings(Section):
+    """What is predicted, by what, on which split."""
+
+    name: Literal["lightgbm", "linear"] = Field("lightgbm", description="Model family.")
+    horizon_bars: int = Field(24, ge=1, description="Forward horizon of the label, bars; entry at the next bar's open.")
+    label: Literal["excess_return", "forward_return"] = Field(
+        "excess_return", description="Label: forward return, or the same minus the universe's mean at that bar."
+    )
+    train_fraction: Fraction = Field(0.6, description="Share of the history used for training (oldest part).")
+    valid_fraction: Fraction = Field(0.2, description="Share used for validation and calibration; the rest is the test.")
+    embargo_bars: int = Field(24, ge=0, description="Bars left out after each segment, besides the purge of the horizon.")
+    num_boost_round: int = Field(120, ge=1, description="Largest number of boosting rounds.")
+    early_stopping_rounds: int = Field(20, ge=1, description="Rounds without a better validation score before stopping.")
+    learning_rate: float = Field(0.05, gt=0, le=1, description="LightGBM learning rate.")
+    num_leaves: int = Field(63, ge=2, description="LightGBM leaves per tree.")
+    min_data_in_leaf: int = Field(500, ge=1, description="LightGBM rows per leaf at least.")
+    feature_fraction: float = Field(0.5, gt=0, le=1, description="Share of features tried per tree.")
+    lambda_l2: float = Field(10.0, ge=0, description="LightGBM L2 regularisation.")
+    max_bin: int = Field(63, ge=7, le=255, description="LightGBM histogram bins per feature.")
+    threads: int = Field(0, ge=0, description="Training threads; 0 = all cores.")
+    seed: int = Field(7, ge=0, description="Seed of everything random in training.")
+
+    @model_validator(mode="after")
+    def _leave_a_test(self) -> ModelSettings:
+        if self.train_fraction + self.valid_fraction >= 1.0:
+            raise ValueError("train_fraction + valid_fraction must leave room for a test segment (sum below 1)")
+        return self
+
+
+class StrategySettings(Section):
+    """How scores become positions."""
+
+    max_open: int = Field(10, ge=1, le=500, description="Positions open at once, pending entries included (N).")
+    allow_long: bool = Field(True, description="May open long positions.")
+    allow_short: bool = Field(True, description="May open short positions.")
+    decide_every_bars: int = Field(1, ge=1, description="Bars between two decisions.")
+    min_net_return: float = Field(0.0, description="Smallest |expected return| after fees, slippage and expected funding.")
+    min_win_probability: Fraction = Field(0.5, description="Smallest win probability of an entry.")
+    min_daily_turnover: float = Field(1e6, ge=0, description="Liquidity floor, USDT traded per day (trailing median).")
+    min_listing_days: float = Field(7.0, ge=0, description="Days since listing before a coin may be traded.")
+    max_data_age_bars: int = Field(2, ge=1, description="Bars without a fresh price after which a symbol is not entered.")
+    max_correlation: float = Field(1.0, gt=0, le=1, description="Largest trailing return correlation between two chosen "
+                                   "names on the same side; 1 = off.")  # fmt: skip
+    blacklist: tuple[str, ...] = Field((), description="Symbols never entered, e.g. [LUNAUSDT].")
+    replace_margin: float = Field(0.002, ge=0, description="By how much (fraction of notional, after the switch's cost) a new "
+                                  "signal must beat the worst open position to replace it.")  # fmt: skip
+    cooldown_bars: int = Field(12, ge=0, description="Bars a symbol is not re-entered after a stop-out.")
+    holding_bars: int = Field(24, ge=1, description="Time exit: bars a position is held at most.")
+    stop_atr: float = Field(3.0, gt=0, description="Stop distance in ATRs of the decision frame.")
+    take_profit_atr: float = Field(6.0, gt=0, description="Take-profit distance in ATRs.")
+    min_stop_distance: float = Field(0.01, gt=0, lt=1, description="Smallest stop distance, fraction of the entry price.")
+    max_stop_distance: float = Field(0.15, gt=0, lt=1, description="Largest stop distance, fraction of the entry price.")
+    sizing: Literal["equal_risk", "fixed_fraction", "score_weighted", "kelly"] = Field(
+        "equal_risk", description="How a position is sized before the caps apply."
+    )
+    risk_per_trade: Fraction = Field(0.005, description="Equity lost if the stop is hit (equal_risk; cap for all others).")
+    position_fraction: Fraction = Field(0.1, description="Margin per position as a fraction of equity (fixed_fraction).")
+    kelly_cap: Fraction = Field(0.25, description="Share of full Kelly used (kelly).")
+    leverage: float = Field(
+        3.0, ge=1, le=125, description="Leverage wanted per position; lowered to fit the tier and the stop."
+    )
+    max_position_fraction: float = Field(0.5, gt=0, description="Cap of one position's notional, multiple of equity.")
+    max_gross: float = Field(3.0, gt=0, description="Cap of gross notional, multiple of equity.")
+    max_net: float = Field(1.0, gt=0, description="Cap of |net| notional, multiple of equity.")
+    max_beta: float = Field(100.0, gt=0, description="Cap of |net beta to BTC| x notional, multiple of equity; 100 = off.")
+    liquidation_buffer: float = Field(0.5, ge=0, description="Least distance from stop to liquidation, as a fraction of the "
+                                      "stop distance.")  # fmt: skip
+    max_drawdown: Fraction = Field(0.5, description="Drawdown from the peak at which no position is opened any more.")
+
+
+class CostSettings(Section):
+    """Fees and slippage (fractions and basis points of notional)."""
+
+    maker_fee: float = Field(0.0002, ge=-0.01, le=0.01, description="Maker fee, fraction of notional (negative: rebate).")
+    taker_fee: float = Field(0.0005, ge=0, le=0.01, description="Taker fee, fraction of notional.")
+    impact_y: float = Field(0.8, ge=0, description="Prefactor Y of the square-root impact.")
+    half_spread_bps: float = Field(-1.0, description="Half spread in basis points; negative = by turnover (see core.costs).")
+
+
+class BacktestSettings(Section):
+    """The leveraged backtest."""
+
+    initial_equity: float = Field(100_000.0, gt=0, description="Starting equity, USDT.")
+    margin_mode: Literal["isolated", "cross"] = Field("isolated", description="Margin mode of all positions.")
+    costs: CostSettings = Field(CostSettings(), description="Fees and slippage.")
+    max_bar_volume_share: Fraction = Field(0.05, description="Largest share of a bar's volume one order may take.")
+    segment: Literal["test", "valid+test", "all"] = Field("test", description="Which part of the history is traded.")
+
+
+class ExchangeSettings(Section):
+    """Where orders and data requests go."""
+
+    mode: Literal["embedded", "demo", "live"] = Field(
+        "embedded", description="embedded = the simulated OKX in this package; demo = OKX demo trading; live = real money."
+    )
+    host: str = Field("127.0.0.1", description="Address the embedded exchange binds to and is reached at.")
+    port: int = Field(0, ge=0, le=65535, description="Port of the embedded exchange; 0 = any free port.")
+    market: Literal["simulated", "replay"] = Field("simulated", description="Market behind the embedded exchange.")
+    replay_path: Path | None = Field(None, description="Parquet or CSV candles to replay (market = replay).")
+    replay_market_caps: Path | None = Field(
+        None, description="Parquet or CSV of market caps for the replay (symbol, ts, market_cap)."
+    )
+    replay_funding: Path | None = Field(
+        None, description="Parquet or CSV of realised funding for the replay (symbol, ts, rate)."
+    )
+    replay_mark: Path | None = Field(None, description="Parquet or CSV of mark candles for the replay.")
+    speed: float = Field(0.0, ge=0, description="Market seconds per real second; 0 = moves only when a client steps it.")
+    simulated_symbols: int = Field(60, ge=2, le=500, description="Instruments the simulated market lists over its life.")
+    simulated_days: int = Field(372, ge=3, description="Days of simulated history before the paper session.")
+    simulated_end: str = Field("2026-01-01T00:00:00", description="ISO time of 'now' on the simulated market at start.")
+    signal_strength: float = Field(
+        0.0, ge=0, le=1, description="Planted cross-sectional signal of the simulated market; 0 = pure noise."
+    )
+    seed: int = Field(20260101, ge=0, description="Seed of the simulated market.")
+    paper_equity: float = Field(100_000.0, gt=0, description="Starting USDT of the embedded paper account.")
+    timeout_s: float = Field(20.0, gt=0, description="Time limit of one request, seconds.")
+
+
+class LiveSettings(Section):
+    """The live (or paper) session."""
+
+    paper_bars: int = Field(24, ge=0, description="Bars the paper session of `crypto-qlib run` lives through.")
+    flatten_on_exit: bool = Field(False, description="Close all positions at the end; otherwise they stay, protected.")
+    confirm_live: bool = Field(False, description="Second confirmation needed for mode = live (real money).")
+
+
+class MonitoringSettings(Section):
+    """Logs and the dashboard."""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "WARNING", description="Smallest severity written to the terminal."
+    )
+
+
+class SchedulerSettings(Section):
+    """What runs when."""
+
+    data_update_minutes: float = Field(60.0, gt=0, description="Minutes between two data updates of the scheduler.")
+
+
+class StoreSettings(Section):
+    """Where state lives."""
+
+    root: Path = Field(Path("workspace"), description="Folder of lake, features, models, reports and ledger.")
+
+
+class Settings(Section):
+    """All sections."""
+
+    universe: UniverseSettings = UniverseSettings()
+    data: DataSettings = DataSettings()
+    features: FeatureSettings = FeatureSettings()
+    model: ModelSettings = ModelSettings()
+    strategy: StrategySettings = StrategySettings()
+    backtest: BacktestSettings = BacktestSettings()
+    exchange: ExchangeSettings = ExchangeSettings()
+    live: LiveSettings = LiveSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
+    scheduler: SchedulerSettings = SchedulerSettings()
+    store: StoreSettings = StoreSettings()

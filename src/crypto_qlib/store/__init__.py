@@ -1,0 +1,1 @@
+"""Where does state live? Parquet lake, ledger database, model artefacts, paths."""

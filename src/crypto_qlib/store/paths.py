@@ -1,0 +1,85 @@
+"""Where everything lives below ``store.root``; nobody else spells a path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from crypto_qlib.core.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Folders of one workspace.
+
+    Parameters
+    ----------
+    root : Path
+        ``store.root``.
+    """
+
+    root: Path
+
+    @property
+    def lake(self) -> Path:
+        """Parquet lake: raw and cleaned candles, funding, universe snapshots."""
+        return self.root / "lake"
+
+    @property
+    def qlib(self) -> Path:
+        """Qlib's binary store."""
+        return self.root / "qlib"
+
+    @property
+    def features(self) -> Path:
+        """Built feature frames."""
+        return self.root / "features"
+
+    @property
+    def models(self) -> Path:
+        """Trained models."""
+        return self.root / "models"
+
+    @property
+    def reports(self) -> Path:
+        """Backtest and evaluation reports, one folder a run id."""
+        return self.root / "reports"
+
+    @property
+    def exchange(self) -> Path:
+        """State and keys of the embedded exchange."""
+        return self.root / "exchange"
+
+    @property
+    def ledger(self) -> Path:
+        """SQLite ledger of the live or paper session."""
+        return self.root / "ledger.sqlite"
+
+    @property
+    def mlflow(self) -> Path:
+        """SQLite database of the experiment recorder."""
+        return self.root / "mlflow.sqlite"
+
+    @property
+    def steps(self) -> Path:
+        """What each pipeline step was last built from."""
+        return self.root / "steps"
+
+    def ensure(self) -> Paths:
+        """Create the root and prove that it is writable.
+
+        Raises
+        ------
+        UserError
+            If the folder cannot be created or written.
+        """
+        probe = self.root / ".writable"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.write_text("")
+            probe.unlink()
+        except OSError as e:
+            raise UserError(
+                f"cannot write to {self.root}: {e.strerror or e}", "choose another folder with --set store.root=PATH"
+            ) from e
+        return self

@@ -1,0 +1,1 @@
+"""What would the exchange do? One simulated exchange for backtest and paper."""

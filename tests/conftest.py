@@ -1,0 +1,17 @@
+"""Fixtures shared by all rooms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of shared reference material and real data, or skip where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("the shared reference and data folder is not beside this checkout")
+    return SHARED
