@@ -47,7 +47,7 @@ class UserError(CryptoQlibError):
 
 
 class SkipCycle(CryptoQlibError):
-    """This cycle's data is stale or partial: skip it and try the next one."""
+    """Data is stale or partial: skip this cycle and try the next one."""
 
 
 class RetryLater(CryptoQlibError):
