@@ -1,0 +1,168 @@
+"""How sure can one be of a mean return or a Sharpe ratio?
+
+Hourly strategy returns are autocorrelated (positions are held for many bars), so the textbook standard error is too
+small. Two ways round it live here: the stationary bootstrap (Politis & Romano 1994), which resamples blocks of random
+length, and the Newey-West estimate. The deflated Sharpe ratio (Bailey & Lopez de Prado 2014) says how likely a Sharpe ratio
+is to be above what the best of many useless trials would show.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+_EULER: Final = 0.5772156649015329
+_CHUNK: Final = 64
+"""Bootstrap samples drawn at a time: bounds memory to 64 series."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeanEstimate:
+    """A mean and how sure it is.
+
+    Parameters
+    ----------
+    mean : float
+        Mean per period.
+    standard_error : float
+        Standard deviation of the mean under resampling.
+    low, high : float
+        Central 95 % of the resampled means.
+    """
+
+    mean: float
+    standard_error: float
+    low: float
+    high: float
+
+    @property
+    def z(self) -> float:
+        """Return mean over standard error; NaN where the error is zero or unknown."""
+        return self.mean / self.standard_error if self.standard_error > 0.0 else float("nan")
+
+
+def newey_west_standard_error(values: FloatArray, lags: int) -> float:
+    """Return the standard error of the mean, robust to autocorrelation up to ``lags`` (Bartlett weights).
+
+    ``sqrt((g0 + 2 * sum_k (1 - k / (lags + 1)) * gk) / n)`` with autocovariances ``gk = sum(x_t x_{t-k}) / n``.
+    Non-finite values are left out first; NaN below two.
+    """
+    clean = values[np.isfinite(values)]
+    n = clean.size
+    if n < 2:  # noqa: PLR2004 - a spread needs two
+        return float("nan")
+    centred = clean - clean.mean()
+    variance = float(centred @ centred) / n
+    for lag in range(1, min(lags, n - 1) + 1):
+        variance += 2.0 * (1.0 - lag / (lags + 1)) * float(centred[lag:] @ centred[:-lag]) / n
+    return math.sqrt(max(variance, 0.0) / n)
+
+
+def bootstrap_means(values: FloatArray, mean_block: float, n_samples: int, seed: int) -> FloatArray:
+    """Return means of stationary-bootstrap resamples, shape ``(n_samples,)``.
+
+    Each resample walks through the (circular) series and jumps to a random place with probability ``1 / mean_block``
+    at every step, so blocks have geometric length and the resample stays stationary.
+
+    Parameters
+    ----------
+    values : (n,) float64
+        Returns per period; non-finite ones are left out.
+    mean_block : float
+        Mean block length in periods, >= 1; take at least the holding time of a position.
+    n_samples : int
+        Resamples.
+    seed : int
+        Seed of numpy's default generator: the same seed gives the same means.
+
+    Raises
+    ------
+    ValueError
+        If ``mean_block`` is below one period.
+    """
+    if mean_block < 1.0:
+        raise ValueError(f"mean_block must be at least one period, got {mean_block}")
+    clean = values[np.isfinite(values)]
+    n = clean.size
+    if n == 0:
+        return np.full(n_samples, np.nan)
+    rng = np.random.default_rng(seed)
+    means = np.empty(n_samples)
+    steps = np.arange(n)
+    for start in range(0, n_samples, _CHUNK):
+        rows = min(_CHUNK, n_samples - start)
+        jump = rng.random((rows, n)) < 1.0 / mean_block
+        jump[:, 0] = True
+        origin = np.where(jump, rng.integers(0, n, (rows, n)), 0)
+        last_jump = np.maximum.accumulate(np.where(jump, steps, 0), axis=1)
+        index = (np.take_along_axis(origin, last_jump, axis=1) + steps - last_jump) % n
+        means[start : start + rows] = clean[index].mean(axis=1)
+    return means
+
+
+def bootstrap_mean(values: FloatArray, mean_block: float, n_samples: int = 500, seed: int = 7) -> MeanEstimate:
+    """Return the mean of ``values`` with its block-bootstrap standard error and central 95 % interval.
+
+    Parameters and errors as in :func:`bootstrap_means`; NaN throughout without finite values.
+    """
+    clean = values[np.isfinite(values)]
+    if not clean.size:
+        nan = float("nan")
+        return MeanEstimate(nan, nan, nan, nan)
+    means = bootstrap_means(clean, mean_block, n_samples, seed)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return MeanEstimate(float(clean.mean()), float(means.std(ddof=1)), float(low), float(high))
+
+
+def probabilistic_sharpe(returns: FloatArray, benchmark: float = 0.0) -> float:
+    """Return the probability that the true Sharpe ratio *per period* exceeds ``benchmark``.
+
+    ``Phi((SR - SR*) * sqrt(n - 1) / sqrt(1 - g3 * SR + (g4 - 1) / 4 * SR^2))`` with skewness ``g3`` and kurtosis ``g4``
+    (3 for a normal). NaN below three returns or for a flat series. Source: Bailey & Lopez de Prado, J. Risk 15 (2012).
+    """
+    clean = returns[np.isfinite(returns)]
+    n = clean.size
+    spread = float(clean.std(ddof=1)) if n > 2 else 0.0  # noqa: PLR2004 - skewness needs three
+    if not spread > 0.0:
+        return float("nan")
+    ratio = float(clean.mean()) / spread
+    scaled = (clean - clean.mean()) / clean.std()
+    skewness, kurtosis = float(np.mean(scaled**3)), float(np.mean(scaled**4))
+    variance = 1.0 - skewness * ratio + (kurtosis - 1.0) / 4.0 * ratio**2
+    if variance <= 0.0:
+        return float("nan")
+    return NormalDist().cdf((ratio - benchmark) * math.sqrt(n - 1) / math.sqrt(variance))
+
+
+def expected_best_sharpe(n_trials: int, sharpe_spread: float) -> float:
+    """Return the Sharpe ratio per period the best of ``n_trials`` useless strategies is expected to show.
+
+    ``s * ((1 - c) * z(1 - 1/N) + c * z(1 - 1/(N e)))`` with Euler's constant ``c`` and ``s`` the standard deviation of the
+    trials' Sharpe ratios. Zero for a single trial.
+    """
+    if n_trials <= 1:
+        return 0.0
+    z = NormalDist().inv_cdf
+    return sharpe_spread * ((1.0 - _EULER) * z(1.0 - 1.0 / n_trials) + _EULER * z(1.0 - 1.0 / (n_trials * math.e)))
+
+
+def deflated_sharpe(returns: FloatArray, n_trials: int, sharpe_spread: float) -> float:
+    """Return the probability that the Sharpe ratio beats the best of ``n_trials`` useless trials.
+
+    Parameters
+    ----------
+    returns : (n,) float64
+        Returns per period of the chosen strategy.
+    n_trials : int
+        Independent configurations tried before choosing.
+    sharpe_spread : float
+        Standard deviation of the trials' Sharpe ratios, per period.
+    """
+    return probabilistic_sharpe(returns, expected_best_sharpe(n_trials, sharpe_spread))
