@@ -1,1 +1,1 @@
-"""Given scores and an account, what should we hold? Pure."""
+"""Given scores and an account, what should we hold?"""

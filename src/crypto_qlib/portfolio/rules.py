@@ -1,0 +1,131 @@
+"""The numbers a decision obeys, flat, so that compiled code can read them."""
+
+from __future__ import annotations
+
+import math
+from typing import Final, NamedTuple
+
+from crypto_qlib.core.clock import FRAME_NS
+from crypto_qlib.settings.schema import BacktestSettings, CostSettings, Settings, StrategySettings
+
+EQUAL_RISK: Final = 0
+FIXED_FRACTION: Final = 1
+SCORE_WEIGHTED: Final = 2
+KELLY: Final = 3
+SIZING_CODES: Final[dict[str, int]] = {
+    "equal_risk": EQUAL_RISK,
+    "fixed_fraction": FIXED_FRACTION,
+    "score_weighted": SCORE_WEIGHTED,
+    "kelly": KELLY,
+}
+"""Sizing names of the settings and their codes in :class:`Rules`."""
+
+BETA_OFF: Final = 100.0
+"""``max_beta`` from which the cap is off, so betas need not be known."""
+
+
+class Rules(NamedTuple):
+    """Everything a decision is bound by; same meaning and unit as the settings of the same name.
+
+    Parameters
+    ----------
+    frame_ns : int
+        Length of the bars scores are made on, nanoseconds; the unit of ``holding_bars`` and ``cooldown_bars``.
+    decide_every_bars : int
+        Bars between two decisions.
+    max_open : int
+        Positions open at once, pending entries included.
+    allow_long, allow_short : bool
+        Sides that may be opened.
+    min_net_return, min_win_probability, min_daily_turnover, min_listing_days, max_data_age_bars, max_correlation : float
+        Filters of an entry; see :mod:`crypto_qlib.portfolio.selection`.
+    replace_margin : float
+        Least advantage of a replacement, fraction of notional after costs; infinite = never replace.
+    cooldown_bars, holding_bars : int
+        Bars without re-entry after a stop-out, and bars after which a position leaves.
+    stop_atr, take_profit_atr : float
+        Distances in ATRs, then clamped to the four bounds below.
+    min_stop_distance, max_stop_distance, min_take_distance, max_take_distance : float
+        Bounds as fractions of the entry price; equal bounds fix the distance and need no ATR.
+    sizing : int
+        One of the codes in this module.
+    risk_per_trade, position_fraction, kelly_cap, leverage, max_position_fraction : float
+        Size of one position; see :mod:`crypto_qlib.portfolio.sizing`.
+    max_gross, max_net, max_beta : float
+        Book limits, multiples of equity.
+    liquidation_buffer, max_drawdown : float
+        Distance from stop to liquidation in stop distances; drawdown at which entries end.
+    taker_fee, impact_y, half_spread_bps : float
+        Costs; a negative half spread means "by turnover".
+    expect_funding : bool
+        Whether expected funding over the holding time counts as a cost of an entry.
+    cross : bool
+        Cross margin instead of isolated.
+    """
+
+    frame_ns: int = FRAME_NS["1h"]
+    decide_every_bars: int = 1
+    max_open: int = 10
+    allow_long: bool = True
+    allow_short: bool = True
+    min_net_return: float = 0.0
+    min_win_probability: float = 0.5
+    min_daily_turnover: float = 1e6
+    min_listing_days: float = 7.0
+    max_data_age_bars: int = 2
+    max_correlation: float = 1.0
+    replace_margin: float = 0.002
+    cooldown_bars: int = 12
+    holding_bars: int = 24
+    stop_atr: float = 3.0
+    take_profit_atr: float = 6.0
+    min_stop_distance: float = 0.01
+    max_stop_distance: float = 0.15
+    min_take_distance: float = 0.0
+    max_take_distance: float = math.inf
+    sizing: int = EQUAL_RISK
+    risk_per_trade: float = 0.005
+    position_fraction: float = 0.1
+    kelly_cap: float = 0.25
+    leverage: float = 3.0
+    max_position_fraction: float = 0.5
+    max_gross: float = 3.0
+    max_net: float = 1.0
+    max_beta: float = 100.0
+    liquidation_buffer: float = 0.5
+    max_drawdown: float = 0.5
+    taker_fee: float = 0.0005
+    impact_y: float = 0.8
+    half_spread_bps: float = -1.0
+    expect_funding: bool = True
+    cross: bool = False
+
+    @property
+    def holding_ns(self) -> int:
+        """Return the longest holding time, nanoseconds."""
+        return self.holding_bars * self.frame_ns
+
+    @property
+    def cooldown_ns(self) -> int:
+        """Return the pause after a stop-out, nanoseconds, counted from the close of the bar of the stop."""
+        return self.cooldown_bars * self.frame_ns
+
+
+def rules_from_settings(settings: Settings) -> Rules:
+    """Return the rules that ``strategy``, ``backtest.costs``, ``backtest.margin_mode`` and ``data.frame`` describe."""
+    return build_rules(settings.strategy, settings.backtest, FRAME_NS[settings.data.frame])
+
+
+def build_rules(strategy: StrategySettings, backtest: BacktestSettings, frame_ns: int) -> Rules:
+    """Return the rules of a strategy on bars of ``frame_ns`` with the costs and margin mode of ``backtest``."""
+    costs: CostSettings = backtest.costs
+    same = {name: getattr(strategy, name) for name in Rules._fields if name in type(strategy).model_fields}
+    same["sizing"] = SIZING_CODES[strategy.sizing]
+    return Rules(
+        **same,
+        frame_ns=frame_ns,
+        taker_fee=costs.taker_fee,
+        impact_y=costs.impact_y,
+        half_spread_bps=costs.half_spread_bps,
+        cross=backtest.margin_mode == "cross",
+    )
