@@ -9,16 +9,38 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from crypto_qlib.core.clock import parse_utc
 
 Frame = Literal["1m", "5m", "15m", "1h", "4h", "1d"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+def _iso_or_empty(text: str) -> str:
+    if text:
+        try:
+            parse_utc(text)
+        except ValueError:
+            raise ValueError("must be an ISO date or date-time such as 2025-01-31 or 2025-01-31T08:00:00") from None
+    return text
+
+
+def _upper(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name.strip().upper() for name in names)
+
+
+IsoTime = Annotated[str, AfterValidator(_iso_or_empty)]
+"""ISO date or date-time, read as UTC where it names no zone; or empty."""
+
+Names = Annotated[tuple[str, ...], AfterValidator(_upper)]
+"""Coins or symbols; kept in capitals."""
+
+
 class Section(BaseModel):
     """Base of all sections: immutable, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class UniverseSettings(Section):
@@ -30,8 +52,8 @@ class UniverseSettings(Section):
         description="Where market caps come from: coingecko; volume ranks by 24 h turnover instead; "
         "auto = coingecko's API (served by the embedded exchange in embedded mode).",
     )
-    include: tuple[str, ...] = Field((), description="Base coins always in the universe, e.g. [BTC, ETH].")
-    exclude: tuple[str, ...] = Field((), description="Base coins never in the universe.")
+    include: Names = Field((), description="Base coins always in the universe, e.g. [BTC, ETH].")
+    exclude: Names = Field((), description="Base coins never in the universe.")
     exclude_stablecoins: bool = Field(True, description="Leave out stablecoins, wrapped/staked duplicates and gold tokens.")
     hysteresis: int = Field(3, ge=0, description="Ranks a member may fall below the size before it leaves.")
     refresh_hours: float = Field(24.0, gt=0, description="Hours between two refreshes of the ranking.")
@@ -42,7 +64,7 @@ class DataSettings(Section):
 
     frame: Frame = Field("1h", description="Bar length of features, scores and backtest.")
     history_days: int = Field(365, ge=3, description="Days of history to keep up to date, counted back from now.")
-    since: str = Field("", description="ISO date that overrides history_days as the start; empty = use history_days.")
+    since: IsoTime = Field("", description="ISO date that overrides history_days as the start; empty = use history_days.")
     mark_candles: bool = Field(True, description="Also collect mark-price candles (used for liquidation).")
     funding: bool = Field(True, description="Also collect realised funding.")
     concurrency: int = Field(8, ge=1, le=64, description="Requests in flight at once.")
@@ -58,6 +80,7 @@ class FeatureSettings(Section):
         ("alpha360", "technical", "btc_relative", "funding"), description="Feature sets, joined in this order."
     )
     alpha360_window: int = Field(60, ge=5, le=240, description="Look-back of Alpha360, bars.")
+    exclude: Names = Field((), description="Features left out by name, e.g. [VWAP59].")
 
 
 class ModelSettings(Section):
@@ -103,7 +126,7 @@ class StrategySettings(Section):
     max_data_age_bars: int = Field(2, ge=1, description="Bars without a fresh price after which a symbol is not entered.")
     max_correlation: float = Field(1.0, gt=0, le=1, description="Largest trailing return correlation between two chosen "
                                    "names on the same side; 1 = off.")  # fmt: skip
-    blacklist: tuple[str, ...] = Field((), description="Symbols never entered, e.g. [LUNAUSDT].")
+    blacklist: Names = Field((), description="Symbols never entered, e.g. [LUNAUSDT].")
     replace_margin: float = Field(0.002, ge=0, description="By how much (fraction of notional, after the switch's cost) a new "
                                   "signal must beat the worst open position to replace it.")  # fmt: skip
     cooldown_bars: int = Field(12, ge=0, description="Bars a symbol is not re-entered after a stop-out.")
@@ -128,6 +151,16 @@ class StrategySettings(Section):
     liquidation_buffer: float = Field(0.5, ge=0, description="Least distance from stop to liquidation, as a fraction of the "
                                       "stop distance.")  # fmt: skip
     max_drawdown: Fraction = Field(0.5, description="Drawdown from the peak at which no position is opened any more.")
+
+    @model_validator(mode="after")
+    def _agree(self) -> StrategySettings:
+        if not (self.allow_long or self.allow_short):
+            raise ValueError("allow_long and allow_short are both false: nothing could ever be traded")
+        if self.min_stop_distance > self.max_stop_distance:
+            raise ValueError(
+                f"min_stop_distance = {self.min_stop_distance:g} is above max_stop_distance = {self.max_stop_distance:g}"
+            )
+        return self
 
 
 class CostSettings(Section):
@@ -169,13 +202,19 @@ class ExchangeSettings(Section):
     speed: float = Field(0.0, ge=0, description="Market seconds per real second; 0 = moves only when a client steps it.")
     simulated_symbols: int = Field(60, ge=2, le=500, description="Instruments the simulated market lists over its life.")
     simulated_days: int = Field(372, ge=3, description="Days of simulated history before the paper session.")
-    simulated_end: str = Field("2026-01-01T00:00:00", description="ISO time of 'now' on the simulated market at start.")
+    simulated_end: IsoTime = Field("2026-01-01T00:00:00", description="ISO time of 'now' on the simulated market at start.")
     signal_strength: float = Field(
         0.0, ge=0, le=1, description="Planted cross-sectional signal of the simulated market; 0 = pure noise."
     )
     seed: int = Field(20260101, ge=0, description="Seed of the simulated market.")
     paper_equity: float = Field(100_000.0, gt=0, description="Starting USDT of the embedded paper account.")
     timeout_s: float = Field(20.0, gt=0, description="Time limit of one request, seconds.")
+
+    @model_validator(mode="after")
+    def _name_what_is_replayed(self) -> ExchangeSettings:
+        if self.market == "replay" and self.replay_path is None:
+            raise ValueError("market = replay needs replay_path, the candles to replay")
+        return self
 
 
 class LiveSettings(Section):

@@ -1,0 +1,85 @@
+"""The settings explained: a commented YAML file with every default, the settings in force, a JSON schema for editors."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from typing import Any
+
+import yaml
+
+from crypto_qlib.settings.fields import Leaf, Value, leaves, plain, sections
+from crypto_qlib.settings.schema import Settings
+
+_WIDTH = 110
+_HEADER = """\
+# Settings of crypto-qlib. Every setting is here with its default; delete what you do not change.
+# Order: defaults < this file < CRYPTO_QLIB__SECTION__KEY in the environment < --set section.key=value.
+# Secrets never belong here: export OKX_API_KEY, OKX_API_SECRET, OKX_API_PASSPHRASE, COINGECKO_API_KEY,
+# TELEGRAM_BOT_TOKEN, TELEGRAM_CHAT_ID.
+"""
+
+
+def commented_yaml() -> str:
+    """Return a settings file with every section, description, limit and default; loading it changes nothing."""
+    lines = [_HEADER]
+    for name, model in sections():
+        indent = "  " * name.count(".")
+        lines += _comment((model.__doc__ or "").strip().splitlines()[0], indent)
+        lines.append(f"{indent}{name.rpartition('.')[2]}:")
+        for leaf in leaves().values():
+            if leaf.key.rpartition(".")[0] == name:
+                lines += _entry(leaf, indent + "  ")
+        if not any(other.startswith(name + ".") for other, _ in sections()):
+            lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def values_yaml(settings: Settings) -> str:
+    """Return ``settings`` as a settings file without comments."""
+    tree: dict[str, Any] = {}
+    for key, value in flat_values(settings).items():
+        *path, name = key.split(".")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[name] = value
+    return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, allow_unicode=True)
+
+
+def flat_values(settings: Settings) -> dict[str, Value]:
+    """Return every setting's value by dotted key, as a settings file spells it."""
+    values: dict[str, Value] = {}
+    for key in leaves():
+        node: Any = settings
+        for part in key.split("."):
+            node = getattr(node, part)
+        values[key] = plain(node)
+    return values
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) of a settings file; editors complete and check with it."""
+    schema = Settings.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "crypto-qlib settings"}
+
+
+def json_schema_text() -> str:
+    """Return :func:`json_schema` as indented text."""
+    return json.dumps(json_schema(), indent=2) + "\n"
+
+
+def yaml_value(value: Value) -> str:
+    """Return ``value`` as it stands on one line of a settings file."""
+    if value is None:
+        return "null"
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).removesuffix("...\n").strip()
+
+
+def _entry(leaf: Leaf, indent: str) -> list[str]:
+    text = f"{leaf.info.description or ''} Allowed: {leaf.allowed()}. Default: {yaml_value(leaf.default)}."
+    return [*_comment(text, indent), f"{indent}{leaf.key.rpartition('.')[2]}: {yaml_value(leaf.default)}"]
+
+
+def _comment(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}#   ", break_on_hyphens=False)
