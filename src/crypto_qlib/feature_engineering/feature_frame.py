@@ -1,0 +1,227 @@
+"""What was known about each symbol at each bar: the border type between feature building and modelling.
+
+Rows are compact: one per (bar, symbol) that really traded. They are ordered by bar, and inside a bar by symbol *name*, which is
+the order Qlib wants, so the Qlib frame is a view of the same memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from crypto_qlib.core.errors import UserError
+from crypto_qlib.core.market import MarketPanel
+from crypto_qlib.settings.schema import FeatureSettings
+
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+Int32Array = npt.NDArray[np.int32]
+Int64Array = npt.NDArray[np.int64]
+
+_META_FILE = "features.json"
+_ARRAYS = ("values", "ts_open", "row_bar", "row_symbol")
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSpec:
+    """What one feature says, how it is computed and from when it is known.
+
+    Parameters
+    ----------
+    name : str
+        Column name, unique over all sets.
+    group : str
+        Feature set it belongs to (``alpha360``, ``technical``, ``btc_relative``, ``funding``).
+    formula : str
+        Formula in terms of bar fields; ``t`` is the current bar.
+    unit : str
+        ``fraction``, ``hours``, ``sigmas`` ...
+    lookback_bars : int
+        Bars read, the current one included: no older bar changes the value by a bit.
+    known_at : str
+        Time from which the value is known, in words.
+    needs : str
+        Optional input without which the feature is all NaN: ``mark``, ``funding``, or empty.
+    """
+
+    name: str
+    group: str
+    formula: str
+    unit: str
+    lookback_bars: int
+    known_at: str = "close of bar t"
+    needs: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureFrame:
+    """Feature rows of many symbols over time.
+
+    Parameters
+    ----------
+    values : (n_rows, n_features) float32
+        C-ordered; NaN where a feature's window is not filled yet.
+    names : tuple of str
+        Length ``n_features``.
+    ts_open : (n_bars,) int64
+        Open times of the grid the rows lie on; a row of bar ``t`` is known from ``ts_open[t] + frame_ns`` on.
+    frame_ns : int
+        Bar length.
+    symbols : tuple of str
+        The panel's symbols in the panel's order.
+    row_bar, row_symbol : (n_rows,) int32
+        Bar and symbol (index into ``symbols``) of each row; ``row_bar`` does not decrease.
+    settings : FeatureSettings
+        What the features were built from.
+    """
+
+    values: Float32Array
+    names: tuple[str, ...]
+    ts_open: Int64Array
+    frame_ns: int
+    symbols: tuple[str, ...]
+    row_bar: Int32Array
+    row_symbol: Int32Array
+    settings: FeatureSettings
+
+    def __post_init__(self) -> None:
+        n_rows = self.row_bar.size
+        if self.values.shape != (n_rows, len(self.names)) or self.row_symbol.size != n_rows:
+            raise ValueError(
+                f"FeatureFrame: values {self.values.shape}, {n_rows} row bars, {self.row_symbol.size} row symbols and "
+                f"{len(self.names)} names do not fit"
+            )
+
+    @property
+    def n_rows(self) -> int:
+        """Return the number of rows."""
+        return int(self.row_bar.size)
+
+    @property
+    def n_bars(self) -> int:
+        """Return the number of bars of the grid."""
+        return int(self.ts_open.size)
+
+    @property
+    def known_at_ns(self) -> Int64Array:
+        """Return the instant from which each bar's rows are known (its close), shape ``(n_bars,)``."""
+        return self.ts_open + self.frame_ns
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """Return where rows exist, shape ``(n_bars, n_symbols)``."""
+        result = np.zeros((self.n_bars, len(self.symbols)), dtype=np.bool_)
+        result[self.row_bar, self.row_symbol] = True
+        return result
+
+    def row_span(self, start_bar: int, stop_bar: int) -> slice:
+        """Return the rows of bars ``start_bar:stop_bar``."""
+        first, last = np.searchsorted(self.row_bar, (start_bar, stop_bar))
+        return slice(int(first), int(last))
+
+    def at_rows(self, grid: Float64Array) -> Float64Array:
+        """Return the entries of a ``(n_bars, n_symbols)`` grid at this frame's rows, shape ``(n_rows,)``."""
+        return grid[self.row_bar, self.row_symbol]
+
+    def to_grid(self, row_values: Float64Array) -> Float64Array:
+        """Return ``(n_rows,)`` values as a ``(n_bars, n_symbols)`` grid, NaN where there is no row."""
+        grid = np.full((self.n_bars, len(self.symbols)), np.nan)
+        grid[self.row_bar, self.row_symbol] = row_values
+        return grid
+
+
+@dataclass(frozen=True, slots=True)
+class RowIndex:
+    """Which (bar, symbol) pairs get a row.
+
+    Parameters
+    ----------
+    row_bar, row_symbol : (n_rows,) int32
+        As in :class:`FeatureFrame`.
+    row_of : (n_symbols, n_bars) int32
+        Row number of each pair in *sorted-name* symbol order; -1 where there is none.
+    order : (n_symbols,) int64
+        Panel position of each symbol in sorted-name order.
+    """
+
+    row_bar: Int32Array
+    row_symbol: Int32Array
+    row_of: Int32Array
+    order: Int64Array
+
+
+def index_rows(panel: MarketPanel, first_bar: int) -> RowIndex:
+    """Return the rows of ``panel`` from ``first_bar`` on: every (bar, symbol) with a close price."""
+    order = np.argsort(np.array(panel.symbols), kind="stable").astype(np.int64)
+    present = np.isfinite(panel.close[:, order])
+    present[:first_bar] = False
+    row_bar, row_sorted = np.nonzero(present)
+    row_of = np.full((len(panel.symbols), panel.n_bars), -1, dtype=np.int32)
+    row_of[row_sorted, row_bar] = np.arange(row_bar.size, dtype=np.int32)
+    return RowIndex(row_bar.astype(np.int32), order[row_sorted].astype(np.int32), row_of, order)
+
+
+def save_feature_frame(frame: FeatureFrame, folder: Path) -> None:
+    """Write ``frame`` as plain ``.npy`` arrays and a JSON description with the SHA-256 of each array."""
+    folder.mkdir(parents=True, exist_ok=True)
+    digests: dict[str, str] = {}
+    for name in _ARRAYS:
+        array = np.ascontiguousarray(getattr(frame, name))
+        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        digests[name] = hashlib.sha256(array.data).hexdigest()
+    meta = {
+        "names": frame.names,
+        "symbols": frame.symbols,
+        "frame_ns": frame.frame_ns,
+        "settings": frame.settings.model_dump(mode="json"),
+        "sha256": digests,
+    }
+    pending = folder / f"{_META_FILE}.part"
+    pending.write_text(json.dumps(meta, indent=1))
+    pending.replace(folder / _META_FILE)
+
+
+def load_feature_frame(folder: Path, *, verify: bool = False) -> FeatureFrame:
+    """Read a frame written by :func:`save_feature_frame`; the value matrix is memory-mapped read-only.
+
+    Parameters
+    ----------
+    folder : Path
+        Where it was saved.
+    verify : bool
+        Also check every array against its SHA-256 (reads the whole matrix).
+
+    Raises
+    ------
+    UserError
+        If the frame is absent, incomplete, or does not match its digests.
+    """
+    meta_path = folder / _META_FILE
+    rebuild = "run `crypto-qlib features build`"
+    if not meta_path.is_file():
+        raise UserError(f"no features in {folder}", rebuild)
+    try:
+        meta: dict[str, Any] = json.loads(meta_path.read_text())
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
+    except (OSError, ValueError) as e:
+        raise UserError(f"the features in {folder} cannot be read: {e}", rebuild) from e
+    if verify:
+        for name, array in arrays.items():
+            if hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() != meta["sha256"][name]:
+                raise UserError(f"{folder / name}.npy does not match its checksum", rebuild)
+    return FeatureFrame(
+        values=arrays["values"],
+        names=tuple(meta["names"]),
+        ts_open=np.asarray(arrays["ts_open"]),
+        frame_ns=int(meta["frame_ns"]),
+        symbols=tuple(meta["symbols"]),
+        row_bar=np.asarray(arrays["row_bar"]),
+        row_symbol=np.asarray(arrays["row_symbol"]),
+        settings=FeatureSettings.model_validate(meta["settings"]),
+    )

@@ -1,0 +1,196 @@
+"""Join the chosen feature sets into one frame; batch for research, the newest bar alone for live trading.
+
+1. :func:`build_inputs` stacks the panel's series once (symbols in sorted order, time last).
+2. The result matrix is allocated at its final size, float32, one row per bar and symbol that traded.
+3. Every set writes straight into its columns, in pieces run by a few threads (the kernels hold no lock).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import numpy as np
+
+from crypto_qlib.core.clock import NS_PER_HOUR
+from crypto_qlib.core.errors import SkipCycle, UserError
+from crypto_qlib.core.market import MarketPanel
+from crypto_qlib.feature_engineering import alpha360, cross_asset, market_structure, technical
+from crypto_qlib.feature_engineering.bar_series import FeatureInputs, build_inputs
+from crypto_qlib.feature_engineering.feature_frame import FeatureFrame, FeatureSpec
+from crypto_qlib.feature_engineering.rules import FeatureRule, rule_jobs
+from crypto_qlib.settings.schema import FeatureSettings
+
+BTC_SYMBOL: Final = "BTCUSDT"
+
+Progress = Callable[[float], None]
+"""Called with the fraction of the work just finished; the amounts add up to 1."""
+
+
+def _rules(group: str, frame_ns: int) -> tuple[FeatureRule, ...]:
+    """Return the rules of one table-driven set."""
+    if group == technical.GROUP:
+        return technical.technical_rules()
+    if group == cross_asset.GROUP:
+        return cross_asset.cross_asset_rules()
+    return market_structure.market_structure_rules(frame_ns)
+
+
+def feature_catalogue(settings: FeatureSettings | None = None, frame_ns: int = NS_PER_HOUR) -> tuple[FeatureSpec, ...]:
+    """Return every feature ``settings`` asks for (default: all), in column order, with formula, unit and look-back.
+
+    Raises
+    ------
+    UserError
+        If ``settings.exclude`` names a feature no chosen set has, or nothing is left.
+    """
+    settings = settings or FeatureSettings()
+    specs: list[FeatureSpec] = []
+    for group in settings.sets:
+        if group == alpha360.GROUP:
+            specs += alpha360.alpha360_specs(settings.alpha360_window)
+        else:
+            specs += [rule.spec(group) for rule in _rules(group, frame_ns)]
+    unknown = sorted(set(settings.exclude) - {s.name for s in specs})
+    if unknown:
+        raise UserError(f"features.exclude names unknown features: {', '.join(unknown)}", "see `crypto-qlib features list`")
+    kept = tuple(s for s in specs if s.name not in set(settings.exclude))
+    if not kept:
+        raise UserError("no feature is left to build", "name at least one set in features.sets")
+    return kept
+
+
+def lookback_bars(settings: FeatureSettings, frame_ns: int) -> int:
+    """Return how many bars the newest row depends on, itself included."""
+    return max(spec.lookback_bars for spec in feature_catalogue(settings, frame_ns))
+
+
+def settings_for_panel(panel: MarketPanel, settings: FeatureSettings) -> tuple[FeatureSettings, tuple[str, ...]]:
+    """Return ``settings`` without the features ``panel`` has no input for, and one line per omission.
+
+    Call it once, before training, and keep the answer with the model: the live session must build the same columns.
+    """
+    missing: dict[str, str] = {}
+    if not np.isfinite(panel.funding_rate).any():
+        missing["funding"] = "no funding settlement is known"
+    if not panel.has_mark.any():
+        missing["mark"] = "no mark price is known"
+    notes: list[str] = []
+    dropped: list[str] = []
+    for need, why in missing.items():
+        names = [s.name for s in feature_catalogue(settings, panel.frame_ns) if s.needs == need]
+        if names:
+            notes.append(f"{why}: left out {', '.join(names)}")
+            dropped += names
+    return settings.model_copy(update={"exclude": (*settings.exclude, *dropped)}), tuple(notes)
+
+
+def build_features(panel: MarketPanel, settings: FeatureSettings, progress: Progress | None = None) -> FeatureFrame:
+    """Return the features of every bar and symbol of ``panel``.
+
+    Parameters
+    ----------
+    panel : MarketPanel
+        Bars; row ``t`` of the result reads bars ``<= t`` only.
+    settings : FeatureSettings
+        Which sets, in which order.
+    progress : callable, optional
+        Told the fraction just finished.
+
+    Returns
+    -------
+    FeatureFrame
+        A row is known at the close of its bar; NaN where a window is less than 3/4 filled.
+
+    Raises
+    ------
+    UserError
+        If the panel holds no bar, or the BTC-relative set is wanted without BTC.
+    """
+    return _build(panel, settings, 0, os.cpu_count() or 1, progress)
+
+
+def latest_features(panel: MarketPanel, settings: FeatureSettings) -> FeatureFrame:
+    """Return the rows of the last bar of ``panel`` only, bit-equal to the last rows of :func:`build_features`.
+
+    Only the last :func:`lookback_bars` bars are read; the frame's grid is that one bar.
+
+    Raises
+    ------
+    SkipCycle
+        If no symbol has a price in the last bar.
+    UserError
+        As :func:`build_features`.
+    """
+    n = min(panel.n_bars, lookback_bars(settings, panel.frame_ns))
+    window = panel.rows(panel.n_bars - n, panel.n_bars)
+    if n == 0 or not np.isfinite(window.close[-1]).any():
+        raise SkipCycle("no symbol has a price in the newest bar")
+    frame = _build(window, settings, n - 1, 1, None)
+    return FeatureFrame(
+        values=frame.values,
+        names=frame.names,
+        ts_open=frame.ts_open[-1:],
+        frame_ns=frame.frame_ns,
+        symbols=frame.symbols,
+        row_bar=np.zeros_like(frame.row_bar),
+        row_symbol=frame.row_symbol,
+        settings=settings,
+    )
+
+
+def _build(
+    panel: MarketPanel, settings: FeatureSettings, first_bar: int, threads: int, progress: Progress | None
+) -> FeatureFrame:
+    specs = feature_catalogue(settings, panel.frame_ns)
+    if not np.isfinite(panel.close).any():
+        raise UserError("the panel holds no prices to build features from", "run `crypto-qlib data update` first")
+    if cross_asset.GROUP in settings.sets and BTC_SYMBOL not in panel.symbols:
+        raise UserError(
+            f"the btc_relative features need {BTC_SYMBOL} in the universe",
+            "add BTC to universe.include, or leave btc_relative out of features.sets",
+        )
+    inputs = build_inputs(panel, first_bar, BTC_SYMBOL)
+    out = np.empty((inputs.rows.row_bar.size, len(specs)), dtype=np.float32)
+    jobs = _jobs(inputs, settings, specs, out, 1 if threads == 1 else 4 * threads)
+    _run(jobs, threads, progress)
+    return FeatureFrame(
+        values=out,
+        names=tuple(s.name for s in specs),
+        ts_open=panel.ts_open,
+        frame_ns=panel.frame_ns,
+        symbols=panel.symbols,
+        row_bar=inputs.rows.row_bar,
+        row_symbol=inputs.rows.row_symbol,
+        settings=settings,
+    )
+
+
+def _jobs(
+    inputs: FeatureInputs, settings: FeatureSettings, specs: Sequence[FeatureSpec], out: Any, n_jobs: int
+) -> list[tuple[Any, tuple[object, ...]]]:
+    columns = {spec.name: c for c, spec in enumerate(specs)}
+    jobs: list[tuple[Any, tuple[object, ...]]] = []
+    for group in settings.sets:
+        if group == alpha360.GROUP:
+            jobs += alpha360.alpha360_jobs(inputs, settings.alpha360_window, columns, out, n_jobs)
+        else:
+            wanted = [(columns[r.name], r) for r in _rules(group, inputs.frame_ns) if r.name in columns]
+            jobs += rule_jobs(inputs, wanted, out, n_jobs)
+    return jobs
+
+
+def _run(jobs: list[tuple[Any, tuple[object, ...]]], threads: int, progress: Progress | None) -> None:
+    """Run the pieces; each writes cells no other piece touches, so their order does not matter."""
+    tell = progress or (lambda _share: None)
+    if threads == 1:
+        for kernel, args in jobs:
+            kernel(*args)
+        tell(1.0)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for future in [pool.submit(kernel, *args) for kernel, args in jobs]:
+            future.result()
+            tell(1.0 / len(jobs))
