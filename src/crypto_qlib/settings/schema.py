@@ -223,6 +223,18 @@ class LiveSettings(Section):
     paper_bars: int = Field(24, ge=0, description="Bars the paper session of `crypto-qlib run` lives through.")
     flatten_on_exit: bool = Field(False, description="Close all positions at the end; otherwise they stay, protected.")
     confirm_live: bool = Field(False, description="Second confirmation needed for mode = live (real money).")
+    max_daily_loss: Fraction = Field(
+        0.2, description="Loss since the first equity of the UTC day from which positions may only be reduced; 1 = off."
+    )
+    halt_drawdown: Fraction = Field(
+        0.6, description="Fall from the highest equity from which nothing is sent any more until a person resumes; 1 = off."
+    )
+    min_fresh_share: Fraction = Field(
+        0.9, description="Smallest share of symbols with a fresh bar for a cycle that may open positions."
+    )
+    min_margin_ratio: float = Field(
+        1.5, ge=1, description="Account margin ratio (1 liquidates) below which positions may only be reduced."
+    )
 
 
 class MonitoringSettings(Section):
