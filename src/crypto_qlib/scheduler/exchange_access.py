@@ -1,0 +1,173 @@
+"""Open the exchange the settings name: start the embedded one, or connect to OKX.
+
+The embedded exchange serves over HTTP even to this process, so the same unmodified client and gateway talk to all three.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Self, TypeVar
+
+from crypto_qlib.core.clock import FRAME_NS, parse_utc
+from crypto_qlib.core.costs import FeeSchedule
+from crypto_qlib.core.errors import UserError
+from crypto_qlib.exchange.credentials import ApiCredentials, load_or_create_credentials
+from crypto_qlib.exchange.embedded.order_book import BookModel
+from crypto_qlib.exchange.embedded.replay_market import ReplayMarket
+from crypto_qlib.exchange.embedded.server import EmbeddedExchange, EmbeddedOptions
+from crypto_qlib.exchange.embedded.thread import EmbeddedExchangeThread
+from crypto_qlib.exchange.gateway import Gateway
+from crypto_qlib.exchange.okx import OkxGateway
+from crypto_qlib.settings.schema import Settings
+from crypto_qlib.settings.secrets import Secrets
+from crypto_qlib.store.paths import Paths
+from crypto_qlib.venue.market_simulator import SimulatedMarket
+from crypto_qlib.venue.market_source import MarketSource
+
+T = TypeVar("T")
+
+
+class ExchangeAccess:
+    """The exchange of one run; the embedded server is started at the first use and stopped by :meth:`close`.
+
+    Parameters
+    ----------
+    settings : Settings
+        Sections ``exchange``, ``backtest.costs``, ``data`` and ``live`` are read.
+    secrets : Secrets
+        OKX keys for demo and live.
+    """
+
+    def __init__(self, settings: Settings, secrets: Secrets) -> None:
+        self._settings = settings
+        self._secrets = secrets
+        self._server: EmbeddedExchangeThread | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def is_embedded(self) -> bool:
+        """Return whether orders go to the embedded exchange."""
+        return self._settings.exchange.mode == "embedded"
+
+    @property
+    def has_simulated_prices(self) -> bool:
+        """Return whether prices are invented."""
+        return self.is_embedded and self._settings.exchange.market == "simulated"
+
+    @property
+    def market_label(self) -> str:
+        """Return in words whose prices and whose money these are."""
+        exchange = self._settings.exchange
+        if exchange.mode == "live":
+            return "OKX, real money"
+        if exchange.mode == "demo":
+            return "OKX demo trading, play money"
+        if exchange.market == "simulated":
+            return f"simulated market (invented prices, seed {exchange.seed}, planted signal {exchange.signal_strength:g})"
+        return f"replay of {Path(exchange.replay_path).name if exchange.replay_path else '?'} (real prices, simulated money)"
+
+    def run(self, use: Callable[[Gateway], Awaitable[T]]) -> T:
+        """Return what ``use`` returns, given an open gateway; the gateway is closed afterwards."""
+
+        async def _with_gateway() -> T:
+            gateway = OkxGateway(self._settings.exchange, self._credentials(), self.base_url)
+            try:
+                return await use(gateway)
+            finally:
+                await gateway.close()
+
+        return asyncio.run(_with_gateway())
+
+    @property
+    def base_url(self) -> str:
+        """Return the embedded exchange's address, starting it if need be; empty for OKX itself."""
+        if not self.is_embedded:
+            return ""
+        return self.embedded().base_url
+
+    def embedded(self) -> EmbeddedExchangeThread:
+        """Return the running embedded exchange.
+
+        Raises
+        ------
+        UserError
+            If the settings name OKX itself, or the market behind it cannot be opened.
+        """
+        if not self.is_embedded:
+            raise UserError("this needs the embedded exchange", "set exchange.mode=embedded")
+        if self._server is None:
+            server = EmbeddedExchangeThread(embedded_exchange(self._settings))
+            server.start()
+            self._server = server
+        return self._server
+
+    def close(self) -> None:
+        """Stop the embedded exchange if it runs."""
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+
+    def _credentials(self) -> ApiCredentials | None:
+        if self.is_embedded:
+            return self.embedded().exchange.credentials
+        s = self._secrets
+        return ApiCredentials(s.okx_api_key, s.okx_api_secret, s.okx_api_passphrase) if s.has_okx_keys else None
+
+
+def market_source(settings: Settings) -> MarketSource:
+    """Return the market behind the embedded exchange.
+
+    Raises
+    ------
+    UserError
+        If a file to replay is missing or defective.
+    """
+    exchange = settings.exchange
+    if exchange.market == "simulated":
+        return SimulatedMarket.from_settings(exchange)
+    if exchange.replay_path is None:
+        raise UserError("exchange.market is replay, but exchange.replay_path is empty", "name a parquet or CSV file of candles")
+    return ReplayMarket(
+        exchange.replay_path,
+        funding=exchange.replay_funding,
+        mark=exchange.replay_mark,
+        market_caps=exchange.replay_market_caps,
+    )
+
+
+def embedded_exchange(settings: Settings) -> EmbeddedExchange:
+    """Return an embedded exchange as the settings describe it, not yet started."""
+    source = market_source(settings)
+    exchange, costs = settings.exchange, settings.backtest.costs
+    frame_ns = FRAME_NS[settings.data.frame]
+    options = EmbeddedOptions(
+        start_ns=session_start_ns(settings, source),
+        step_frame_ns=max(frame_ns, source.base_frame_ns),
+        speed=exchange.speed,
+        host=exchange.host,
+        port=exchange.port,
+        paper_equity=exchange.paper_equity,
+        fees=FeeSchedule(costs.maker_fee, costs.taker_fee),
+        book_model=BookModel(impact_y=costs.impact_y, half_spread_bps=costs.half_spread_bps),
+        funding_retention_days=None,
+    )
+    return EmbeddedExchange(source, options, load_or_create_credentials(Paths(settings.store.root).exchange))
+
+
+def session_start_ns(settings: Settings, source: MarketSource) -> int:
+    """Return the market's "now" when the embedded exchange starts.
+
+    Simulated: ``exchange.simulated_end``. Replay: so long before the end of the data that the paper session fits behind it.
+    """
+    if source.is_simulated:
+        return parse_utc(settings.exchange.simulated_end)
+    frame_ns = FRAME_NS[settings.data.frame]
+    end = source.end_ns - source.end_ns % frame_ns
+    return max(end - (settings.live.paper_bars + 1) * frame_ns, source.start_ns + frame_ns)
