@@ -39,8 +39,7 @@ KSM layer1 33 0.5 | QTUM layer1 3 0.32 | ONT infra 0.24 0.2 | BICO layer2 0.31 0
 """.strip()
 
 _SYLLABLES: Final = tuple(
-    map("".join, zip(*[iter("AXOBELCYRDRAEVOFENGLOHEXIVAJOLKROLUMMIRNOXORBPLUQUARIVSOVTEKUMBVEXWYNXENYORZEL")] * 3, strict=True))
-)
+    map("".join, zip(*[iter("AXOBELCYRDRAEVOFENGLOHEXIVAJOLKROLUMMIRNOXORBPLUQUARIVSOV")] * 3, strict=True))
 )
 
 _LARGE_CAP: Final = 10.0
@@ -133,10 +132,10 @@ def build_catalogue(n_symbols: int, seed: int, start_ns: int) -> tuple[Coin, ...
 
 
 def _made_up_ticker(k: int) -> str:
+    """Return the ``k``-th invented ticker: two syllables, different for every ``k`` below 361."""
     n = len(_SYLLABLES)
-    return (
-        _SYLLABLES[k % n] + (_SYLLABLES[(k // n + 7 * k) % n][:2] if k >= n else "") + (str(k // (n * n)) if k >= n * n else "")
-    )
+    first, second = divmod(k, n)
+    return _SYLLABLES[first % n] + _SYLLABLES[second] + (str(first // n) if first >= n else "")
 
 
 def _draw_coin(k: int, row: tuple[str, int, float, float], rng: np.random.Generator, start_hour: int) -> Coin:
