@@ -1,0 +1,371 @@
+"""The lake: market history as parquet files by kind, frame, symbol and month.
+
+::
+
+    lake/candles/1h/BTCUSDT/2025-01.parquet     raw bars (last price), exactly as the exchange gave them
+    lake/mark/1h/BTCUSDT/2025-01.parquet        mark-price bars
+    lake/clean/1h/BTCUSDT/2025-01.parquet       cleaned bars and why each was touched (``flag``)
+    lake/funding/event/BTCUSDT/2025-01.parquet  settlements
+    lake/open_interest/event/BTCUSDT/...        snapshots
+    lake/universe/20250101T000000Z.parquet      one file a snapshot
+    lake/instruments/versions.parquet, lake/tiers/BTCUSDT.parquet   versions with the time each was first seen
+
+The two shapes are the **series** (rows keyed by time, month files, upserted) and the **document** (replaced whole).
+A file's bytes depend on its rows alone, so any order of fetches, overlaps and kills that ends with the same rows ends with
+the same bytes; where two writes disagree on a row, the later write wins (the exchange's corrections).
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from crypto_qlib.core.errors import UserError
+from crypto_qlib.core.market import BarBlock, FundingBlock, IntArray
+from crypto_qlib.store.coverage import Range, read_ranges, write_ranges
+from crypto_qlib.store.parquet_file import encode, is_scratch, read_meta, read_table, write_atomic
+
+Columns = dict[str, npt.NDArray[Any]]
+
+
+class Kind(StrEnum):
+    """What a lake file holds."""
+
+    CANDLES = "candles"
+    MARK = "mark"
+    CLEAN = "clean"
+    FUNDING = "funding"
+    OPEN_INTEREST = "open_interest"
+    UNIVERSE = "universe"
+    INSTRUMENTS = "instruments"
+    TIERS = "tiers"
+
+
+EVENT: Final = "event"
+"""The ``frame`` of series that are not bars."""
+TIME: Final = "ts"
+"""Key column of every series, nanoseconds since the epoch."""
+
+_PRICES = ("open", "high", "low", "close")
+_BAR = (*_PRICES, "volume", "quote_volume")
+_VALUES: Final[dict[Kind, dict[str, pa.DataType]]] = {
+    Kind.CANDLES: dict.fromkeys(_BAR, pa.float64()),
+    Kind.MARK: dict.fromkeys(_PRICES, pa.float64()),
+    Kind.CLEAN: {**dict.fromkeys(_BAR, pa.float64()), "flag": pa.uint16()},
+    Kind.FUNDING: {"rate": pa.float64()},
+    Kind.OPEN_INTEREST: {"open_interest": pa.float64()},
+}
+"""Value columns of each kind of series."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Series:
+    """Name one series of the lake.
+
+    Parameters
+    ----------
+    kind : Kind
+        What it holds.
+    frame : str
+        Bar length (``1h``), or ``event`` where rows are not bars.
+    symbol : str
+        Compact name, e.g. ``BTCUSDT``.
+    """
+
+    kind: Kind
+    frame: str
+    symbol: str
+
+
+@dataclass(frozen=True, slots=True)
+class Upsert:
+    """What a write did: rows that are new, and rows whose value the source has corrected."""
+
+    added: int
+    corrected: int
+
+
+class Lake:
+    """Read and write market history below one folder.
+
+    Parameters
+    ----------
+    root : Path
+        The lake's folder (``Paths.lake``); created by the first write.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    # Where things lie -----------------------------------------------------------------------------------------------
+
+    def folder(self, series: Series) -> Path:
+        """Return the folder of ``series``.
+
+        Raises
+        ------
+        UserError
+            If the symbol cannot be a file name.
+        """
+        if not series.symbol.replace("_", "").isalnum():
+            raise UserError(f"{series.symbol!r} is not a symbol like BTCUSDT")
+        return self.root / series.kind / series.frame / series.symbol
+
+    def months(self, series: Series) -> list[Path]:
+        """Return the month files of ``series``, oldest first."""
+        return sorted(p for p in self.folder(series).glob("*.parquet") if not is_scratch(p))
+
+    def symbols(self, kind: Kind, frame: str = EVENT) -> tuple[str, ...]:
+        """Return the symbols that have rows of ``kind`` at ``frame``, in alphabetical order."""
+        folder = self.root / kind / frame
+        if not folder.is_dir():
+            return ()
+        return tuple(sorted(p.name for p in folder.iterdir() if self.months(Series(kind, frame, p.name))))
+
+    # Series ---------------------------------------------------------------------------------------------------------
+
+    def upsert(self, series: Series, rows: Columns) -> Upsert:
+        """Merge ``rows`` into ``series``; a row of an instant that exists replaces it.
+
+        Parameters
+        ----------
+        series : Series
+            Where to.
+        rows : dict of arrays
+            ``ts`` (int64 ns) and every value column of the kind, equally long, any order.
+
+        Raises
+        ------
+        UserError
+            If a file of the series is damaged or cannot be written.
+        """
+        added = corrected = 0
+        for month, part in _by_month(_in_order(rows)):
+            path = self.folder(series) / f"{month}.parquet"
+            old = self._read_file(series.kind, path) if path.exists() else None
+            merged = part if old is None else _in_order({k: np.concatenate((old[k], part[k])) for k in part})
+            grown = merged[TIME].size - (0 if old is None else old[TIME].size)
+            added += grown
+            if old is not None:
+                corrected += _count_changes(old, part)
+            write_atomic(path, encode(_table(series.kind, merged)))
+        return Upsert(added, corrected)
+
+    def replace(self, series: Series, rows: Columns) -> bool:
+        """Make ``rows`` all there is of ``series``; return whether any file changed.
+
+        Month files whose rows stay the same are not touched.
+        """
+        parts = dict(_by_month(_in_order(rows)))
+        is_changed = False
+        for path in self.months(series):
+            if path.stem not in parts:
+                path.unlink()
+                is_changed = True
+        for month, part in parts.items():
+            is_changed |= write_atomic(self.folder(series) / f"{month}.parquet", encode(_table(series.kind, part)))
+        return is_changed
+
+    def read(
+        self, series: Series, start_ns: int | None = None, end_ns: int | None = None, columns: Sequence[str] | None = None
+    ) -> Columns:
+        """Return the rows of ``series`` with ``start_ns <= ts < end_ns``, oldest first; only the files needed are opened.
+
+        Parameters
+        ----------
+        series : Series
+            Which series; one that does not exist has no rows.
+        start_ns, end_ns : int, optional
+            Limits in nanoseconds since the epoch; open where not given.
+        columns : sequence of str, optional
+            Value columns to read; ``ts`` always comes along.
+
+        Raises
+        ------
+        UserError
+            If a file is damaged, naming it.
+        """
+        names = list(_VALUES[series.kind]) if columns is None else list(columns)
+        low = "" if start_ns is None else _month(start_ns)
+        high = "9999-99" if end_ns is None else _month(end_ns)
+        parts = [self._read_file(series.kind, p, names) for p in self.months(series) if low <= p.stem <= high]
+        if not parts:
+            empty = {n: np.empty(0, _VALUES[series.kind][n].to_pandas_dtype()) for n in names}
+            return {TIME: np.empty(0, np.int64), **empty}
+        rows = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+        ts = rows[TIME]
+        a = 0 if start_ns is None else int(np.searchsorted(ts, start_ns))
+        b = ts.size if end_ns is None else int(np.searchsorted(ts, end_ns))
+        return rows if (a, b) == (0, ts.size) else {k: v[a:b] for k, v in rows.items()}
+
+    def _read_file(self, kind: Kind, path: Path, names: Sequence[str] | None = None) -> Columns:
+        table = read_table(path, (TIME, *(_VALUES[kind] if names is None else names)))
+        rows: Columns = {n: table.column(n).to_numpy() for n in table.column_names if n != TIME}
+        return {TIME: table.column(TIME).cast(pa.int64()).to_numpy(), **rows}
+
+    def span(self, series: Series) -> Range | None:
+        """Return the first and last instant of ``series``, or ``None`` if it has no rows."""
+        months = self.months(series)
+        if not months:
+            return None
+        first = self._read_file(series.kind, months[0], ())[TIME]
+        last = first if len(months) == 1 else self._read_file(series.kind, months[-1], ())[TIME]
+        return int(first[0]), int(last[-1])
+
+    # Bars and funding in the package's own types --------------------------------------------------------------------
+
+    def write_bars(self, kind: Kind, frame: str, symbol: str, block: BarBlock) -> Upsert:
+        """Merge bars into ``candles`` or ``mark``, see :meth:`upsert`."""
+        rows: Columns = {TIME: block.ts_open, **{n: getattr(block, n) for n in _VALUES[kind]}}
+        return self.upsert(Series(kind, frame, symbol), rows)
+
+    def read_bars(
+        self, kind: Kind, frame: str, symbol: str, start_ns: int | None = None, end_ns: int | None = None
+    ) -> BarBlock:
+        """Return bars of ``candles``, ``clean`` or ``mark`` (volumes NaN) with ``start_ns <= ts_open < end_ns``."""
+        names = [n for n in _VALUES[kind] if n in _BAR]
+        rows = self.read(Series(kind, frame, symbol), start_ns, end_ns, names)
+        absent = np.full(rows[TIME].size, np.nan)
+        return BarBlock(rows[TIME], *(rows.get(n, absent) for n in _BAR))
+
+    def write_funding(self, symbol: str, block: FundingBlock) -> Upsert:
+        """Merge settlements, see :meth:`upsert`."""
+        return self.upsert(Series(Kind.FUNDING, EVENT, symbol), {TIME: block.ts, "rate": block.rate})
+
+    def read_funding(self, symbol: str, start_ns: int | None = None, end_ns: int | None = None) -> FundingBlock:
+        """Return the settlements with ``start_ns <= ts < end_ns``."""
+        rows = self.read(Series(Kind.FUNDING, EVENT, symbol), start_ns, end_ns)
+        return FundingBlock(rows[TIME], rows["rate"])
+
+    # What was asked and answered with nothing -----------------------------------------------------------------------
+
+    def asked(self, series: Series) -> list[Range]:
+        """Return the ranges in which the source is known to have no more than what is stored."""
+        return read_ranges(self.folder(series) / "asked.json")
+
+    def remember_asked(self, series: Series, ranges: Sequence[Range]) -> None:
+        """Add ``ranges`` to :meth:`asked`; call it only after the rows of the same answer are stored."""
+        known = self.asked(series)
+        write_ranges(self.folder(series) / "asked.json", [*known, *ranges])
+
+    # Documents ------------------------------------------------------------------------------------------------------
+
+    def write_document(self, kind: Kind, name: str, table: pa.Table, meta: Mapping[str, Any] | None = None) -> bool:
+        """Replace the document ``kind/name`` by ``table``; return whether it changed."""
+        return write_atomic(self.root / kind / f"{name}.parquet", encode(table, meta))
+
+    def read_document(self, kind: Kind, name: str) -> tuple[pa.Table, dict[str, Any]] | None:
+        """Return the rows and the meta facts of the document ``kind/name``, or ``None`` if there is none."""
+        path = self.root / kind / f"{name}.parquet"
+        return (read_table(path), read_meta(path)) if path.exists() else None
+
+    def documents(self, kind: Kind) -> tuple[str, ...]:
+        """Return the names of the documents of ``kind``, in alphabetical order."""
+        return tuple(sorted(p.stem for p in (self.root / kind).glob("*.parquet") if not is_scratch(p)))
+
+    # Care -----------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the lake for writing: one writer at a time, and what killed writers left behind is swept away.
+
+        Raises
+        ------
+        UserError
+            If another process holds the lake, or the folder is not writable.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = (self.root / ".lock").open("w")
+        except OSError as e:
+            raise UserError(f"cannot write to {self.root}: {e.strerror or e}", "choose another folder with store.root") from e
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as e:
+                raise UserError(f"another process is writing to {self.root}", "wait until it ends") from e
+            for path in self.root.rglob(".*.tmp"):
+                if is_scratch(path):
+                    path.unlink(missing_ok=True)
+            yield
+
+    def damaged(self) -> list[Path]:
+        """Read every file whole and return those that are damaged."""
+        found: list[Path] = []
+        for path in sorted(self.root.rglob("*.parquet")):
+            if is_scratch(path):
+                continue
+            try:
+                read_table(path)
+            except UserError:
+                found.append(path)
+        return found
+
+    def delete_damaged(self) -> list[Path]:
+        """Delete damaged files and what was remembered of their series, so that the next update fetches them again."""
+        found = self.damaged()
+        for path in found:
+            path.unlink()
+            (path.parent / "asked.json").unlink(missing_ok=True)
+        return found
+
+
+def _month(ts_ns: int) -> str:
+    return str(np.datetime64(ts_ns, "ns").astype("datetime64[M]"))
+
+
+def _in_order(rows: Columns) -> Columns:
+    """Return ``rows`` sorted by time, the last of equal instants kept."""
+    ts = rows[TIME]
+    if ts.size < 2 or bool(np.all(ts[1:] > ts[:-1])):  # noqa: PLR2004 - one row is in order
+        return rows
+    order = np.argsort(ts, kind="stable")
+    sorted_ts = ts[order]
+    is_last = np.append(sorted_ts[1:] != sorted_ts[:-1], True)
+    keep = order[is_last]
+    return {k: v[keep] for k, v in rows.items()}
+
+
+def _by_month(rows: Columns) -> Iterator[tuple[str, Columns]]:
+    months = rows[TIME].astype("datetime64[ns]").astype("datetime64[M]")
+    cuts = np.concatenate(([0], np.flatnonzero(months[1:] != months[:-1]) + 1, [months.size]))
+    for a, b in pairwise(cuts):
+        if a < b:
+            yield str(months[a]), {k: v[a:b] for k, v in rows.items()}
+
+
+def _table(kind: Kind, rows: Columns) -> pa.Table:
+    values = _VALUES[kind]
+    fields = [pa.field(TIME, pa.timestamp("ns", tz="UTC")), *(pa.field(n, t) for n, t in values.items())]
+    arrays = [pa.array(rows[TIME], pa.timestamp("ns", tz="UTC"))]
+    arrays += [pa.array(np.ascontiguousarray(rows[n]), t) for n, t in values.items()]
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def _count_changes(old: Columns, new: Columns) -> int:
+    _, at_old, at_new = np.intersect1d(old[TIME], new[TIME], assume_unique=True, return_indices=True)
+    is_changed = np.zeros(at_old.size, dtype=np.bool_)
+    for name in new:
+        a, b = old[name][at_old], new[name][at_new]
+        is_changed |= (a != b) & ~((a != a) & (b != b))  # noqa: PLR0124 - NaN equals NaN here
+    return int(is_changed.sum())
+
+
+def event_rows(ts_ns: int, **values: float) -> Columns:
+    """Return one row of an event series, e.g. ``event_rows(ts, open_interest=12.5)``."""
+    return {TIME: np.array([ts_ns], np.int64), **{k: np.array([v], np.float64) for k, v in values.items()}}
+
+
+def read_times(lake: Lake, series: Series, start_ns: int | None = None, end_ns: int | None = None) -> IntArray:
+    """Return only the instants of ``series`` inside the limits, oldest first."""
+    return np.asarray(lake.read(series, start_ns, end_ns, ())[TIME], dtype=np.int64)
