@@ -114,3 +114,8 @@ class TierHistory:
     def at(self, ts_ns: int) -> TierTable:
         """Return the table in force at ``ts_ns``; before the first version, the first version."""
         return self._tables[max(bisect_right(self._starts, ts_ns) - 1, 0)]
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Return the instants from which the versions hold, oldest first."""
+        return tuple(self._starts)

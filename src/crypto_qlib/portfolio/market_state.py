@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from crypto_qlib.core.market import FloatArray, IntArray
 
-
 BoolArray = npt.NDArray[np.bool_]
 
 

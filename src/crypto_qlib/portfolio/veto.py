@@ -32,6 +32,7 @@ class VetoRule(IntEnum):
     AVAILABLE_MARGIN = 20
     MIN_SIZE = 21
     DELISTING = 22
+    POSITION_CAP = 23
 
     @property
     def label(self) -> str:

@@ -1,0 +1,213 @@
+"""Which symbols deserve a position, and in which order.
+
+A symbol is a candidate when the model has an opinion (a finite, non-zero expected return ``r``) and it is neither held nor
+pending. Its direction is the sign of ``r``. With ``p`` the win probability (1/2 where unknown: neutral)::
+
+    cost = 2 * (taker_fee + slippage) + side * funding_rate * settlements within the holding time
+    net  = |r| - cost
+    rank = net * 2 p
+
+so without probabilities, funding forecasts and per-symbol costs the order is that of ``|r|``. Ties go to the lower column.
+Refused, in this order: switched-off side, blacklist, delisted, stale data, listing age, thin turnover, cool-down, low win
+probability, low net return; later, per pick, correlation with a chosen name of the same side, and every limit of
+:mod:`crypto_qlib.portfolio.sizing`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from crypto_qlib.core.clock import NS_PER_DAY
+from crypto_qlib.core.jit import njit
+from crypto_qlib.portfolio.market_columns import CORRELATION_BARS
+from crypto_qlib.portfolio.market_panel import StateArrays
+from crypto_qlib.portfolio.rules import Rules
+from crypto_qlib.portfolio.sizing import column, expected_slippage
+from crypto_qlib.portfolio.veto import VetoRule
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+OUT: Final = -math.inf
+"""Rank of a symbol that is no candidate."""
+MIN_COMMON_RETURNS: Final = 24
+"""Fewest common returns for a correlation; below that it is unknown and refuses nothing."""
+
+_SIDE_OFF: Final = int(VetoRule.SIDE_OFF)
+_BLACKLIST: Final = int(VetoRule.BLACKLIST)
+_DELISTING: Final = int(VetoRule.DELISTING)
+_STALE: Final = int(VetoRule.STALE_DATA)
+_LISTING_AGE: Final = int(VetoRule.LISTING_AGE)
+_LIQUIDITY: Final = int(VetoRule.LIQUIDITY)
+_COOLDOWN: Final = int(VetoRule.COOLDOWN)
+_MIN_WIN: Final = int(VetoRule.MIN_WIN_PROBABILITY)
+_MIN_NET: Final = int(VetoRule.MIN_NET_RETURN)
+_PASSED: Final = -1
+
+
+class VetoLog(NamedTuple):
+    """Where refusals go.
+
+    Parameters
+    ----------
+    counts : (n_rules,) int64
+        Refusals by rule.
+    used : (1,) int64
+        Rows of the log in use; counting goes on when the log is full.
+    where : (n_rows, 3) int64
+        Instant, rule and column (-1: the account) of each refusal; no rows: only counts are kept.
+    values : (n_rows, 2) float64
+        Limit and actual value.
+    """
+
+    counts: IntArray
+    used: IntArray
+    where: IntArray
+    values: FloatArray
+
+
+@njit
+def note_veto(log: VetoLog, as_of_ns: int, rule: int, j: int, limit: float, actual: float) -> None:
+    """Count a refusal and, where there is room, log it."""
+    log.counts[rule] += 1
+    k = log.used[0]
+    if k < log.where.shape[0]:
+        log.where[k, 0] = as_of_ns
+        log.where[k, 1] = rule
+        log.where[k, 2] = j
+        log.values[k, 0] = limit
+        log.values[k, 1] = actual
+        log.used[0] = k + 1
+
+
+@njit
+def static_refusal(  # noqa: PLR0911 - one return for each rule that refuses
+    rules: Rules, state: StateArrays, row: int, day: int, j: int, side: float, as_of_ns: int, cooldown_until_ns: int
+) -> tuple[int, float, float]:
+    """Return (rule, limit, actual) of the first rule that keeps symbol ``j`` out whatever its score, or -1."""
+    if not (rules.allow_long if side > 0.0 else rules.allow_short):
+        return _SIDE_OFF, 0.0, side
+    if state.blacklisted[j]:
+        return _BLACKLIST, math.nan, math.nan
+    if as_of_ns >= state.delisted_ns[j]:
+        return _DELISTING, math.nan, math.nan
+    age = column(state.age, row, j)
+    if age >= rules.max_data_age_bars or not column(state.close, row, j) > 0.0:
+        return _STALE, float(rules.max_data_age_bars), age
+    if rules.min_listing_days > 0.0:
+        listed_days = (as_of_ns - state.listed_ns[j]) / NS_PER_DAY
+        if listed_days < rules.min_listing_days:
+            return _LISTING_AGE, rules.min_listing_days, listed_days
+    if rules.min_daily_turnover > 0.0:
+        adv = column(state.adv, day, j)
+        if not adv >= rules.min_daily_turnover:
+            return _LIQUIDITY, rules.min_daily_turnover, adv
+    if as_of_ns < cooldown_until_ns:
+        return _COOLDOWN, 0.0, float(cooldown_until_ns - as_of_ns) / rules.frame_ns
+    return _PASSED, 0.0, 0.0
+
+
+@njit
+def expected_funding_cost(state: StateArrays, row: int, j: int, side: float) -> float:
+    """Return what funding is expected to take from a position over the holding time, a fraction of notional (< 0: income)."""
+    return side * column(state.funding_rate, row, j) * column(state.funding_settlements, row, j)
+
+
+@njit
+def reference_notional(rules: Rules, equity: float) -> float:
+    """Return the order size slippage is forecast for while ranking: an even share of the gross cap, within the position cap."""
+    return equity * min(rules.max_position_fraction, rules.max_gross / rules.max_open)
+
+
+@njit
+def rank_candidates(
+    rules: Rules,
+    state: StateArrays,
+    row: int,
+    day: int,
+    as_of_ns: int,
+    equity: float,
+    expected_return: FloatArray,
+    win_probability: FloatArray,
+    is_taken: BoolArray,
+    cooldown_until_ns: IntArray,
+    rank: FloatArray,
+    net: FloatArray,
+    log: VetoLog,
+) -> None:
+    """Write rank and net expected return of every symbol; ``OUT`` where it is no candidate, with its refusal noted.
+
+    Parameters
+    ----------
+    expected_return, win_probability : (n_symbols,) float64
+        The model's opinion; NaN for none.
+    is_taken : (n_symbols,) bool
+        Held or pending.
+    cooldown_until_ns : (n_symbols,) int64
+        Instant before which a symbol stays out.
+    rank, net : (n_symbols,) float64
+        Results.
+    """
+    notional = reference_notional(rules, equity)
+    for j in range(expected_return.size):
+        rank[j] = OUT
+        r = expected_return[j]
+        if is_taken[j] or not abs(r) > 0.0:
+            continue
+        side = 1.0 if r > 0.0 else -1.0
+        rule, limit, actual = static_refusal(rules, state, row, day, j, side, as_of_ns, cooldown_until_ns[j])
+        if rule != _PASSED:
+            note_veto(log, as_of_ns, rule, j, limit, actual)
+            continue
+        p = win_probability[j]
+        if p < rules.min_win_probability:
+            note_veto(log, as_of_ns, _MIN_WIN, j, rules.min_win_probability, p)
+            continue
+        cost = 2.0 * (rules.taker_fee + expected_slippage(rules, state, day, j, notional))
+        net[j] = abs(r) - cost - expected_funding_cost(state, row, j, side)
+        if net[j] < rules.min_net_return:
+            note_veto(log, as_of_ns, _MIN_NET, j, rules.min_net_return, net[j])
+            continue
+        rank[j] = net[j] * (1.0 if math.isnan(p) else 2.0 * p)
+
+
+@njit
+def best_candidate(rank: FloatArray) -> int:
+    """Return the column of the highest rank, the lowest one on a tie, or -1 where none is left."""
+    best = -1
+    value = OUT
+    for j in range(rank.size):
+        if rank[j] > value:
+            value = rank[j]
+            best = j
+    return best
+
+
+@njit
+def correlation(returns: FloatArray, end: int, i: int, j: int) -> float:
+    """Return the correlation of two symbols' latest returns before row ``end``; NaN below ``MIN_COMMON_RETURNS`` in common."""
+    n = 0
+    si = sj = sii = sjj = sij = 0.0
+    for t in range(max(end - CORRELATION_BARS, 0), end):
+        a = returns[t, i]
+        b = returns[t, j]
+        if math.isnan(a) or math.isnan(b):
+            continue
+        n += 1
+        si += a
+        sj += b
+        sii += a * a
+        sjj += b * b
+        sij += a * b
+    if n < MIN_COMMON_RETURNS:
+        return math.nan
+    vi = sii - si * si / n
+    vj = sjj - sj * sj / n
+    if vi <= 0.0 or vj <= 0.0:
+        return math.nan
+    return (sij - si * sj / n) / math.sqrt(vi * vj)

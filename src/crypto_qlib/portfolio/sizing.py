@@ -1,0 +1,249 @@
+"""How large one position becomes: a method's wish, then every cap, each of which may only make it smaller.
+
+1. Reference price ``P``: last close moved by the expected slippage of the order.
+2. Stop distance ``d = clamp(stop_atr * atr, min, max)``; take-profit distance likewise; levels on the tick nearer to ``P``.
+3. Wish (notional in USDT), with equity ``E``, leverage ``L``, net expected return ``mu`` and cost of a round trip ``c``:
+
+   - equal risk: ``E * risk_per_trade / (d + c)``
+   - fixed fraction: ``E * position_fraction * L``
+   - score weighted: fixed fraction times ``score / best score of the decision``
+   - Kelly: ``E * kelly_cap * mu / sigma_h^2`` with ``sigma_h = sigma_day * sqrt(holding days)``
+
+4. Caps: risk per trade (``E * risk_per_trade / (d + c)``), position, gross, net and beta room, largest order.
+5. Leverage: the wanted one, at most the instrument's, the tier's of the resulting size, and the one that keeps the liquidation
+   price ``liquidation_buffer`` stop distances beyond the stop; rounded down to 0.01. Fixed fractions shrink with it.
+6. Available margin: ``notional * (1 / L + taker fee) <= available * (1 - MARGIN_SLACK)``.
+7. Whole lots, rounded down; below the smallest order there is no position.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from crypto_qlib.core.clock import NS_PER_DAY
+from crypto_qlib.core.costs import BPS, slippage_bps, slipped_price
+from crypto_qlib.core.instrument import floor_lots, round_price_against
+from crypto_qlib.core.jit import njit
+from crypto_qlib.core.margin import max_leverage_for_stop
+from crypto_qlib.core.tiers import NO_TIER, tier_index
+from crypto_qlib.portfolio.market_panel import StateArrays
+from crypto_qlib.portfolio.rules import EQUAL_RISK, KELLY, SCORE_WEIGHTED, Rules
+from crypto_qlib.portfolio.veto import VetoRule
+
+MARGIN_SLACK: Final = 0.01
+"""Share of the available margin left alone: the next open may lie beyond the close the plan was made on."""
+LEVERAGE_STEP: Final = 100.0
+"""Leverage is a multiple of 1/100, so that what is planned is what the exchange is told."""
+MAX_BPS: Final = 5_000.0
+_TIER_PASSES: Final = 8
+_SLACK: Final = 1e-9
+
+ACCEPTED: Final = -1
+"""Code of a size that no rule refused."""
+_UNKNOWN_VOLATILITY: Final = int(VetoRule.UNKNOWN_VOLATILITY)
+_POSITION_CAP: Final = int(VetoRule.POSITION_CAP)
+_GROSS: Final = int(VetoRule.GROSS)
+_NET: Final = int(VetoRule.NET)
+_BETA: Final = int(VetoRule.BETA)
+_LEVERAGE: Final = int(VetoRule.LEVERAGE)
+_TIER: Final = int(VetoRule.TIER)
+_MARGIN: Final = int(VetoRule.AVAILABLE_MARGIN)
+_MIN_SIZE: Final = int(VetoRule.MIN_SIZE)
+
+
+class Book(NamedTuple):
+    """What the account holds while a plan grows, USDT: equity, free margin, gross, net and beta-weighted net notional."""
+
+    equity: float
+    available: float
+    gross: float
+    net: float
+    beta: float
+
+
+class Sized(NamedTuple):
+    """One position as sized, or the refusal: ``code`` is ``ACCEPTED`` or a veto rule with its limit and actual value."""
+
+    code: int
+    limit: float
+    actual: float
+    lots: int
+    leverage: float
+    price: float
+    stop: float
+    take: float
+
+
+@njit
+def column(values: npt.NDArray[np.float64], row: int, j: int) -> float:
+    """Return ``values[row, j]``; a column with one row holds for every moment."""
+    value: float = values[row if values.shape[0] > 1 else 0, j]
+    return value
+
+
+@njit
+def expected_slippage(rules: Rules, state: StateArrays, day: int, j: int, order_notional: float) -> float:
+    """Return the slippage a taker order is expected to pay, a fraction of its notional; unknown volatility: half spread."""
+    half = column(state.half_spread, day, j)
+    if rules.impact_y == 0.0:
+        return half * BPS
+    adv = column(state.adv, day, j)
+    sigma = column(state.sigma, day, j)
+    turnover = 0.0 if math.isnan(adv) else adv
+    sigma_bps = 0.0 if math.isnan(sigma) else sigma / BPS
+    return min(slippage_bps(order_notional, turnover, sigma_bps, half, rules.impact_y), MAX_BPS) * BPS
+
+
+@njit
+def clamped_distance(atrs: float, atr: float, low: float, high: float) -> float:
+    """Return ``atrs * atr`` inside ``[low, high]``; equal bounds need no ATR, NaN where the ATR is needed and unknown."""
+    if low == high:
+        return low
+    return min(max(atrs * atr, low), high) if not math.isnan(atr) else math.nan
+
+
+@njit
+def wanted_notional(
+    rules: Rules, equity: float, leverage: float, loss: float, weight: float, net: float, sigma: float
+) -> float:
+    """Return the notional the sizing method asks for, USDT (step 3 of the module); NaN where it needs an unknown volatility."""
+    if rules.sizing == EQUAL_RISK:
+        return equity * rules.risk_per_trade / loss
+    if rules.sizing == KELLY:
+        days = rules.holding_bars * rules.frame_ns / NS_PER_DAY
+        return equity * rules.kelly_cap * max(net, 0.0) / (sigma * sigma * days) if sigma > 0.0 else math.nan
+    fixed = equity * rules.position_fraction * leverage
+    return fixed * weight if rules.sizing == SCORE_WEIGHTED else fixed
+
+
+@njit
+def tightest_room(rules: Rules, book: Book, side: float, beta: float, largest: float) -> tuple[float, int, float, float]:
+    """Return (room in USDT, rule, limit, actual) of the book cap that leaves a new position the least room."""
+    room, code, limit, actual = rules.max_position_fraction * book.equity, _POSITION_CAP, rules.max_position_fraction, 0.0
+    if largest < room:
+        room, code, limit, actual = largest, _POSITION_CAP, largest, 0.0
+    free = rules.max_gross * book.equity - book.gross
+    if free < room:
+        room, code, limit, actual = free, _GROSS, rules.max_gross, book.gross / book.equity
+    free = rules.max_net * book.equity - side * book.net
+    if free < room:
+        room, code, limit, actual = free, _NET, rules.max_net, side * book.net / book.equity
+    push = side * beta
+    if push != 0.0:
+        free = (rules.max_beta * book.equity - (1.0 if push > 0.0 else -1.0) * book.beta) / abs(push)
+        if free < room:
+            room, code, limit, actual = free, _BETA, rules.max_beta, abs(book.beta) / book.equity
+    return room, code, limit, actual
+
+
+@njit
+def fitted_leverage(rules: Rules, state: StateArrays, version: int, j: int, lots: int, distance: float) -> tuple[float, int]:
+    """Return (leverage, tier row) allowed for ``lots``: wanted, instrument, tier and stop-to-liquidation caps, step 0.01.
+
+    The tier row is ``NO_TIER`` above the last tier; the leverage may come out below 1, which no position can have.
+    """
+    row = tier_index(lots * state.contracts_per_lot[j], state.tier_max[version, j])
+    if row == NO_TIER:
+        return 0.0, row
+    cap = min(rules.leverage, state.max_leverage[j])
+    cap = min(cap, state.tier_leverage[version, j, row])
+    cap = min(cap, max_leverage_for_stop(distance, rules.liquidation_buffer, state.tier_mmr[version, j, row], rules.taker_fee))
+    return math.floor(cap * LEVERAGE_STEP + _SLACK) / LEVERAGE_STEP, row
+
+
+@njit
+def refused(code: int, limit: float, actual: float) -> Sized:
+    """Return the refusal ``code`` as a size."""
+    return Sized(code, limit, actual, 0, 0.0, math.nan, math.nan, math.nan)
+
+
+@njit
+def size_position(  # noqa: PLR0911 - one return for each rule that refuses
+    rules: Rules,
+    state: StateArrays,
+    row: int,
+    day: int,
+    version: int,
+    j: int,
+    side: float,
+    book: Book,
+    net: float,
+    weight: float,
+) -> Sized:
+    """Return the size, leverage and protection of a new position in symbol ``j``, or the rule that refuses it.
+
+    Parameters
+    ----------
+    row, day, version : int
+        Rows of the bar columns, the daily columns and the tiers.
+    side : float
+        +1 long, -1 short.
+    net : float
+        Expected return after costs, fraction.
+    weight : float
+        Share of a full position in (0, 1], for score weighting.
+    """
+    atr = column(state.atr, row, j)
+    distance = clamped_distance(rules.stop_atr, atr, rules.min_stop_distance, rules.max_stop_distance)
+    take = clamped_distance(rules.take_profit_atr, atr, rules.min_take_distance, rules.max_take_distance)
+    if math.isnan(distance) or math.isnan(take):
+        return refused(_UNKNOWN_VOLATILITY, math.nan, math.nan)
+    lots_cap = state.max_lots[j]
+    close = column(state.close, row, j)
+    per_lot = state.base_per_lot[j]
+    sigma = column(state.sigma, day, j)
+    beta = column(state.beta, day, j)
+    room, code, limit, actual = tightest_room(rules, book, side, 1.0 if math.isnan(beta) else beta, lots_cap * per_lot * close)
+    smallest = max(state.min_lots[j], 1.0)
+    if room < smallest * per_lot * close:
+        return refused(code, limit, actual)
+    leverage, tier = fitted_leverage(rules, state, version, j, 1, distance)
+    slip = expected_slippage(rules, state, day, j, room)
+    loss = distance + 2.0 * (rules.taker_fee + slip)
+    wish = wanted_notional(rules, book.equity, leverage, loss, weight, net, sigma)
+    if math.isnan(wish):
+        return refused(_UNKNOWN_VOLATILITY, math.nan, math.nan)
+    risk_cap = book.equity * rules.risk_per_trade / loss
+    notional = min(wish, risk_cap, room)
+    # The slippage of the final size is not above that of the room it was first worked out for.
+    price = slipped_price(close, side, expected_slippage(rules, state, day, j, notional) / BPS)
+    lots = floor_lots(notional / price, per_lot)
+    for _ in range(_TIER_PASSES):
+        leverage, tier = fitted_leverage(rules, state, version, j, lots, distance)
+        if tier == NO_TIER:
+            lots = _largest_lots(state, version, j)
+            continue
+        if leverage < 1.0:
+            return refused(_LEVERAGE, 1.0, leverage)
+        cap = notional
+        if rules.sizing not in (EQUAL_RISK, KELLY):
+            cap = min(cap, wanted_notional(rules, book.equity, leverage, loss, weight, net, sigma))
+        fitting = min(lots, floor_lots(cap / price, per_lot))
+        if fitting == lots:
+            break
+        lots = fitting
+    if tier == NO_TIER or leverage < 1.0:
+        return refused(_TIER, math.nan, lots * state.contracts_per_lot[j])
+    free = book.available * (1.0 - MARGIN_SLACK) / (1.0 / leverage + rules.taker_fee)
+    if free < lots * per_lot * price:
+        lots = floor_lots(max(free, 0.0) / price, per_lot)
+        if lots < smallest:
+            return refused(_MARGIN, smallest * per_lot * price / leverage, book.available)
+    if lots < smallest:
+        return refused(_MIN_SIZE, smallest, notional / price / per_lot)
+    tick = state.tick_size[j]
+    stop = round_price_against(price * (1.0 - side * distance), tick, side)
+    target = price * (1.0 + side * take)
+    target = round_price_against(target, tick, -side) if tick < target < math.inf else math.nan
+    return Sized(ACCEPTED, 0.0, 0.0, lots, leverage, price, stop, target)
+
+
+@njit
+def _largest_lots(state: StateArrays, version: int, j: int) -> int:
+    """Return the largest position the last tier allows, in lots."""
+    bounds = state.tier_max[version, j]
+    return floor_lots(np.max(bounds), state.contracts_per_lot[j])
