@@ -1,1 +1,1 @@
-"""The simulated venue behind the OKX v5 API."""
+"""How does the simulated venue look from outside? OKX's v5 API on loopback, for unmodified clients."""

@@ -1,0 +1,170 @@
+"""``/api/v5/market/*``: candles, tickers, book, recent trades. Source: OKX API v5, "Market Data"."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from crypto_qlib.core.clock import FRAME_NS, NS_PER_DAY, NS_PER_HOUR, NS_PER_MS
+from crypto_qlib.core.instrument import Instrument
+from crypto_qlib.exchange.embedded.candle_pages import CandlePages, PageRequest, render_bars
+from crypto_qlib.exchange.embedded.market_window import MarketWindow
+from crypto_qlib.exchange.embedded.order_book import BookModel
+from crypto_qlib.exchange.embedded.wire import Call, Row, WireRefusal, envelope, ms, num
+from crypto_qlib.exchange.gateway import PriceKind
+
+BAR_NAMES: Final[dict[str, int]] = {
+    **{name: span for name, span in FRAME_NS.items() if name.endswith("m")},
+    **{name.upper(): span for name, span in FRAME_NS.items() if name.endswith("h")},
+    "6Hutc": 6 * NS_PER_HOUR,
+    "12Hutc": 12 * NS_PER_HOUR,
+    "1Dutc": NS_PER_DAY,
+}
+"""``bar`` values served. ``6H``, ``12H`` and ``1D`` (days that open at 16:00 UTC) are not: ask for the ``utc`` ones."""
+
+RECENT_BARS: Final = 1440
+"""How many of the newest bars ``market/candles`` reaches; older ones are in ``market/history-candles``."""
+_LAST_LIMIT: Final = 300
+_MARK_LIMIT: Final = 100
+_DEFAULT_LIMIT: Final = 100
+_FAR_MS: Final = 2**62
+_MAX_BOOK: Final = 400
+_MAX_TRADES: Final = 500
+
+
+class MarketApi:
+    """Handlers of the market endpoints; each returns a finished answer.
+
+    Parameters
+    ----------
+    window : MarketWindow
+        The market at the server's time.
+    book_model : BookModel
+        Spread and depth of the books.
+    """
+
+    def __init__(self, window: MarketWindow, book_model: BookModel) -> None:
+        self._window = window
+        self._book_model = book_model
+        self._pages = CandlePages(window.source)
+
+    def candles(self, call: Call) -> bytes:
+        """Answer ``market/candles``: the newest 1440 bars, the unfinished one included."""
+        return self._candles(call, PriceKind.LAST, is_history=False)
+
+    def history_candles(self, call: Call) -> bytes:
+        """Answer ``market/history-candles``: closed bars only, as far back as there are any."""
+        return self._candles(call, PriceKind.LAST, is_history=True)
+
+    def mark_candles(self, call: Call) -> bytes:
+        """Answer ``market/mark-price-candles``."""
+        return self._candles(call, PriceKind.MARK, is_history=False)
+
+    def history_mark_candles(self, call: Call) -> bytes:
+        """Answer ``market/history-mark-price-candles``."""
+        return self._candles(call, PriceKind.MARK, is_history=True)
+
+    def index_candles(self, call: Call) -> bytes:
+        """Answer ``market/index-candles`` (``instId`` is the index, e.g. BTC-USDT)."""
+        return self._candles(call, PriceKind.INDEX, is_history=False)
+
+    def history_index_candles(self, call: Call) -> bytes:
+        """Answer ``market/history-index-candles``."""
+        return self._candles(call, PriceKind.INDEX, is_history=True)
+
+    def ticker(self, call: Call) -> bytes:
+        """Answer ``market/ticker``."""
+        return envelope([self._ticker_row(self._window.tradable(call.required("instId")))])
+
+    def tickers(self, call: Call) -> bytes:
+        """Answer ``market/tickers``: every swap that trades and has a price."""
+        if call.required("instType") != "SWAP":
+            return envelope([])
+        rows = [self._ticker_row(item) for item in self._window.listed()]
+        return envelope([row for row in rows if row["last"]])
+
+    def index_tickers(self, call: Call) -> bytes:
+        """Answer ``market/index-tickers``."""
+        wanted = call.query.get("instId", "")
+        names = [item for item in self._window.listed() if wanted in ("", _index_name(item))]
+        rows: list[Row] = []
+        for item in names:
+            day, index = self._window.day_stats(item.symbol), self._window.price(PriceKind.INDEX, item.symbol)
+            row = {"instId": _index_name(item), "idxPx": num(index), "open24h": num(day.open)}
+            rows.append(row | {"high24h": num(day.high), "low24h": num(day.low), "ts": ms(self._window.clock.now_ns())})
+        return envelope(rows)
+
+    def book(self, call: Call) -> bytes:
+        """Answer ``market/books``: levels derived from the spread and impact model."""
+        item = self._window.tradable(call.required("instId"))
+        depth = min(max(call.whole("sz") or 1, 1), _MAX_BOOK)
+        last = self._window.price(PriceKind.LAST, item.symbol)
+        if math.isnan(last):
+            return envelope([{"asks": [], "bids": [], "ts": ms(self._window.clock.now_ns())}])
+        bids, asks = self._book_model.levels(item, self._window.liquidity(item.symbol), last, depth)
+        return envelope([{"asks": asks, "bids": bids, "ts": ms(self._window.clock.now_ns())}])
+
+    def trades(self, call: Call) -> bytes:
+        """Answer ``market/trades``: the last base bar as trades along open, nearer extreme, other extreme, close."""
+        item = self._window.tradable(call.required("instId"))
+        base_ns, now = self._window.source.base_frame_ns, self._window.clock.market_ns
+        bars = self._window.source.bars(item.symbol, base_ns, now - base_ns, now)
+        if not len(bars):
+            return envelope([])
+        first, high, low, close = (float(column[-1]) for column in (bars.open, bars.high, bars.low, bars.close))
+        path = (first, high, low, close) if high - first < first - low else (first, low, high, close)
+        count = call.limit(_DEFAULT_LIMIT, _MAX_TRADES)
+        size = max(round(float(bars.volume[-1]) / item.ct_val / count / item.lot_size), 1) * item.lot_size
+        rows: list[Row] = []
+        before = first
+        for k in range(count):
+            place = k / max(count - 1, 1) * (len(path) - 1)
+            leg = min(int(place), len(path) - 2)
+            price = path[leg] + (place - leg) * (path[leg + 1] - path[leg])
+            ts_ns = now - base_ns + (k + 1) * base_ns // (count + 1)
+            row = {"instId": item.inst_id, "side": "buy" if price >= before else "sell", "sz": num(size), "source": "0"}
+            rows.append(row | {"px": item.format_price(price), "tradeId": str(ts_ns // NS_PER_MS), "ts": ms(ts_ns)})
+            before = price
+        return envelope(rows[::-1])
+
+    def _candles(self, call: Call, kind: PriceKind, *, is_history: bool) -> bytes:
+        item = self._named(call, kind)
+        frame_ns = BAR_NAMES.get(call.query.get("bar", "1m"), 0)
+        if not frame_ns or frame_ns % self._window.source.base_frame_ns:
+            raise WireRefusal("51000", "bar")
+        before, after = call.whole("before"), call.whole("after")
+        limit = call.limit(_DEFAULT_LIMIT, _LAST_LIMIT if kind is PriceKind.LAST else _MARK_LIMIT)
+        before_ms, after_ms = (-1 if before is None else before), (_FAR_MS if after is None else after)
+        rows: list[bytes] = []
+        if not is_history:
+            running = self._window.running_bar(kind, item.symbol, frame_ns)
+            opened_ms = int(running.ts_open[0]) // NS_PER_MS if len(running) else -1
+            if before_ms < opened_ms < after_ms:
+                rows = render_bars(running, item, kind, is_closed=False)
+            before_ms = max(before_ms, (self._window.clock.market_ns - RECENT_BARS * frame_ns) // NS_PER_MS - 1)
+        request = PageRequest(before_ms, after_ms, limit - len(rows))
+        rows += self._pages.page(kind, item, frame_ns, self._window.clock.market_ns, request)
+        return b'{"code":"0","msg":"","data":[' + b",".join(rows) + b"]}"
+
+    def _named(self, call: Call, kind: PriceKind) -> Instrument:
+        name = call.required("instId")
+        return self._window.known(f"{name}-SWAP" if kind is PriceKind.INDEX else name)
+
+    def _ticker_row(self, item: Instrument) -> Row:
+        day = self._window.day_stats(item.symbol)
+        ts = ms(self._window.clock.now_ns())
+        row: Row = {"instType": "SWAP", "instId": item.inst_id, "last": "", "ts": ts}
+        if math.isnan(day.last):
+            return row
+        bids, asks = self._book_model.levels(item, self._window.liquidity(item.symbol), day.last, 1)
+        bid_px, bid_sz = (bids[0][0], bids[0][1]) if bids else ("", "")
+        return row | {
+            "last": num(day.last), "lastSz": num(item.lot_size), "bidPx": bid_px, "bidSz": bid_sz,
+            "askPx": asks[0][0], "askSz": asks[0][1], "open24h": num(day.open), "high24h": num(day.high),
+            "low24h": num(day.low), "vol24h": num(round(day.base_volume / item.ct_val, 8)), "volCcy24h": num(day.base_volume),
+            "sodUtc0": num(day.open), "sodUtc8": num(day.open),
+        }  # fmt: skip
+
+
+def _index_name(item: Instrument) -> str:
+    return item.inst_id.removesuffix("-SWAP")

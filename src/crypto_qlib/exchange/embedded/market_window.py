@@ -1,0 +1,156 @@
+"""What does the market show right now? The whole history behind it, cut at the server's time.
+
+At time T every bar with close <= T is visible; of the bar that is still running only what is known at T: the base bars
+finished inside it, and the first price of the base bar that opens at T.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from crypto_qlib.core.clock import NS_PER_DAY
+from crypto_qlib.core.instrument import Instrument
+from crypto_qlib.core.market import BarBlock
+from crypto_qlib.exchange.embedded.liquidity import Liquidity, TrailingLiquidity
+from crypto_qlib.exchange.embedded.server_clock import ServerClock
+from crypto_qlib.exchange.embedded.wire import WireRefusal
+from crypto_qlib.exchange.gateway import PriceKind
+from crypto_qlib.venue.market_source import MarketSource
+
+_STALE_AFTER_NS: Final = 2 * NS_PER_DAY
+"""How far back a last price is looked for when no bar runs now."""
+
+
+@dataclass(frozen=True, slots=True)
+class DayStats:
+    """One symbol's last 24 hours: prices in quote units, volume in base coins and in quote units."""
+
+    open: float
+    high: float
+    low: float
+    last: float
+    base_volume: float
+    quote_volume: float
+
+
+class MarketWindow:
+    """Answer questions about the market at the server's time; answers are kept until time moves.
+
+    Parameters
+    ----------
+    source : MarketSource
+        Whole history.
+    clock : ServerClock
+        The server's time.
+    """
+
+    def __init__(self, source: MarketSource, clock: ServerClock) -> None:
+        self.source = source
+        self.clock = clock
+        self.liquidity_history = TrailingLiquidity(source)
+        self._by_inst_id = {item.inst_id: item for item in source.instruments()}
+        self._codes = {inst_id: str(100_000 + k) for k, inst_id in enumerate(sorted(self._by_inst_id))}
+        self._kept_at_ns = -1
+        self._running: dict[tuple[PriceKind, str, int], BarBlock] = {}
+        self._day: dict[str, DayStats] = {}
+
+    def listed(self) -> list[Instrument]:
+        """Return the instruments that trade now, in the source's order."""
+        return [item for item in self._by_inst_id.values() if item.is_listed(self.clock.market_ns)]
+
+    def tradable(self, inst_id: str) -> Instrument:
+        """Return an instrument that trades now; refuse with 51001 otherwise."""
+        found = self.known(inst_id)
+        if not found.is_listed(self.clock.market_ns):
+            raise WireRefusal("51001")
+        return found
+
+    def known(self, inst_id: str) -> Instrument:
+        """Return an instrument that trades now or did before (its history stays readable); refuse with 51001 otherwise."""
+        found = self._by_inst_id.get(inst_id)
+        if found is None or found.listed_ns > self.clock.market_ns:
+            raise WireRefusal("51001")
+        return found
+
+    def inst_id_code(self, inst_id: str) -> str:
+        """Return the numeric id of an instrument (``instIdCode``)."""
+        return self._codes[inst_id]
+
+    def liquidity(self, symbol: str) -> Liquidity:
+        """Return trailing turnover and volatility as known now."""
+        return self.liquidity_history.at(symbol, self.clock.market_ns)
+
+    def running_bar(self, kind: PriceKind, symbol: str, frame_ns: int) -> BarBlock:
+        """Return the unfinished bar of ``frame_ns`` as far as it is known: one row, or none where nothing trades."""
+        self._forget_if_moved()
+        key = (kind, symbol, frame_ns)
+        if key not in self._running:
+            self._running[key] = self._read_running(kind, symbol, frame_ns)
+        return self._running[key]
+
+    def price(self, kind: PriceKind, symbol: str) -> float:
+        """Return the latest price of ``kind``; the last price where no mark or index is known, NaN where there is none."""
+        running = self.running_bar(kind, symbol, self.source.base_frame_ns)
+        if len(running):
+            return float(running.close[-1])
+        now = self.clock.market_ns
+        recent = self._read(kind, symbol, self.source.base_frame_ns, now - _STALE_AFTER_NS, now)
+        if len(recent):
+            return float(recent.close[-1])
+        return math.nan if kind is PriceKind.LAST else self.price(PriceKind.LAST, symbol)
+
+    def day_stats(self, symbol: str) -> DayStats:
+        """Return the last 24 hours; prices are NaN where nothing traded."""
+        self._forget_if_moved()
+        if symbol not in self._day:
+            now = self.clock.market_ns
+            bars = self.source.bars(symbol, self.source.base_frame_ns, now - NS_PER_DAY, now)
+            last = self.price(PriceKind.LAST, symbol)
+            if len(bars):
+                quote = np.where(np.isfinite(bars.quote_volume), bars.quote_volume, bars.volume * bars.close)
+                self._day[symbol] = DayStats(
+                    float(bars.open[0]),
+                    max(float(bars.high.max()), last),
+                    min(float(bars.low.min()), last),
+                    last,
+                    float(bars.volume.sum()),
+                    float(quote.sum()),
+                )
+            else:
+                self._day[symbol] = DayStats(last, last, last, last, 0.0, 0.0)
+        return self._day[symbol]
+
+    def _read_running(self, kind: PriceKind, symbol: str, frame_ns: int) -> BarBlock:
+        now, base = self.clock.market_ns, self.source.base_frame_ns
+        opened = now - now % frame_ns
+        done = self._read(kind, symbol, base, opened, now) if opened < now else BarBlock.empty()
+        starting = self._read(kind, symbol, base, now, now + base)
+        first = starting.open[:1]
+        if not len(done) and not first.size:
+            return BarBlock.empty()
+        return BarBlock(
+            np.array([opened]),
+            np.concatenate([done.open, first])[:1],
+            np.concatenate([done.high, first]).max(keepdims=True),
+            np.concatenate([done.low, first]).min(keepdims=True),
+            np.concatenate([done.close, first])[-1:],
+            done.volume.sum(keepdims=True),
+            done.quote_volume.sum(keepdims=True),
+        )
+
+    def _read(self, kind: PriceKind, symbol: str, frame_ns: int, start_ns: int, end_ns: int) -> BarBlock:
+        if kind is PriceKind.MARK:
+            return self.source.mark_bars(symbol, frame_ns, start_ns, end_ns)
+        if kind is PriceKind.INDEX:
+            return self.source.index_bars(symbol, frame_ns, start_ns, end_ns)
+        return self.source.bars(symbol, frame_ns, start_ns, end_ns)
+
+    def _forget_if_moved(self) -> None:
+        if self._kept_at_ns != self.clock.market_ns:
+            self._kept_at_ns = self.clock.market_ns
+            self._running.clear()
+            self._day.clear()

@@ -1,0 +1,118 @@
+"""Which handler answers which path, and what must be true before it is asked.
+
+1. look the endpoint up (404 otherwise); 2. on private paths check the signature over the raw bytes; 3. parse query and
+body, dropping what counts as "not sent"; 4. check the rate limit; 5. call the handler; 6. render refusals as OKX does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+import orjson
+
+from crypto_qlib.core.clock import Clock
+from crypto_qlib.exchange.credentials import ApiCredentials
+from crypto_qlib.exchange.embedded.rate_limits import RateLimiter
+from crypto_qlib.exchange.embedded.server_clock import ServerClock
+from crypto_qlib.exchange.embedded.signature import SignedRequest, check_signature
+from crypto_qlib.exchange.embedded.wire import Call, Reply, WireRefusal, envelope, order_envelope, sent
+
+API_ROOT: Final = "/api/v5/"
+_UNAUTHORISED: Final = 401
+_NOT_FOUND: Final = 404
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One path: its handler, and whether a key is needed."""
+
+    handler: Callable[[Call], bytes | Reply]
+    is_private: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Status and body to send."""
+
+    status: int
+    body: bytes
+
+
+class Router:
+    """Turn raw requests into answers; no networking, no waiting.
+
+    Parameters
+    ----------
+    endpoints : mapping
+        (method, path without ``/api/v5/``) -> endpoint. Paths that start with ``/`` are taken as they are.
+    keys : mapping
+        Public part -> key.
+    clock : ServerClock
+        The market's time.
+    wall_clock : Clock
+        Real time.
+    limiter : RateLimiter
+        Counts requests.
+    """
+
+    def __init__(
+        self,
+        endpoints: Mapping[tuple[str, str], Endpoint],
+        keys: Mapping[str, ApiCredentials],
+        clock: ServerClock,
+        wall_clock: Clock,
+        limiter: RateLimiter,
+    ) -> None:
+        self._endpoints = endpoints
+        self._keys = keys
+        self._clock = clock
+        self._wall = wall_clock
+        self._limiter = limiter
+
+    def answer(self, request: SignedRequest, remote: str) -> Answer:
+        """Return the answer to one request; malformed input is refused, never an exception."""
+        path, _, query = request.target.partition("?")
+        name = path.removeprefix(API_ROOT)
+        endpoint = self._endpoints.get((request.method, name))
+        if endpoint is None:
+            return Answer(
+                _NOT_FOUND, orjson.dumps({"code": "404", "msg": f"{request.method} {path} is not served here", "data": []})
+            )
+        try:
+            return Answer(200, self._call(endpoint, name, request, query, remote))
+        except WireRefusal as refusal:
+            return Answer(refusal.http_status, _refusal_body(refusal))
+
+    def _call(self, endpoint: Endpoint, name: str, request: SignedRequest, query: str, remote: str) -> bytes:
+        account_id = ""
+        if endpoint.is_private:
+            now = self._clock.now_ns()
+            account_id = check_signature(request, self._keys, self._wall.now_ns(), now).key
+        fields = {key: value for key, value in parse_qsl(query) if value}
+        body = _posted(request.body) if request.method == "POST" else []
+        who = f"{account_id or remote}/{fields.get('instId', '')}"
+        self._limiter.check(name, who, self._wall.now_ns(), max(1, len(body)))
+        result = endpoint.handler(Call(fields, body, account_id))
+        if isinstance(result, Reply):
+            return order_envelope(result, self._clock.now_ns() // 1000)
+        return result
+
+
+def _posted(body: bytes) -> list[dict[str, Any]]:
+    if not body:
+        return []
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError as e:
+        raise WireRefusal("50002") from e
+    return [sent(row) for row in parsed] if isinstance(parsed, list) else [sent(parsed)]
+
+
+def _refusal_body(refusal: WireRefusal) -> bytes:
+    if refusal.http_status == _UNAUTHORISED:
+        # OKX leaves the data key out of authentication failures.
+        return orjson.dumps({"msg": refusal.message, "code": refusal.code})
+    return envelope([], refusal.code, refusal.message)

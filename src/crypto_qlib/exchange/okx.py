@@ -1,0 +1,236 @@
+"""OKX behind the :class:`~crypto_qlib.exchange.gateway.Gateway`: account and orders, on top of the public data.
+
+Orders carry our own client order id, are sent once, and are read back: OKX's answer to an order says only that it arrived.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Final
+
+from crypto_qlib.core.account import AccountState, OpenPosition
+from crypto_qlib.core.clock import NS_PER_MS
+from crypto_qlib.core.errors import DoNotRetry, HaltTrading, OutcomeUnknown, RetryLater
+from crypto_qlib.core.instrument import Instrument
+from crypto_qlib.core.order import ExitKind, Fill, MarginMode, OrderKind, OrderRequest, OrderStatus, Side
+from crypto_qlib.exchange import okx_parsing as parse
+from crypto_qlib.exchange.credentials import ApiCredentials
+from crypto_qlib.exchange.error_map import Request
+from crypto_qlib.exchange.gateway import OrderReport
+from crypto_qlib.exchange.okx_market import OkxMarketData
+from crypto_qlib.exchange.okx_parsing import Row
+from crypto_qlib.exchange.okx_session import Connection
+from crypto_qlib.settings.schema import ExchangeSettings
+
+_FILLS_PAGE: Final = 100
+_GONE: Final = frozenset({"51400", "51401", "51402", "51405", "51603"})
+"""Cancel refused because there is nothing to cancel any more: not an error."""
+_UNKNOWN_ORDER: Final = frozenset({"51603", "51001"})
+_LONG_SHORT: Final = "long_short_mode"
+_LEVERAGE_SLACK: Final = 1e-9
+_PROTECTION_KINDS: Final = ("oco", "conditional")
+
+
+class OkxGateway(OkxMarketData):
+    """Talk to one OKX account, or to the embedded exchange.
+
+    Parameters
+    ----------
+    settings : ExchangeSettings
+        Mode and time limit.
+    credentials : ApiCredentials | None
+        Key; ``None`` allows public data only.
+    base_url : str
+        Address of the embedded exchange; empty = OKX itself.
+
+    Notes
+    -----
+    Implements :class:`~crypto_qlib.exchange.gateway.Gateway`. Use as ``async with`` or call :meth:`close`.
+    """
+
+    def __init__(self, settings: ExchangeSettings, credentials: ApiCredentials | None, base_url: str = "") -> None:
+        super().__init__(Connection(base_url, credentials, settings.mode == "demo", settings.timeout_s))
+        self._is_hedged: bool | None = None
+
+    async def account(self) -> AccountState:
+        """Return balance and open positions, with the stops that protect them."""
+        balance, rows, pending, now = await asyncio.gather(
+            self._session.private("read the balance", "privateGetAccountBalance", {"ccy": "USDT"}),
+            self._session.private("read the positions", "privateGetAccountPositions", {"instType": "SWAP"}),
+            self._session.private("read the open orders", "privateGetTradeOrdersPending", {"instType": "SWAP"}),
+            self.server_time_ns(),
+        )
+        levels = await self._protection_levels()
+        positions: list[OpenPosition] = []
+        for row in rows:
+            # A closed position may come back once more with pos 0 and empty fields.
+            if parse.number(row.get("pos")) == 0.0 or not row.get("avgPx"):
+                continue
+            item = await self._instrument_of(str(row["instId"]))
+            positions.append(parse.position_from(row, item, *levels.get(str(row["instId"]), (math.nan, math.nan))))
+        usdt: Row = next((d for row in balance for d in row.get("details", []) if d.get("ccy") == "USDT"), {})
+        equity = float(usdt.get("eq") or 0.0)
+        entries = [row for row in pending if row.get("reduceOnly") != "true"]
+        ratios = [parse.number(source.get("mgnRatio")) for source in (*rows, usdt)]
+        return AccountState(
+            as_of_ns=now,
+            equity=equity,
+            available=float(usdt.get("availEq") or usdt.get("availBal") or 0.0),
+            positions=tuple(positions),
+            pending_symbols=tuple(sorted({(await self._instrument_of(str(row["instId"]))).symbol for row in entries})),
+            peak_equity=equity,
+            margin_ratio=min((ratio for ratio in ratios if not math.isnan(ratio)), default=math.inf),
+        )
+
+    async def set_leverage(self, symbol: str, leverage: float, margin_mode: MarginMode) -> None:
+        """Set the leverage of ``symbol`` and read it back.
+
+        Raises
+        ------
+        DoNotRetry
+            If OKX refuses it (above the instrument's or the tier's maximum, or orders are open).
+        HaltTrading
+            If OKX accepted it but reads back another one.
+        """
+        item = await self._instrument(symbol)
+        what = f"set {leverage:g}x {margin_mode.value} leverage on {symbol}"
+        body: Row = {"instId": item.inst_id, "lever": f"{leverage:g}", "mgnMode": margin_mode.value}
+        hedged_isolated = margin_mode is MarginMode.ISOLATED and await self._hedged()
+        for extra in ({"posSide": "long"}, {"posSide": "short"}) if hedged_isolated else ({},):
+            await self._session.change(what, "privatePostAccountSetLeverage", body | extra)
+        query = {"instId": item.inst_id, "mgnMode": margin_mode.value}
+        rows = await self._session.private(f"read the leverage of {symbol}", "privateGetAccountLeverageInfo", query)
+        got = [float(row["lever"]) for row in rows]
+        if not got or any(abs(value - leverage) > _LEVERAGE_SLACK * leverage for value in got):
+            raise HaltTrading(f"OKX accepted {leverage:g}x on {symbol} but shows {got}", "check the leverage on OKX")
+
+    async def place(self, request: OrderRequest) -> OrderReport:
+        """Send one order, then read it back (OKX's own answer does not say what became of it).
+
+        Raises
+        ------
+        OutcomeUnknown
+            Where no answer says whether the order exists; look it up by its client order id.
+        DoNotRetry
+            Where OKX refused it.
+        """
+        item = await self._instrument(request.symbol)
+        what = f"{request.side.name.lower()} {request.lots} lots of {request.symbol}"
+        sending = Request(what, sends_order=True, client_order_id=request.client_order_id)
+        rows = await self._session.send(sending, "privatePostTradeOrder", await self._order_body(request, item))
+        if not rows:
+            raise OutcomeUnknown(f"OKX's answer to {what} was empty", client_order_id=request.client_order_id)
+        if rows[0].get("sCode", "0") != "0":
+            raise DoNotRetry(f"could not {what}: {rows[0].get('sMsg', '')}", code=str(rows[0]["sCode"]))
+        accepted = OrderReport(
+            request.client_order_id, str(rows[0]["ordId"]), request.symbol, OrderStatus.LIVE, 0, math.nan, 0.0
+        )
+        try:
+            return await self.order(request.symbol, request.client_order_id) or accepted
+        except RetryLater:
+            # The order exists, only the look at it failed: what is certain is reported, the rest is reconciled later.
+            return accepted
+
+    async def cancel(self, symbol: str, client_order_id: str) -> None:
+        """Ask for cancellation; an order that is already gone is no error."""
+        item = await self._instrument(symbol)
+        sending = Request(f"cancel order {client_order_id}", sends_order=True, client_order_id=client_order_id)
+        body = {"instId": item.inst_id, "clOrdId": client_order_id}
+        try:
+            await self._session.send(sending, "privatePostTradeCancelOrder", body)
+        except DoNotRetry as e:
+            if e.code not in _GONE:
+                raise
+
+    async def order(self, symbol: str, client_order_id: str) -> OrderReport | None:
+        """Return the order, or ``None`` if the exchange does not know the id."""
+        item = await self._instrument(symbol)
+        query = {"instId": item.inst_id, "clOrdId": client_order_id}
+        try:
+            rows = await self._session.private(f"look up order {client_order_id}", "privateGetTradeOrder", query)
+        except DoNotRetry as e:
+            if e.code in _UNKNOWN_ORDER:
+                return None
+            raise
+        return parse.order_report(rows[0], item) if rows else None
+
+    async def fills(self, since_ns: int) -> list[Fill]:
+        """Return the account's fills since ``since_ns``, oldest first."""
+        found: list[Row] = []
+        query: Row = {"instType": "SWAP", "begin": str(since_ns // NS_PER_MS), "limit": str(_FILLS_PAGE)}
+        while True:
+            rows = await self._session.private("read the fills", "privateGetTradeFillsHistory", query)
+            found.extend(rows)
+            if len(rows) < _FILLS_PAGE:
+                break
+            query = query | {"after": str(rows[-1]["billId"])}
+        kinds = await self._exit_kinds(found)
+        fills = []
+        for row in reversed(found):
+            item = await self._instrument_of(str(row["instId"]))
+            fills.append(parse.fill_from(row, item, kinds.get(str(row["ordId"]))))
+        return [fill for fill in fills if fill.ts_ns >= since_ns]
+
+    async def _hedged(self) -> bool:
+        if self._is_hedged is None:
+            rows = await self._session.private("read the account's configuration", "privateGetAccountConfig", {})
+            self._is_hedged = bool(rows) and rows[0].get("posMode") == _LONG_SHORT
+        return self._is_hedged
+
+    async def _order_body(self, request: OrderRequest, item: Instrument) -> Row:
+        body: Row = {
+            "instId": item.inst_id,
+            "tdMode": request.margin_mode.value,
+            "side": request.side.name.lower(),
+            "ordType": request.kind.value,
+            "sz": item.format_size(request.lots),
+            "clOrdId": request.client_order_id,
+        }
+        if request.kind is not OrderKind.MARKET and request.price is not None:
+            body["px"] = item.format_price(request.price)
+        if await self._hedged():
+            # Hedge accounts need posSide on every order and know no reduceOnly: closing is "the other side of posSide".
+            opens_long = (request.side is Side.BUY) != request.reduce_only
+            body["posSide"] = "long" if opens_long else "short"
+        elif request.reduce_only:
+            body["reduceOnly"] = True
+        if request.protection is not None:
+            body["attachAlgoOrds"] = [_attached(request, item)]
+        return body
+
+    async def _protection_levels(self) -> dict[str, tuple[float, float]]:
+        # Attached stops live as "oco" (both levels) or "conditional" (one); the query needs one kind at a time.
+        levels: dict[str, tuple[float, float]] = {}
+        for kind in _PROTECTION_KINDS:
+            query = {"ordType": kind, "instType": "SWAP"}
+            for row in await self._session.private("read the stops", "privateGetTradeOrdersAlgoPending", query):
+                stop, profit = levels.get(str(row["instId"]), (math.nan, math.nan))
+                stop_here, profit_here = parse.number(row.get("slTriggerPx")), parse.number(row.get("tpTriggerPx"))
+                merged = (stop if math.isnan(stop_here) else stop_here, profit if math.isnan(profit_here) else profit_here)
+                levels[str(row["instId"])] = merged
+        return levels
+
+    async def _exit_kinds(self, fills: list[Row]) -> dict[str, ExitKind]:
+        # Fills of a triggered stop carry no hint of it; the algo order's history names the child order and which side fired.
+        if all(row.get("clOrdId") for row in fills):
+            return {}
+        kinds: dict[str, ExitKind] = {}
+        for kind in _PROTECTION_KINDS:
+            query = {"ordType": kind, "state": "effective", "instType": "SWAP"}
+            for row in await self._session.private("read triggered stops", "privateGetTradeOrdersAlgoHistory", query):
+                kinds[str(row.get("ordId", ""))] = ExitKind.STOP if row.get("actualSide") == "sl" else ExitKind.TAKE_PROFIT
+        return kinds
+
+
+def _attached(request: OrderRequest, item: Instrument) -> Row:
+    protection = request.protection
+    attached: Row = {}
+    if protection is None:
+        return attached
+    for prefix, level in (("sl", protection.stop_price), ("tp", protection.take_profit_price)):
+        if level is not None:
+            # An order price of -1 means "market once triggered".
+            trigger = {f"{prefix}TriggerPx": item.format_price(level), f"{prefix}OrdPx": "-1"}
+            attached |= trigger | {f"{prefix}TriggerPxType": protection.trigger.value}
+    return attached

@@ -1,0 +1,151 @@
+"""One ccxt client of OKX, and the rules of talking to it: errors translated, reads retried, orders never.
+
+Order traffic, account polling and market data each get a client of their own: ccxt keeps one request queue per client, and
+a slow call in it would hold up an order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import ccxt.async_support as ccxt_async
+
+from crypto_qlib.core.errors import RetryLater, UserError
+from crypto_qlib.exchange.credentials import ApiCredentials
+from crypto_qlib.exchange.error_map import Request, okx_errors
+from crypto_qlib.exchange.okx_parsing import Row
+
+READ_TRIES: Final = 4
+"""How often a read is tried in all; pauses double from the error's own ``retry_after_s``."""
+_ORDERS_PER_SECOND: Final = 25.0
+"""Own limit per instrument. OKX counts 60 single orders per 2 s, which ccxt's queue would overrun.
+
+Source: OKX API v5, rate limits of ``POST /trade/order``.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Where and as whom to talk.
+
+    Parameters
+    ----------
+    base_url : str
+        Address of an embedded exchange; empty = OKX itself.
+    credentials : ApiCredentials | None
+        Key; ``None`` allows public data only.
+    is_demo : bool
+        OKX demo trading (header ``x-simulated-trading: 1``).
+    timeout_s : float
+        Time limit of one request.
+    """
+
+    base_url: str = ""
+    credentials: ApiCredentials | None = None
+    is_demo: bool = False
+    timeout_s: float = 20.0
+
+
+def make_client(connection: Connection) -> Any:
+    """Return an unmodified ccxt client set up for USDT swaps; no request is sent yet."""
+    config: dict[str, Any] = {
+        "timeout": int(connection.timeout_s * 1000),
+        # The embedded exchange has no limits unless asked for; waiting in front of it would only cost time.
+        "enableRateLimit": not connection.base_url,
+        "options": {"defaultType": "swap", "fetchMarkets": {"types": ["swap"]}},
+    }
+    if connection.credentials is not None:
+        key = connection.credentials
+        config |= {"apiKey": key.key, "secret": key.secret, "password": key.passphrase}
+    client = ccxt_async.okx(config)
+    if connection.base_url:
+        # Both maps: ccxt's sandbox switch would otherwise lead back to the real host.
+        client.urls["api"] = {"rest": connection.base_url}
+        client.urls["test"] = {"rest": connection.base_url}
+    if connection.is_demo:
+        client.headers = {"x-simulated-trading": "1"}
+    return client
+
+
+class OkxSession:
+    """Send requests through ccxt's implicit endpoints.
+
+    Parameters
+    ----------
+    connection : Connection
+        Where and as whom.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._clients: dict[str, Any] = {}
+        self._next_order_at: dict[str, float] = {}
+        self._clock_is_checked = bool(connection.base_url)
+
+    async def public(self, what: str, endpoint: str, query: Row) -> list[Any]:
+        """Read public data; ``endpoint`` is ccxt's method name, e.g. ``publicGetPublicTime``."""
+        return await self._read(what, getattr(self._client("market"), endpoint), query)
+
+    async def private(self, what: str, endpoint: str, query: Row) -> list[Any]:
+        """Read account data."""
+        await self._require_key(what)
+        return await self._read(what, getattr(self._client("account"), endpoint), query)
+
+    async def change(self, what: str, endpoint: str, body: Row) -> list[Any]:
+        """Change a setting of the account: tried once, repeating it is harmless but never done here."""
+        await self._require_key(what)
+        with okx_errors(Request(what)):
+            return _rows(await getattr(self._client("account"), endpoint)(body))
+
+    async def send(self, request: Request, endpoint: str, body: Row) -> list[Any]:
+        """Send an order or a cancel: once, never again."""
+        await self._require_key(request.what)
+        await self._wait_turn(str(body["instId"]))
+        with okx_errors(request):
+            return _rows(await getattr(self._client("orders"), endpoint)(body))
+
+    async def close(self) -> None:
+        """Release all connections."""
+        while self._clients:
+            await self._clients.popitem()[1].close()
+
+    def _client(self, purpose: str) -> Any:
+        # Made on first use: building a ccxt client takes a few hundred milliseconds.
+        if purpose not in self._clients:
+            self._clients[purpose] = make_client(self._connection)
+        return self._clients[purpose]
+
+    async def _read(self, what: str, call: Callable[[Row], Awaitable[Any]], query: Row) -> list[Any]:
+        for attempt in range(READ_TRIES - 1):
+            try:
+                with okx_errors(Request(what)):
+                    return _rows(await call(query))
+            except RetryLater as e:
+                await asyncio.sleep(e.retry_after_s * 2.0**attempt)
+        with okx_errors(Request(what)):
+            return _rows(await call(query))
+
+    async def _require_key(self, what: str) -> None:
+        if self._connection.credentials is None:
+            raise UserError(f"cannot {what} without an API key", "set OKX_API_KEY, OKX_API_SECRET and OKX_API_PASSPHRASE")
+        if not self._clock_is_checked:
+            # Signed requests are stamped; OKX refuses stamps 30 s off (50102), so the offset is measured once.
+            for purpose in ("account", "orders"):
+                with okx_errors(Request("read the exchange's clock")):
+                    await self._client(purpose).load_time_difference()
+            self._clock_is_checked = True
+
+    async def _wait_turn(self, inst_id: str) -> None:
+        now = asyncio.get_running_loop().time()
+        turn = max(now, self._next_order_at.get(inst_id, 0.0))
+        self._next_order_at[inst_id] = turn + 1.0 / _ORDERS_PER_SECOND
+        if turn > now:
+            await asyncio.sleep(turn - now)
+
+
+def _rows(answer: Any) -> list[Any]:
+    data = answer.get("data") if isinstance(answer, dict) else None
+    return data if isinstance(data, list) else []
