@@ -1,0 +1,76 @@
+"""The command ``crypto-qlib``: global options, the command groups, and the outermost supervisor."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crypto_qlib.cli import config, data, doctor, exchange, features, pipeline
+from crypto_qlib.cli.asked import Asked, out
+from crypto_qlib.cli.failure import supervised
+from crypto_qlib.settings.identity import version
+
+_GLOBAL_WITH_VALUE = ("--config", "--set")
+
+app = typer.Typer(
+    name="crypto-qlib",
+    help="Leveraged long/short trading of OKX perpetual swaps: data, features, model, backtest, paper.\n\n"
+    "--config and --set may stand before or after the command.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+for _group in (pipeline, data, features, exchange, config, doctor):
+    _group.register(app)
+
+
+def _show_version(asked_for: bool) -> None:
+    if asked_for:
+        out().print(f"crypto-qlib {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="Settings file.", show_default="./config.yaml if present"),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one setting; may be given many times."),
+    ] = None,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    del show_version
+    context.obj = Asked(config_file, list(overrides or []))
+
+
+def global_options_first(arguments: Sequence[str]) -> list[str]:
+    """Return ``arguments`` with ``--config`` and ``--set`` moved before the command, in their order."""
+    front: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            rest += [word, *words]
+        elif word in _GLOBAL_WITH_VALUE:
+            front += [word, *([value] if (value := next(words, None)) is not None else [])]
+        elif word.startswith(tuple(f"{option}=" for option in _GLOBAL_WITH_VALUE)):
+            front.append(word)
+        else:
+            rest.append(word)
+    return front + rest
+
+
+def main() -> None:
+    """Run the command line of this process and exit with its code."""
+    arguments = global_options_first(sys.argv[1:])
+    sys.exit(supervised(lambda: app(arguments, prog_name="crypto-qlib", standalone_mode=False)))

@@ -1,0 +1,75 @@
+"""``crypto-qlib run`` and the steps it is made of: universe, train, evaluate, backtest, paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crypto_qlib.cli.steps import run_step
+
+_Bars = Annotated[int | None, typer.Option("--bars", min=0, help="Bars the session lives through (live.paper_bars).")]
+ReplayFile = Annotated[
+    Path | None, typer.Option("--replay", metavar="PATH", help="Real candles (parquet or CSV) instead of the simulated market.")
+]
+FundingFile = Annotated[Path | None, typer.Option("--replay-funding", metavar="PATH", help="Realised funding of the replay.")]
+CapsFile = Annotated[Path | None, typer.Option("--replay-caps", metavar="PATH", help="Market caps of the replay.")]
+MarkFile = Annotated[Path | None, typer.Option("--replay-mark", metavar="PATH", help="Mark-price candles of the replay.")]
+
+
+def register(root: typer.Typer) -> None:
+    """Add these commands to ``root``."""
+    for command in (run, universe, train, evaluate, backtest, paper):
+        root.command()(command)
+
+
+def replay_overrides(candles: Path | None, funding: Path | None, caps: Path | None, mark: Path | None) -> list[str]:
+    """Return the settings that the ``--replay`` flags stand for.
+
+    Raises
+    ------
+    typer.BadParameter
+        If only side data is given.
+    """
+    named = {"replay_path": candles, "replay_funding": funding, "replay_market_caps": caps, "replay_mark": mark}
+    given = [f"exchange.{key}={path.absolute()}" for key, path in named.items() if path is not None]
+    if given and candles is None:
+        raise typer.BadParameter("--replay-funding, --replay-caps and --replay-mark need --replay")
+    return [*given, "exchange.market=replay"] if given else []
+
+
+def run(
+    context: typer.Context,
+    replay: ReplayFile = None,
+    replay_funding: FundingFile = None,
+    replay_caps: CapsFile = None,
+    replay_mark: MarkFile = None,
+) -> None:
+    """Do everything: universe, data, features, model, backtest, report, and a paper session."""
+    run_step(context, lambda p: p.run(), *replay_overrides(replay, replay_funding, replay_caps, replay_mark))
+
+
+def universe(context: typer.Context) -> None:
+    """Choose the coins: the top N by market cap with a tradable USDT swap."""
+    run_step(context, lambda p: p.universe())
+
+
+def train(context: typer.Context) -> None:
+    """Train the model on the oldest part of the history."""
+    run_step(context, lambda p: p.train())
+
+
+def evaluate(context: typer.Context) -> None:
+    """Measure the model out of sample: IC and RankIC, per symbol and overall."""
+    run_step(context, lambda p: p.evaluate())
+
+
+def backtest(context: typer.Context) -> None:
+    """Trade the model's scores with leverage, costs, funding and liquidation; write the report."""
+    run_step(context, lambda p: p.backtest())
+
+
+def paper(context: typer.Context, bars: _Bars = None) -> None:
+    """Run the live session on the embedded exchange (or OKX demo) for a number of bars."""
+    run_step(context, lambda p: p.paper(), *([] if bars is None else [f"live.paper_bars={bars}"]))

@@ -1,0 +1,130 @@
+"""The embedded exchange as a process of its own: serve it until told to stop, leave its address, ask how it is.
+
+While it serves, ``<store.root>/exchange/address`` holds its URL, so that ``crypto-qlib exchange status`` finds it on any port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from crypto_qlib.core.clock import floor_ts, iso, parse_utc
+from crypto_qlib.core.errors import CryptoQlibError, UserError
+from crypto_qlib.exchange.embedded.server import EmbeddedExchange
+from crypto_qlib.scheduler.exchange_access import embedded_exchange
+from crypto_qlib.settings.schema import Settings
+from crypto_qlib.store.paths import Paths
+
+
+def exchange_starting_at(settings: Settings, start: str) -> EmbeddedExchange:
+    """Return the embedded exchange of ``settings``, not yet started, whose clock begins at ``start``.
+
+    Parameters
+    ----------
+    settings : Settings
+        The market, host, port and speed.
+    start : str
+        ISO time; ``first`` = one bar after the market's first; empty = the settings' own "now".
+
+    Raises
+    ------
+    UserError
+        If ``start`` is no time, or lies outside the market's data.
+    """
+    exchange = embedded_exchange(settings)
+    if not start:
+        return exchange
+    step_ns = exchange.clock.step_ns
+    if start == "first":
+        wanted = exchange.source.start_ns + step_ns
+    else:
+        try:
+            wanted = parse_utc(start)
+        except ValueError as e:
+            raise UserError(f"{start} is no ISO time", "give one such as 2025-01-31T08:00:00, or `first`") from e
+    if not exchange.source.start_ns < wanted <= exchange.source.end_ns:
+        first, last = iso(exchange.source.start_ns), iso(exchange.source.end_ns)
+        raise UserError(f"the market has no data at {iso(wanted)}", f"choose a start after {first} and not after {last}")
+    options = replace(exchange.options, start_ns=floor_ts(wanted, step_ns))
+    return EmbeddedExchange(exchange.source, options, exchange.credentials)
+
+
+def serve(exchange: EmbeddedExchange, paths: Paths, announce: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM; ``announce`` is called with the URL once it answers.
+
+    Raises
+    ------
+    UserError
+        If the port is taken, or the address file cannot be written.
+    """
+    asyncio.run(_serve(exchange, paths, announce))
+
+
+async def _serve(exchange: EmbeddedExchange, paths: Paths, announce: Callable[[str], None]) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    address = _address_file(paths)
+    async with exchange:
+        try:
+            address.parent.mkdir(parents=True, exist_ok=True)
+            address.write_text(exchange.base_url)
+        except OSError as e:
+            raise UserError(f"cannot write {address}: {e.strerror or e}", "choose another folder with store.root") from e
+        try:
+            announce(exchange.base_url)
+            await stopped.wait()
+        finally:
+            address.unlink(missing_ok=True)
+
+
+def served_url(settings: Settings) -> str:
+    """Return the URL of the exchange served for this workspace.
+
+    Raises
+    ------
+    UserError
+        If none is served.
+    """
+    try:
+        return _address_file(Paths(settings.store.root)).read_text().strip()
+    except OSError as e:
+        raise UserError(
+            f"no embedded exchange is served for {settings.store.root}",
+            "start one with `crypto-qlib exchange serve`, or name another with --url",
+        ) from e
+
+
+def read_status(url: str, timeout_s: float) -> dict[str, Any]:
+    """Return what the embedded exchange at ``url`` says of itself.
+
+    Raises
+    ------
+    UserError
+        If ``url`` is no HTTP address.
+    CryptoQlibError
+        If nothing answers there, or something else than an embedded exchange does.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"{url} is no HTTP address", "for example http://127.0.0.1:8650")
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/admin/status", timeout=timeout_s) as answer:  # noqa: S310 - checked above
+            status = json.load(answer)
+    except (urllib.error.URLError, TimeoutError, ValueError) as e:
+        reason = getattr(e, "reason", e)
+        raise CryptoQlibError(
+            f"no embedded exchange answers at {url}: {reason}", "is `crypto-qlib exchange serve` still running?"
+        ) from e
+    return dict(status)
+
+
+def _address_file(paths: Paths) -> Path:
+    return paths.exchange / "address"
