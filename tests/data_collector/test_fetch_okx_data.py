@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +34,8 @@ def exchange(now_ns: int = NOW, **changes: object) -> FakeExchange:
     return FakeExchange(last, now_ns, mark, settled, **changes)  # type: ignore[arg-type]
 
 
-def files(root: Path) -> dict[str, bytes]:
-    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*.parquet"))}
+def files(root: Path) -> dict[str, str]:
+    return {p.relative_to(root).as_posix(): sha256(p.read_bytes()).hexdigest()[:12] for p in sorted(root.rglob("*.parquet"))}
 
 
 async def test_everything_the_exchange_has_is_stored_exactly(tmp_path: Path) -> None:
@@ -95,10 +98,8 @@ async def test_an_unfinished_bar_is_never_stored(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def complete(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def complete(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return the bytes of a lake filled in one go."""
-    import asyncio
-
     root = tmp_path_factory.mktemp("complete")
     fake = exchange()
     asyncio.run(update_data(fake, Lake(root), list(fake.last), SETTINGS, NOW))  # type: ignore[arg-type]
@@ -111,22 +112,20 @@ _ONE_RUN = st.tuples(st.integers(1, 45), st.permutations(["BTCUSDT", "ETHUSDT", 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(runs=st.lists(_ONE_RUN, max_size=5), stutter=st.sampled_from([0, 2, 5]))
 async def test_any_row_of_kills_and_orders_ends_in_the_same_bytes(
-    runs: list[tuple[int, list[str], int]], stutter: int, complete: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
+    runs: list[tuple[int, list[str], int]], stutter: int, complete: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     root = tmp_path_factory.mktemp("killed")
     for kill_at, symbols, concurrency in runs:
         fake = exchange(kill_at=kill_at, stutter_every=stutter)
         wanted = SETTINGS.model_copy(update={"concurrency": concurrency})
-        try:
+        with contextlib.suppress(KilledError):
             await update_data(fake, Lake(root), symbols, wanted, NOW)  # type: ignore[arg-type]
-        except KilledError:
-            pass
     fake = exchange()
     await update_data(fake, Lake(root), list(fake.last), SETTINGS, NOW)  # type: ignore[arg-type]
     assert files(root) == complete
 
 
-async def test_a_lake_grown_bar_by_bar_equals_one_filled_at_once(tmp_path: Path, complete: dict[str, bytes]) -> None:
+async def test_a_lake_grown_bar_by_bar_equals_one_filled_at_once(tmp_path: Path, complete: dict[str, str]) -> None:
     fake = exchange()
     for hours in (1, 2, 3, 30, 31, 800, 1500, 1999, 2000):
         fake.now_ns = T0 + hours * NS_PER_HOUR
@@ -173,17 +172,13 @@ async def test_a_required_symbol_without_data_stops_the_run_with_one_line(tmp_pa
 
 
 async def test_no_data_at_all_is_an_error_even_if_nothing_was_required(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no data for AUSDT.*1 more symbols"):
+    with pytest.raises(UserError, match=r"no data for AUSDT.*1 more symbols"):
         await update_data(exchange(), Lake(tmp_path), ["AUSDT", "BUSDT"], SETTINGS, NOW)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("since", "message"),
-    [("soon", "not an ISO date"), ("2999-01-01", "leaves no finished bar")],
-)
-async def test_an_impossible_start_is_refused(tmp_path: Path, since: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        await update_data(exchange(), Lake(tmp_path), ["BTCUSDT"], DataSettings(since=since), NOW)  # type: ignore[arg-type]
+async def test_a_start_in_the_future_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="leaves no finished bar"):
+        await update_data(exchange(), Lake(tmp_path), ["BTCUSDT"], DataSettings(since="2999-01-01"), NOW)  # type: ignore[arg-type]
 
 
 async def test_progress_adds_up_to_the_number_of_symbols(tmp_path: Path) -> None:
@@ -199,13 +194,13 @@ async def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
         await update_data(exchange(), lake, ["BTCUSDT"], SETTINGS, NOW)  # type: ignore[arg-type]
 
 
-async def test_a_repaired_lake_fetches_what_was_deleted(tmp_path: Path, complete: dict[str, bytes]) -> None:
+async def test_a_repaired_lake_fetches_what_was_deleted(tmp_path: Path, complete: dict[str, str]) -> None:
     fake, lake = exchange(), Lake(tmp_path)
     await update_data(fake, lake, list(fake.last), SETTINGS, NOW)  # type: ignore[arg-type]
     for name in ("candles/1h/BTCUSDT/2025-02.parquet", "funding/event/ETHUSDT/2025-01.parquet"):
         path = tmp_path / name
         path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="2025-02.parquet is damaged.*crypto-qlib data repair"):
+    with pytest.raises(UserError, match=r"2025-02\.parquet is damaged.*crypto-qlib data repair"):
         await update_data(fake, lake, list(fake.last), SETTINGS, NOW)  # type: ignore[arg-type]
     assert len(lake.delete_damaged()) == 2
     await update_data(fake, lake, list(fake.last), SETTINGS, NOW)  # type: ignore[arg-type]

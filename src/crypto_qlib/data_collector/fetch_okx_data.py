@@ -211,7 +211,7 @@ class _Collector:
                 except DoNotRetry as e:
                     result = replace(result, notes=(*result.notes, e.message))
                 progress(share)
-        times = await asyncio.to_thread(read_times, self._lake, Series(Kind.CANDLES, self._settings.frame, symbol), *self._span)
+        times = await _in_thread(read_times, self._lake, Series(Kind.CANDLES, self._settings.frame, symbol), *self._span)
         progress(share)
         return result if times.size == 0 else replace(result, first_ns=int(times[0]), last_ns=int(times[-1]))
 
@@ -246,12 +246,10 @@ class _Collector:
         frame, frame_ns = self._settings.frame, FRAME_NS[self._settings.frame]
         series = Series(kind, frame, symbol)
         price = PriceKind.MARK if kind is Kind.MARK else PriceKind.LAST
-        present, known_empty = await asyncio.to_thread(
-            lambda: (read_times(self._lake, series, *span), self._lake.asked(series))
-        )
+        present, known_empty = await _in_thread(lambda: (read_times(self._lake, series, *span), self._lake.asked(series)))
         for piece in bar_requests(present, frame_ns, span, known_empty):
             block = await self.ask(lambda p=piece: self._gateway.candles(symbol, frame, p[0], p[1], price))  # type: ignore[misc]
-            written = await asyncio.to_thread(self._store_bars, series, piece, block)
+            written = await _in_thread(self._store_bars, series, piece, block)
             done = _counted(done, written)
         return done
 
@@ -267,10 +265,10 @@ class _Collector:
 
     async def _funding(self, done: SymbolUpdate, symbol: str, start_ns: int) -> SymbolUpdate:
         series = Series(Kind.FUNDING, EVENT, symbol)
-        asked = await asyncio.to_thread(self._lake.asked, series)
+        asked = await _in_thread(self._lake.asked, series)
         for piece in funding_requests((start_ns, self._now_ns), asked, self._now_ns):
             block = await self.ask(lambda p=piece: self._gateway.funding_history(symbol, p[0], p[1]))  # type: ignore[misc]
-            written = await asyncio.to_thread(self._store_funding, series, piece, block)
+            written = await _in_thread(self._store_funding, series, piece, block)
             done = _counted(done, written)
         return done
 
@@ -284,16 +282,26 @@ class _Collector:
     async def _snapshots(self, done: SymbolUpdate, symbol: str) -> SymbolUpdate:
         """Archive tiers (once a day) and open interest (every run): the exchange keeps no history of them."""
         checked = Series(Kind.TIERS, EVENT, symbol)
-        last_look = max((b for _, b in await asyncio.to_thread(self._lake.asked, checked)), default=0)
+        last_look = max((b for _, b in await _in_thread(self._lake.asked, checked)), default=0)
         if self._now_ns - last_look >= _TIERS_MAX_AGE_NS:
             table = await self.ask(lambda: self._gateway.tiers(symbol))
-            await asyncio.to_thread(archive_tiers, self._lake, symbol, table, self._now_ns)
-            await asyncio.to_thread(self._lake.remember_asked, checked, [(self._now_ns - 1, self._now_ns)])
+            await _in_thread(archive_tiers, self._lake, symbol, table, self._now_ns)
+            await _in_thread(self._lake.remember_asked, checked, [(self._now_ns - 1, self._now_ns)])
             done = _counted(done, Upsert(0, 0))
         ts_ns, coins = await self.ask(lambda: self._gateway.open_interest(symbol))
         series = Series(Kind.OPEN_INTEREST, EVENT, symbol)
-        await asyncio.to_thread(self._lake.upsert, series, event_rows(ts_ns, open_interest=coins))
+        await _in_thread(self._lake.upsert, series, event_rows(ts_ns, open_interest=coins))
         return _counted(done, Upsert(0, 0))
+
+
+async def _in_thread(work: Callable[..., T], *args: object) -> T:
+    """Run ``work`` in a thread and let it end even when this task is cancelled: a write must not outlive the lake's lock."""
+    running = asyncio.ensure_future(asyncio.to_thread(work, *args))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
 
 
 def _counted(done: SymbolUpdate, written: Upsert) -> SymbolUpdate:

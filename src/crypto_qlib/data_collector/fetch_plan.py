@@ -33,16 +33,13 @@ def wanted_span(settings: DataSettings, now_ns: int) -> Range:
     Raises
     ------
     UserError
-        If ``data.since`` is no ISO date or lies in the future.
+        If no bar has closed since ``data.since``.
     """
     frame_ns = FRAME_NS[settings.frame]
     end = floor_ts(now_ns, frame_ns)
     if not settings.since:
         return floor_ts(now_ns - settings.history_days * NS_PER_DAY, frame_ns), end
-    try:
-        start = floor_ts(parse_utc(settings.since), frame_ns)
-    except ValueError as e:
-        raise UserError(f"data.since is not an ISO date: {settings.since!r}", "write it like 2025-01-31") from e
+    start = floor_ts(parse_utc(settings.since), frame_ns)
     if start >= end:
         raise UserError(f"data.since = {settings.since} leaves no finished bar before now", "choose an earlier date")
     return start, end
