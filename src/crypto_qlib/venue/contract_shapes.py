@@ -174,7 +174,7 @@ def shaped_contract(listing: Listing) -> tuple[Instrument, TierHistory]:
         tick_size=float(f"1e-{listing.decimals}"),
         lot_size=lot,
         min_size=lot,
-        max_market_size=float(table.max_contracts[0]),
+        max_market_size=float(table.max_contracts[min(2, table.max_contracts.size - 1)]),
         max_limit_size=float(table.max_contracts[-1]),
         max_leverage=float(table.max_leverage[0]),
         funding_interval_h=listing.funding_interval_h,

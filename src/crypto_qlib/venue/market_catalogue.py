@@ -156,7 +156,7 @@ def _draw_coin(k: int, row: tuple[str, int, float, float], rng: np.random.Genera
         inflation=0.0 if is_btc else float(rng.uniform(0.0, 0.15)),
         turnover=6e9 if is_btc else 1.1e8 * (cap / 2.5e9) ** 0.8 * math.exp(0.5 * float(rng.standard_normal())),
         beta=1.0 if is_btc else float(rng.uniform(1.05, 1.6)) * (0.9 if liquidity is LiquidityClass.MAJOR else 1.0),
-        alt_vol=0.0 if is_btc else float(rng.uniform(0.017, 0.024)),
+        alt_vol=0.0 if is_btc else float(rng.uniform(0.015, 0.022)),
         sector_vol=0.0 if is_btc else float(rng.uniform(0.007, 0.012)) * meme,
         own_vol=0.0 if is_btc else own[liquidity] * meme * math.exp(0.15 * float(rng.standard_normal())),
         listed_hour=listed,

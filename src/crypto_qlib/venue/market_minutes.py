@@ -20,7 +20,7 @@ KeyArray = npt.NDArray[np.uint64]
 Tables = tuple[FloatArray, FloatArray, FloatArray]
 """Quantiles of Student's t4, the normal and the exponential distribution."""
 
-_ROOT_60: Final = math.sqrt(60.0)
+_ROOT_60, _ROOT_15 = math.sqrt(60.0), math.sqrt(15.0)
 _QUOTE_STEPS: Final = 64.0
 """Minute turnover is rounded to 1/64 USDT: such sums are exact in float64 in any order."""
 _CUT_A, _CUT_B, _CUT_C = np.uint64(26), np.uint64(38), np.uint64(50)
@@ -28,32 +28,41 @@ _INDEX_SHIFT: Final = np.uint64(52)
 _SIX_BITS: Final = np.uint64(63)
 _LIMIT: Final = 0.5
 """Largest minute return either way; symmetric, so the martingale stays one."""
-_FACTOR_JUMP_RATE: Final = 1.0 / 400.0
-_JUMP_RATE: Final = 1.0 / 350.0
-_JUMP_SIZE: Final = 4.0
+_FACTOR_JUMP_RATE, _FACTOR_JUMP_SIZE = 1.0 / 400.0, 4.5
+_JUMP_RATE, _JUMP_SIZE = 1.0 / 350.0, 6.0
+"""Chance per hour, and root mean square in hourly sigmas."""
+_ALT_FOLLOWS: Final = 1.2
+"""Jump of the factor of all other coins when BTC jumps, relative to BTC's, each in its own sigmas."""
+_RANGE_VARIANCE: Final = 1.2
+"""Variance of the bridge inside a minute relative to the minute's own: quotes bounce more than closes do."""
 
 
 @njit
-def _jump(key: np.uint64, hour: int, rate: float, sigma_hour: float, normal: FloatArray) -> tuple[int, float]:
-    """Return (minute of the jump or -1, its size): symmetric, ``_JUMP_SIZE`` hourly sigmas in the mean square."""
+def _jump(key: np.uint64, hour: int, rate: float, rms: float, normal: FloatArray) -> tuple[int, float]:
+    """Return (minute of the jump or -1, its size): symmetric around zero with root mean square ``rms``."""
     bits = mix(key, 2 * hour)
     if uniform(bits) >= rate:
         return -1, 0.0
     other = mix(key, 2 * hour + 1)
-    return int(bits & _SIX_BITS) % c.MINUTES, _JUMP_SIZE * sigma_hour * table_draw(other, normal)
+    return int(bits & _SIX_BITS) % c.MINUTES, rms * table_draw(other, normal)
 
 
 @njit
 def factor_minutes(seed: int, hour: int, sigmas: FloatArray, student: FloatArray, normal: FloatArray, out: FloatArray) -> None:
     """Fill ``out (FACTOR_COUNT, 60)`` with the factors' minute returns of one hour."""
+    follow_at, follow = -1, 0.0
     for k in range(c.FACTOR_COUNT):
         key = stream_key(seed, c.FACTOR_STREAM, k)
         scale = sigmas[k] / _ROOT_60
         for m in range(c.MINUTES):
             out[k, m] = scale * table_draw(mix(key, hour * c.MINUTES + m), student)
-        at, size = _jump(stream_key(seed, c.FACTOR_JUMP_STREAM, k), hour, _FACTOR_JUMP_RATE, sigmas[k], normal)
+        at, size = _jump(stream_key(seed, c.FACTOR_JUMP_STREAM, k), hour, _FACTOR_JUMP_RATE, _FACTOR_JUMP_SIZE, normal)
         if at >= 0:
-            out[k, at] += size
+            out[k, at] += size * sigmas[k]
+            if k == 0:
+                follow_at, follow = at, _ALT_FOLLOWS * size * sigmas[1]
+    if follow_at >= 0:
+        out[1, follow_at] += follow
 
 
 @njit
@@ -83,11 +92,12 @@ def symbol_minutes(
     beta, alt, sec, sector = coin[c.BETA], coin[c.ALT_LOAD], coin[c.SECTOR_LOAD], 2 + int(coin[c.SECTOR])
     own, total = row[c.OWN_SIGMA] / _ROOT_60, row[c.TOTAL_SIGMA] / _ROOT_60
     drift, lot_rate = row[c.DRIFT] / c.MINUTES, row[c.LOT_RATE] / c.MINUTES
-    jump_at, jump_size = _jump(keys[1], hour, _JUMP_RATE, row[c.OWN_SIGMA], normal)
+    jump_at, jump_size = _jump(keys[1], hour, _JUMP_RATE, _JUMP_SIZE * row[c.OWN_SIGMA], normal)
     quote_per = coin[c.BASE_PER_LOT] / per_unit
-    bridge = 2.0 * total * total
+    bridge = 2.0 * _RANGE_VARIANCE * total * total
     minute = hour * c.MINUTES
-    price, own_sum = row[c.START_PRICE], 0.0
+    start = row[c.START_PRICE]
+    price, own_sum = start, 0.0
     last = max(math.floor(price * per_unit + 0.5), 1.0)
     mark = max(math.floor(price * per_unit * _mark_noise(keys[2], minute - 1, coin[c.MARK_NOISE], student) + 0.5), 1.0)
     premium = row[c.PREMIUM_BEFORE]
@@ -108,7 +118,8 @@ def symbol_minutes(
         close = max(math.floor(price * per_unit + 0.5), 1.0)
         high = max(math.floor(ticks * (1.0 + up) + 0.5), last, close)
         low = max(min(math.floor(ticks * (1.0 + max(down, -_LIMIT)) + 0.5), last, close), 1.0)
-        burst = 0.35 + 0.65 * min(abs(r) / total, 12.0)
+        travelled = abs(price - start) / (start * total * _ROOT_15)
+        burst = 0.2 + 0.4 * min(abs(r) / total, 12.0) + 0.4 * min(travelled, 12.0)
         lots = 1.0 + math.floor(lot_rate * burst * (0.3 + 0.7 * expo[int((bits << _CUT_C) >> _INDEX_SHIFT)]))
         out[m, c.M_OPEN], out[m, c.M_HIGH], out[m, c.M_LOW], out[m, c.M_CLOSE] = last, high, low, close
         out[m, c.M_LOTS] = lots

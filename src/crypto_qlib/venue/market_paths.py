@@ -42,8 +42,8 @@ _PREMIUM_SUM, _PREMIUM_HOURS, _INTERVAL, _LAST_RETURN = range(10, 14)
 _STATE_FIELDS: Final = 14
 
 _ROOT_24: Final = math.sqrt(24.0)
-_DRAWS: Final = 8
-"""Hourly draws per coin; the counter of draw ``j`` of hour ``h`` is ``8 h + j``."""
+_DRAWS: Final = 9
+"""Hourly draws per coin; the counter of draw ``j`` of hour ``h`` is ``9 h + j``."""
 
 _MORNING: Final = (1.10, 1.12, 0.99, 0.90, 0.87, 0.90, 0.92, 0.90, 0.94, 0.87, 0.85, 0.86)
 _EVENING: Final = (0.98, 1.23, 1.35, 1.29, 1.17, 1.14, 1.03, 0.98, 0.97, 0.96, 0.94, 0.80)
@@ -52,21 +52,21 @@ _SEASON: Final = np.array([*_MORNING, *_EVENING])
 _WEEKEND: Final = 0.82
 
 # Tuned against real hours, see benchmarks/stylised_facts.py and docs/market_simulator.md.
-BTC_DAY_VOL: Final = 0.025
+BTC_DAY_VOL: Final = 0.0255
 _MARKET_VOL_SD: Final = np.array([0.36, 0.17, 0.33])
 _MARKET_VOL_RHO: Final = np.array([0.5 ** (1 / 5.0), 0.5 ** (1 / 48.0), 0.5 ** (1 / 400.0)])
 _MARKET_VOL_VAR: Final = float(np.sum(_MARKET_VOL_SD**2))
 _COIN_SHARE, _FACTOR_SHARE = 0.6, 0.8
 _COIN_VOL_SD, _COIN_VOL_RHO = (0.30, 0.30), (0.5 ** (1 / 4.0), 0.5 ** (1 / 200.0))
 _OWN_SPREAD: Final = _COIN_VOL_SD[0] ** 2 + _COIN_VOL_SD[1] ** 2 + _COIN_SHARE**2 * _MARKET_VOL_VAR
-_VOLUME_SD, _VOLUME_RHO = 0.55, 0.5 ** (1 / 16.0)
+_VOLUME_SD, _VOLUME_RHO, _VOLUME_NOISE = 0.45, 0.5 ** (1 / 30.0), 0.25
 _OI_SD, _OI_RHO = 0.25, 0.5 ** (1 / 150.0)
-_PREMIUM_RHO, _PREMIUM_MEAN, _PREMIUM_PULL = 0.5 ** (1 / 20.0), -2.5e-4, 0.004
+_PREMIUM_RHO, _PREMIUM_MEAN, _PREMIUM_PULL = 0.5 ** (1 / 8.0), -2.5e-4, 0.004
 _SHOCK_RATE, _SHOCK_RHO, _SHOCK_SIZE, _SHOCK_LEAN = 1.0 / 5000.0, 0.5 ** (1 / 10.0), 0.03, 0.3
-_SHOCK_FROM_SCALE: Final = 2.5e-4
+_SHOCK_FROM_SCALE: Final = 1.5e-4
 """Only coins whose premium is at least this noisy see premium shocks."""
 _HIDDEN_RHO, _MOMENTUM_RHO = 0.5 ** (1 / 60.0), 0.5 ** (1 / 24.0)
-_SIGNAL_GAIN: Final = 0.05
+_SIGNAL_GAIN: Final = 0.04
 """Drift per hour at strength 1, in the coin's own hourly sigma per unit of the signal."""
 _MOMENTUM_WEIGHT, _HIDDEN_WEIGHT = 0.8, 0.6
 _HIDDEN_IN_VOLUME, _HIDDEN_IN_PREMIUM = 0.35, 0.8
@@ -191,7 +191,8 @@ def _advance_coin(
     own_level = state[_VOL_FAST] + state[_VOL_SLOW]
     own = math.exp(_COIN_SHARE * level + own_level - _OWN_SPREAD)
     row[c.OWN_SIGMA] = coin[c.OWN_VOL] / _ROOT_24 * season * own * (1.0 + young) * (1.0 + 0.5 * dying)
-    lively = season * math.exp(0.8 * (level + 0.5 * own_level) + state[_VOLUME] + _HIDDEN_IN_VOLUME * state[_HIDDEN] - 0.35)
+    calm = state[_VOLUME] + _VOLUME_NOISE * table_draw(mix(key, at + 8), normal) + _HIDDEN_IN_VOLUME * state[_HIDDEN] - 0.2
+    lively = season * math.exp(0.8 * (level + 0.5 * own_level) + calm)
     row[c.LOT_RATE] = coin[c.DAY_LOTS] / 24.0 * lively * (1.0 + 3.0 * young) * (1.0 - 0.7 * dying)
     row[c.OPEN_INTEREST] = coin[c.OI_SCALE] * math.exp(state[_OI])
     row[c.START_PRICE] = coin[c.FIRST_PRICE] if is_first else state[_PRICE]

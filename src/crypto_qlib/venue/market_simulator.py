@@ -34,16 +34,16 @@ _MARK = (c.MARK_OPEN, c.MARK_HIGH, c.MARK_LOW, c.MARK_CLOSE)
 _INDEX = (c.M_INDEX_OPEN, c.M_INDEX_HIGH, c.M_INDEX_LOW, c.M_INDEX_CLOSE)
 
 _PREMIUM_SCALE = {
-    LiquidityClass.MAJOR: 1.5e-4,
-    LiquidityClass.LARGE: 2.5e-4,
-    LiquidityClass.MID: 4e-4,
-    LiquidityClass.SMALL: 6e-4,
+    LiquidityClass.MAJOR: 1e-4,
+    LiquidityClass.LARGE: 2e-4,
+    LiquidityClass.MID: 3e-4,
+    LiquidityClass.SMALL: 4.5e-4,
 }
 _MARK_NOISE = {
-    LiquidityClass.MAJOR: 0.4e-4,
-    LiquidityClass.LARGE: 0.8e-4,
-    LiquidityClass.MID: 1.5e-4,
-    LiquidityClass.SMALL: 2.5e-4,
+    LiquidityClass.MAJOR: 0.7e-4,
+    LiquidityClass.LARGE: 1.2e-4,
+    LiquidityClass.MID: 1.8e-4,
+    LiquidityClass.SMALL: 2.8e-4,
 }
 _OPEN_INTEREST_DAYS = 0.35
 """Open interest as a multiple of a typical day's turnover."""
@@ -64,7 +64,7 @@ class SimulationSpec:
         Seed of everything random.
     signal_strength : float
         Planted cross-sectional signal in [0, 1]. 0: returns are a martingale difference, nothing predicts them.
-        1: a 24 h rank correlation of about 0.1 is there to be found.
+        1: the true drift has a 24 h rank correlation of about 0.15 with returns, plain momentum about 0.1.
 
     Raises
     ------
