@@ -1,0 +1,268 @@
+"""What the session machine is told, and what it asks for: plain frozen values, so a journal of them replays a session.
+
+The machine knows no clock and no network. An *event* is a fact with the instant it was learned at; an *instruction* is a
+wish that the runner carries out, answering with further events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from crypto_qlib.core.account import AccountState
+from crypto_qlib.core.order import Fill, MarginMode, OrderRequest, OrderStatus
+from crypto_qlib.core.signal import Scores
+from crypto_qlib.live_trading.risk_control import Mode
+from crypto_qlib.portfolio.market_state import MarketState
+from crypto_qlib.portfolio.veto import Veto
+from crypto_qlib.store.ledger import IntentRow
+
+
+class Purpose(StrEnum):
+    """Why the account is read."""
+
+    START = "start"
+    DECIDE = "decide"
+    VERIFY = "verify"
+
+
+class Severity(StrEnum):
+    """How loudly to tell a person."""
+
+    INFO = "info"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """How complete the market view of one bar is.
+
+    Parameters
+    ----------
+    expected, fresh : int
+        Symbols that should have a bar, and those that do.
+    missing : tuple of str
+        Symbols without one.
+    """
+
+    expected: int
+    fresh: int
+    missing: tuple[str, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """Return ``fresh / expected``; 0.0 where nothing is expected."""
+        return self.fresh / self.expected if self.expected else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The session starts, or starts again after a stop or a crash."""
+
+    ts_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class BarClosed:
+    """A bar closed and the market view of it is ready.
+
+    Parameters
+    ----------
+    ts_ns : int
+        Close of the bar: ``as_of`` of scores and market.
+    scores : Scores
+        The champion's scores; all NaN where there is no model view.
+    market : MarketState
+        What a decision may know.
+    freshness : Freshness
+        How complete the view is.
+    is_last : bool
+        The session ends with this bar: no new risk is taken, and positions are closed if ``flatten`` is set.
+    """
+
+    ts_ns: int
+    scores: Scores
+    market: MarketState
+    freshness: Freshness
+    is_last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRead:
+    """Balance and positions as the exchange shows them."""
+
+    ts_ns: int
+    account: AccountState
+    purpose: Purpose
+
+
+@dataclass(frozen=True, slots=True)
+class FillsRead:
+    """Executions not seen before, oldest first."""
+
+    ts_ns: int
+    fills: tuple[Fill, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LeverageSet:
+    """The exchange confirmed the leverage of a symbol."""
+
+    ts_ns: int
+    symbol: str
+    leverage: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeverageRefused:
+    """The leverage could not be set: no order of the symbol may follow."""
+
+    ts_ns: int
+    symbol: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class OrderReported:
+    """The exchange says how an order stands."""
+
+    ts_ns: int
+    client_order_id: str
+    status: OrderStatus
+    filled_lots: int
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OrderUnknown:
+    """An order was sent and nobody knows whether it arrived; or a look-up got no answer."""
+
+    ts_ns: int
+    client_order_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class OrderNotFound:
+    """The exchange does not know the id."""
+
+    ts_ns: int
+    client_order_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModeVoiced:
+    """Somebody (an operator, a failing database, a gateway) asks for a mode under a name."""
+
+    ts_ns: int
+    voice: str
+    mode: Mode
+    reason: str
+
+
+Event = (
+    Started
+    | BarClosed
+    | AccountRead
+    | FillsRead
+    | LeverageSet
+    | LeverageRefused
+    | OrderReported
+    | OrderUnknown
+    | OrderNotFound
+    | ModeVoiced
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadAccount:
+    """Read balance and positions; answer with :class:`AccountRead` of the same purpose."""
+
+    purpose: Purpose
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFills:
+    """Read executions since ``since_ns`` (inclusive); answer with :class:`FillsRead`."""
+
+    since_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetLeverage:
+    """Set and verify the leverage of a symbol."""
+
+    symbol: str
+    leverage: float
+    margin_mode: MarginMode
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceOrder:
+    """Write the intent, then send the order."""
+
+    intent: IntentRow
+    request: OrderRequest
+
+
+@dataclass(frozen=True, slots=True)
+class LookUpOrder:
+    """Ask for an order by its client order id; ``attempt`` counts from 1 and spaces the tries out."""
+
+    symbol: str
+    client_order_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUpOrder:
+    """Write into the ledger that an order never reached the exchange."""
+
+    client_order_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """Tell a person."""
+
+    severity: Severity
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SaveRisk:
+    """Keep the risk state, so that a restart does not reset a tripped limit."""
+
+    voices: dict[str, tuple[Mode, str]]
+    peak_equity: float
+    day: int
+    day_start_equity: float
+
+
+@dataclass(frozen=True, slots=True)
+class CycleDone:
+    """Nothing is left to do for this bar.
+
+    Parameters
+    ----------
+    ts_ns : int
+        ``as_of`` of the cycle.
+    account : AccountState
+        Account after the orders.
+    mode : Mode
+        Mode in force.
+    vetoes : tuple of Veto
+        Refusals of the decision.
+    orders_sent : int
+        Orders of this cycle.
+    """
+
+    ts_ns: int
+    account: AccountState
+    mode: Mode
+    vetoes: tuple[Veto, ...]
+    orders_sent: int
+
+
+Instruction = ReadAccount | ReadFills | SetLeverage | PlaceOrder | LookUpOrder | GiveUpOrder | Alert | SaveRisk | CycleDone

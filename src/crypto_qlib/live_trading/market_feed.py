@@ -1,0 +1,183 @@
+"""Keep the last bars of the traded symbols as one :class:`MarketPanel`, extended by each bar that closes.
+
+The window is long enough that features, market state and scores of its last bar equal those of the whole history bit for bit:
+``max(feature look-back, portfolio.market_columns.history_bars)`` bars.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from crypto_qlib.core.clock import FRAME_NS, NS_PER_HOUR, NS_PER_MINUTE, floor_ts
+from crypto_qlib.core.errors import RetryLater, UserError
+from crypto_qlib.core.market import PANEL_FIELDS, PANEL_PRICES, BarBlock, FloatArray, FundingBlock, IntArray, MarketPanel
+from crypto_qlib.data_collector.panel import funding_on_grid
+from crypto_qlib.exchange.gateway import Gateway, PriceKind
+from crypto_qlib.live_trading.events import Freshness
+
+_LAST_FIELDS = ("open", "high", "low", "close", "volume", "quote_volume")
+_MARK_FIELDS = dict(zip(PANEL_PRICES[4:], PANEL_PRICES[:4], strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class FeedConfig:
+    """What the feed collects.
+
+    Parameters
+    ----------
+    frame : str
+        Bar length, e.g. ``1h``.
+    window_bars : int
+        Bars kept.
+    mark, funding : bool
+        Whether mark candles and settled funding are collected too.
+    concurrency : int
+        Requests in flight at once.
+    """
+
+    frame: str
+    window_bars: int
+    mark: bool = True
+    funding: bool = True
+    concurrency: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What the exchange said of one symbol."""
+
+    last: BarBlock
+    mark: BarBlock
+    funding: FundingBlock
+
+
+class MarketFeed:
+    """A rolling panel.
+
+    Parameters
+    ----------
+    gateway : Gateway
+        Where new bars come from.
+    history : MarketPanel
+        Bars up to now, from the lake.
+    config : FeedConfig
+        What to collect.
+    funding_interval_h : mapping
+        Hours between settlements by symbol; says when asking for new settlements is worth while.
+
+    Raises
+    ------
+    UserError
+        If the frame of ``history`` is not the configured one.
+    """
+
+    def __init__(
+        self, gateway: Gateway, history: MarketPanel, config: FeedConfig, funding_interval_h: Mapping[str, int]
+    ) -> None:
+        if history.frame_ns != FRAME_NS[config.frame]:
+            raise UserError(
+                f"the history has bars of {history.frame_ns} ns, not of {config.frame}", "rebuild it with data.frame"
+            )
+        self._gateway = gateway
+        self._config = config
+        self._interval_ns = {s: funding_interval_h.get(s, 8) * NS_PER_HOUR for s in history.symbols}
+        self._permits = asyncio.Semaphore(config.concurrency)
+        self.panel = history.rows(max(history.n_bars - config.window_bars, 0), history.n_bars)
+
+    @property
+    def known_until_ns(self) -> int:
+        """Return the close of the newest bar of the window."""
+        return int(self.panel.ts_open[-1]) + self.panel.frame_ns
+
+    async def update(self, as_of_ns: int) -> tuple[MarketPanel, Freshness]:
+        """Fetch every bar that closed up to ``as_of_ns`` and return the window with how complete its last bar is.
+
+        A symbol that does not answer has no fresh bar; the missing rows are asked for again with the next bar.
+        """
+        self._extend_to(as_of_ns)
+        answers = await asyncio.gather(*(self._ask(symbol, as_of_ns) for symbol in self.panel.symbols))
+        fields = {name: np.array(getattr(self.panel, name)) for name in PANEL_FIELDS}
+        for column, answer in enumerate(answers):
+            if answer is not None:
+                self._fill(fields, column, answer)
+        self.panel = _panel(self.panel, self.panel.ts_open, fields)
+        self.panel = self.panel.rows(max(self.panel.n_bars - self._config.window_bars, 0), self.panel.n_bars)
+        return self.panel, freshness(self.panel, as_of_ns)
+
+    def _extend_to(self, as_of_ns: int) -> None:
+        panel = self.panel
+        n_new = (as_of_ns - self.known_until_ns) // panel.frame_ns
+        if n_new <= 0:
+            return
+        ts = self.known_until_ns + panel.frame_ns * np.arange(n_new, dtype=np.int64)
+        empty = np.full((n_new, len(panel.symbols)), np.nan)
+        fields = {name: np.concatenate([getattr(panel, name), empty]) for name in PANEL_FIELDS}
+        self.panel = _panel(panel, np.concatenate([panel.ts_open, ts]), fields)
+
+    def _first_unknown(self, column: int) -> int:
+        """Return the open of the first bar after the last one known; nothing further back than two days is asked for again."""
+        known = np.flatnonzero(np.isfinite(self.panel.close[:, column]))
+        oldest = max(self.panel.n_bars - max(2 * 24 * NS_PER_HOUR // self.panel.frame_ns, 2), 0)
+        return int(self.panel.ts_open[min(max(oldest, known[-1] + 1 if known.size else 0), self.panel.n_bars - 1)])
+
+    async def _ask(self, symbol: str, as_of_ns: int) -> _Answer | None:
+        column = self.panel.symbols.index(symbol)
+        start = self._first_unknown(column)
+        config = self._config
+        try:
+            async with self._permits:
+                last = await self._gateway.candles(symbol, config.frame, start, as_of_ns)
+            mark = BarBlock.empty()
+            if config.mark and self.panel.has_mark[column]:
+                async with self._permits:
+                    mark = await self._gateway.candles(symbol, config.frame, start, as_of_ns, PriceKind.MARK)
+            return _Answer(last, mark, await self._ask_funding(symbol, column, as_of_ns))
+        except RetryLater:  # the gateway has tried more than once; the bar counts as missing, which the session must see
+            return None
+
+    async def _ask_funding(self, symbol: str, column: int, as_of_ns: int) -> FundingBlock:
+        settled = np.flatnonzero(np.isfinite(self.panel.funding_rate[:, column]))
+        since = int(self.panel.ts_open[settled[-1]]) if settled.size else int(self.panel.ts_open[0])
+        due = floor_ts(since, self._interval_ns[symbol]) + self._interval_ns[symbol] < as_of_ns
+        if not (self._config.funding and due):
+            return FundingBlock(np.empty(0, np.int64), np.empty(0))
+        async with self._permits:
+            jitter = min(NS_PER_MINUTE, self.panel.frame_ns // 2)  # what counts as "at the open", see funding_on_grid
+            return await self._gateway.funding_history(symbol, since + jitter + 1, as_of_ns)
+
+    def _fill(self, fields: dict[str, FloatArray], column: int, answer: _Answer) -> None:
+        rows, kept = self._rows_of(answer.last.ts_open)
+        for name in _LAST_FIELDS:
+            fields[name][rows, column] = getattr(answer.last, name)[kept]
+        for mark_name, name in _MARK_FIELDS.items():
+            fields[mark_name][rows, column] = getattr(answer.last, name)[kept]
+        rows, kept = self._rows_of(answer.mark.ts_open)
+        for mark_name, name in _MARK_FIELDS.items():
+            fields[mark_name][rows, column] = getattr(answer.mark, name)[kept]
+        settled = funding_on_grid(answer.funding.ts, answer.funding.rate, self.panel.ts_open, self.panel.frame_ns)
+        known = np.isfinite(settled)
+        fields["funding_rate"][known, column] = settled[known]
+
+    def _rows_of(self, ts_open: IntArray) -> tuple[list[int], list[int]]:
+        """Return (rows of the panel, places in the answer) of the instants that are on the panel's grid."""
+        first, frame = int(self.panel.ts_open[0]), self.panel.frame_ns
+        pairs = [((int(t) - first) // frame, k) for k, t in enumerate(ts_open) if first <= t <= int(self.panel.ts_open[-1])]
+        return [row for row, _ in pairs], [k for _, k in pairs]
+
+
+def _panel(like: MarketPanel, ts_open: IntArray, fields: dict[str, FloatArray]) -> MarketPanel:
+    return MarketPanel(like.symbols, like.frame_ns, ts_open, has_mark=like.has_mark, **fields)
+
+
+def freshness(panel: MarketPanel, as_of_ns: int) -> Freshness:
+    """Return how many of the symbols that traded within the last day have the bar that closed at ``as_of_ns``."""
+    day = max(24 * NS_PER_HOUR // panel.frame_ns, 2)
+    alive = np.isfinite(panel.close[-day - 1 : -1]).sum(axis=0).tolist()
+    is_current = int(panel.ts_open[-1]) + panel.frame_ns == as_of_ns
+    expected = [s for k, s in enumerate(panel.symbols) if alive[k]]
+    missing = tuple(s for s in expected if not is_current or not np.isfinite(panel.close[-1, panel.symbols.index(s)]))
+    return Freshness(len(expected), len(expected) - len(missing), missing)

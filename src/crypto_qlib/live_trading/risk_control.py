@@ -1,0 +1,186 @@
+"""May the session still take risk? Pure checks; several voices, the strictest wins.
+
+Modes are ordered ``ACTIVE < REDUCE_ONLY < HALTED``. Each check speaks under its own name. A tripped drawdown, and what an
+operator or the ledger asks for, stays until a person lifts it, over restarts too; the day's loss lifts at the next UTC day;
+stale data and thin margin lift with the next bar that is sound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final
+
+from crypto_qlib.core.clock import NS_PER_DAY
+from crypto_qlib.settings.schema import LiveSettings
+
+STALE_DATA: Final = "stale_data"
+DAILY_LOSS: Final = "daily_loss"
+DRAWDOWN: Final = "drawdown"
+MARGIN: Final = "margin"
+
+
+class Mode(IntEnum):
+    """What the session may do; larger is stricter."""
+
+    ACTIVE = 0
+    REDUCE_ONLY = 1
+    HALTED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RiskLimits:
+    """Limits of the running session (beside the rules every decision obeys).
+
+    Parameters
+    ----------
+    max_daily_loss : float
+        Loss since the day's first equity (UTC), a fraction of it, from which positions may only be reduced; 1 = off.
+    halt_drawdown : float
+        Fall from the highest equity, a fraction of it, from which nothing is sent any more; 1 = off.
+    min_fresh_share : float
+        Smallest share of symbols with a fresh bar for a cycle that may open positions.
+    min_margin_ratio : float
+        Account margin ratio (equity over requirement, 1 liquidates) below which positions may only be reduced.
+    """
+
+    max_daily_loss: float = 1.0
+    halt_drawdown: float = 1.0
+    min_fresh_share: float = 0.9
+    min_margin_ratio: float = 1.5
+
+    @staticmethod
+    def of(settings: LiveSettings) -> RiskLimits:
+        """Return the limits the ``live`` section asks for."""
+        return RiskLimits(settings.max_daily_loss, settings.halt_drawdown, settings.min_fresh_share, settings.min_margin_ratio)
+
+
+@dataclass(frozen=True, slots=True)
+class RiskVeto:
+    """A tripped limit.
+
+    Parameters
+    ----------
+    rule : str
+        Name of the voice.
+    limit, actual : float
+        Bound and the value that broke it, fractions.
+    mode : Mode
+        What it asks for.
+    """
+
+    rule: str
+    limit: float
+    actual: float
+    mode: Mode
+
+    def __str__(self) -> str:
+        return f"{self.rule} limit {self.limit:g}, actual {self.actual:g}: {self.mode.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class RiskState:
+    """What must be remembered between bars and over restarts.
+
+    Parameters
+    ----------
+    voices : dict
+        Voice -> (mode asked for, reason). A voice that is not in here asks for nothing.
+    peak_equity : float
+        Highest equity so far, USDT.
+    day : int
+        Days since the epoch (UTC) that ``day_start_equity`` belongs to; -1 before the first account.
+    day_start_equity : float
+        First equity of that day, USDT.
+    """
+
+    voices: dict[str, tuple[Mode, str]] = field(default_factory=dict)
+    peak_equity: float = 0.0
+    day: int = -1
+    day_start_equity: float = 0.0
+
+    @property
+    def mode(self) -> Mode:
+        """Return the strictest mode any voice asks for."""
+        return max((mode for mode, _ in self.voices.values()), default=Mode.ACTIVE)
+
+    def with_voice(self, voice: str, mode: Mode, reason: str) -> RiskState:
+        """Return the state in which ``voice`` asks for ``mode``; ``ACTIVE`` takes the voice back."""
+        voices = {name: said for name, said in self.voices.items() if name != voice}
+        if mode is not Mode.ACTIVE:
+            voices[voice] = (mode, reason)
+        return RiskState(voices, self.peak_equity, self.day, self.day_start_equity)
+
+
+def check_daily_loss(equity: float, day_start_equity: float, limits: RiskLimits) -> RiskVeto | None:
+    """Return a veto where ``1 - equity / day_start_equity >= max_daily_loss``."""
+    if limits.max_daily_loss >= 1.0 or day_start_equity <= 0.0:
+        return None
+    loss = 1.0 - equity / day_start_equity
+    if loss < limits.max_daily_loss:
+        return None
+    return RiskVeto(DAILY_LOSS, limits.max_daily_loss, loss, Mode.REDUCE_ONLY)
+
+
+def check_drawdown(equity: float, peak_equity: float, limits: RiskLimits) -> RiskVeto | None:
+    """Return a veto where ``1 - equity / peak_equity >= halt_drawdown``."""
+    if limits.halt_drawdown >= 1.0 or peak_equity <= 0.0:
+        return None
+    fall = 1.0 - equity / peak_equity
+    return RiskVeto(DRAWDOWN, limits.halt_drawdown, fall, Mode.HALTED) if fall >= limits.halt_drawdown else None
+
+
+def check_margin(margin_ratio: float, limits: RiskLimits) -> RiskVeto | None:
+    """Return a veto where the account's margin ratio is below its floor (NaN counts as unknown, not as safe or unsafe)."""
+    if margin_ratio < limits.min_margin_ratio:
+        return RiskVeto(MARGIN, limits.min_margin_ratio, margin_ratio, Mode.REDUCE_ONLY)
+    return None
+
+
+def check_freshness(fresh_share: float, limits: RiskLimits) -> RiskVeto | None:
+    """Return a veto where too few symbols have a fresh bar: such a cycle may only reduce risk."""
+    if fresh_share < limits.min_fresh_share:
+        return RiskVeto(STALE_DATA, limits.min_fresh_share, fresh_share, Mode.REDUCE_ONLY)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one bar shows of the account (equity in USDT) and of the data."""
+
+    ts_ns: int
+    equity: float
+    margin_ratio: float
+    fresh_share: float
+
+
+def observe(state: RiskState, seen: Observation, limits: RiskLimits) -> tuple[RiskState, tuple[RiskVeto, ...]]:
+    """Return the state after one bar, and the limits that tripped *now* (not those that were tripped already).
+
+    The peak and the day's start are moved first; a tripped drawdown stays, the other voices follow the bar.
+    """
+    known = frozenset(state.voices)
+    day = seen.ts_ns // NS_PER_DAY
+    new_day = day != state.day
+    state = RiskState(
+        state.voices,
+        max(state.peak_equity, seen.equity),
+        day,
+        seen.equity if new_day else state.day_start_equity,
+    )
+    if new_day:
+        state = state.with_voice(DAILY_LOSS, Mode.ACTIVE, "")
+    for lifted in (STALE_DATA, MARGIN):
+        state = state.with_voice(lifted, Mode.ACTIVE, "")
+    tripped = []
+    for veto in (
+        check_freshness(seen.fresh_share, limits),
+        check_margin(seen.margin_ratio, limits),
+        check_daily_loss(seen.equity, state.day_start_equity, limits),
+        check_drawdown(seen.equity, state.peak_equity, limits),
+    ):
+        if veto is not None and veto.rule not in state.voices:
+            if veto.rule not in known:
+                tripped.append(veto)
+            state = state.with_voice(veto.rule, veto.mode, str(veto))
+    return state, tuple(tripped)

@@ -1,0 +1,391 @@
+"""The live session as a pure machine: ``handle(event) -> [instruction]``, no clock, no await, no random.
+
+One cycle, from a bar's close to the next:
+
+1. ``BarClosed`` -> read fills, then the account.
+2. ``AccountRead(DECIDE)`` -> enrich it (tracker), observe the limits (risk control), ``decide()``, and keep what the mode
+   allows: ``ACTIVE`` everything, ``REDUCE_ONLY`` exits, ``HALTED`` nothing.
+3. All exits are sent. When every one of them is final, entries follow one by one by rank: leverage first (once a symbol and
+   value), then the order with its protection attached. Each exit that did not fill takes the last entry with it.
+4. An order whose report is not final, or whose answer never came, is looked up by its client order id, never sent again. After
+   ``max_lookups`` it stays open in the ledger, counts as a slot, and the next bar looks again.
+5. When nothing is under way: read fills and the account once more, check that every position of ours has its stop, and end the
+   cycle. A position found without its stop twice in a row is closed.
+
+The same decision always has the same client order id, so a decision handled twice cannot open twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field, replace
+
+from crypto_qlib.core.account import AccountState, OpenPosition
+from crypto_qlib.core.order import ExitKind, MarginMode, OrderRequest, OrderStatus, Protection, Side, TriggerSource
+from crypto_qlib.live_trading import events as ev
+from crypto_qlib.live_trading.position_tracker import PositionTracker
+from crypto_qlib.live_trading.risk_control import Mode, Observation, RiskLimits, RiskState, observe
+from crypto_qlib.portfolio.decision import decide
+from crypto_qlib.portfolio.plan import Plan, PlannedOrder, client_order_id
+from crypto_qlib.portfolio.rules import Rules
+from crypto_qlib.portfolio.veto import Veto
+from crypto_qlib.store.ledger import IntentRow
+
+Instructions = list[ev.Instruction]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """What a session needs to know and never changes.
+
+    Parameters
+    ----------
+    session_id : str
+        Names the account over restarts; part of every client order id.
+    rules : Rules
+        What every decision obeys; the same as in the backtest.
+    limits : RiskLimits
+        Limits of the running session.
+    margin_mode : MarginMode
+        Margin mode of all orders.
+    trigger : TriggerSource
+        Price that triggers stops and take-profits.
+    max_lookups : int
+        Look-ups of one order within a cycle.
+    flatten : bool
+        Close all of our positions with the last bar.
+    """
+
+    session_id: str
+    rules: Rules
+    limits: RiskLimits = field(default_factory=RiskLimits)
+    margin_mode: MarginMode = MarginMode.ISOLATED
+    trigger: TriggerSource = TriggerSource.LAST
+    max_lookups: int = 4
+    flatten: bool = False
+
+
+@dataclass(slots=True)
+class _Cycle:
+    """What is under way for one bar."""
+
+    bar: ev.BarClosed
+    exits: set[str] = field(default_factory=set)
+    failed_exits: int = 0
+    entries: deque[PlannedOrder] = field(default_factory=deque)
+    entry: PlannedOrder | None = None
+    vetoes: tuple[Veto, ...] = ()
+    sent: int = 0
+    done: bool = False
+
+
+class Session:
+    """Decide what to do next, given what happened.
+
+    Parameters
+    ----------
+    config : SessionConfig
+        Rules, limits, names.
+    tracker : PositionTracker
+        Our positions as the ledger knows them (rebuilt from it after a restart).
+    risk : RiskState
+        Limits tripped earlier, peak equity.
+    unresolved : tuple of IntentRow
+        Orders of an earlier run that may exist at the exchange.
+    """
+
+    def __init__(
+        self,
+        config: SessionConfig,
+        tracker: PositionTracker,
+        risk: RiskState | None = None,
+        unresolved: tuple[IntentRow, ...] = (),
+    ) -> None:
+        self._config = config
+        self._tracker = tracker
+        self.risk = risk or RiskState()
+        self._open: dict[str, IntentRow] = {intent.client_order_id: intent for intent in unresolved}
+        self._lookups: dict[str, int] = {}
+        self._leverage: dict[str, float] = {}
+        self._unprotected: set[str] = set()
+        self._cycle: _Cycle | None = None
+
+    @property
+    def pending(self) -> tuple[str, ...]:
+        """Return the symbols with an order that is not final, in order of sending."""
+        return tuple(dict.fromkeys(intent.symbol for intent in self._open.values()))
+
+    def handle(self, event: ev.Event) -> Instructions:  # noqa: PLR0911, PLR0912 - one line an event
+        """Return what to do next; the order of the instructions is the order in which to carry them out."""
+        match event:
+            case ev.Started():
+                return self._on_started()
+            case ev.BarClosed():
+                return self._on_bar_closed(event)
+            case ev.AccountRead(purpose=ev.Purpose.START):
+                return self._on_start_account(event.account)
+            case ev.AccountRead(purpose=ev.Purpose.DECIDE):
+                return self._on_decision_account(event.account)
+            case ev.AccountRead():
+                return self._on_final_account(event.account)
+            case ev.FillsRead():
+                for fill in event.fills:
+                    self._tracker.note_fill(fill)
+                return []
+            case ev.LeverageSet():
+                return self._on_leverage_set(event)
+            case ev.LeverageRefused():
+                return self._on_leverage_refused(event)
+            case ev.OrderReported():
+                return self._on_order_reported(event)
+            case ev.OrderUnknown():
+                return self._look_up(event.client_order_id)
+            case ev.OrderNotFound():
+                return self._on_order_not_found(event)
+            case ev.ModeVoiced():
+                self.risk = self.risk.with_voice(event.voice, event.mode, event.reason)
+                text = f"{event.voice} asks for {event.mode.name}: {event.reason}"
+                return [ev.Alert(ev.Severity.CRITICAL, text), self._save_risk()]
+
+    # ---- start
+
+    def _on_started(self) -> Instructions:
+        lookups = [inst for coid in list(self._open) for inst in self._look_up(coid)]
+        return [*lookups, ev.ReadFills(self._tracker.last_fill_ns), ev.ReadAccount(ev.Purpose.START)]
+
+    def _on_start_account(self, account: AccountState) -> Instructions:
+        alerts = self._mismatch_alerts(account)
+        self._leverage = {p.symbol: p.leverage for p in account.positions if self._tracker.lots(p.symbol)}
+        return [*alerts, self._save_risk()]
+
+    def _mismatch_alerts(self, account: AccountState) -> Instructions:
+        waiting = set(self.pending)
+        alerts: Instructions = []
+        for mismatch in self._tracker.mismatches(account):
+            if mismatch.symbol in waiting:
+                continue
+            what = "not ours, left alone" if mismatch.is_foreign else "differs from the ledger"
+            severity = ev.Severity.WARNING if mismatch.is_foreign else ev.Severity.CRITICAL
+            alerts.append(ev.Alert(severity, f"position {what}: {mismatch}"))
+        return alerts
+
+    # ---- decision
+
+    def _on_bar_closed(self, bar: ev.BarClosed) -> Instructions:
+        self._cycle = _Cycle(bar)
+        self._lookups = {}
+        lookups = [inst for coid in list(self._open) for inst in self._look_up(coid)]
+        return [*lookups, ev.ReadFills(self._tracker.last_fill_ns), ev.ReadAccount(ev.Purpose.DECIDE)]
+
+    def _on_decision_account(self, account: AccountState) -> Instructions:
+        cycle = self._cycle
+        if cycle is None:
+            return []
+        seen = Observation(cycle.bar.ts_ns, account.equity, account.margin_ratio, cycle.bar.freshness.share)
+        self.risk, tripped = observe(self.risk, seen, self._config.limits)
+        out: Instructions = [ev.Alert(ev.Severity.CRITICAL, f"risk limit tripped: {veto}") for veto in tripped]
+        out.append(self._save_risk())
+        enriched = self._tracker.enrich(replace(account, as_of_ns=cycle.bar.ts_ns), self.pending, self.risk.peak_equity)
+        plan = self._plan(cycle.bar, enriched)
+        cycle.vetoes = plan.vetoes
+        cycle.entries.extend(plan.entries)
+        for order in plan.exits:
+            placed = self._place(order)
+            if placed is not None:
+                cycle.exits.add(placed.intent.client_order_id)
+                out.append(placed)
+        return out + self._advance()
+
+    def _plan(self, bar: ev.BarClosed, account: AccountState) -> Plan:
+        if self.risk.mode is Mode.HALTED:
+            return Plan(bar.ts_ns)
+        if bar.is_last and self._config.flatten:
+            return Plan(bar.ts_ns, tuple(_close(p, ExitKind.MANUAL) for p in account.positions))
+        plan = decide(bar.scores, account, bar.market, self._config.rules)
+        busy = set(self.pending)
+        orders = tuple(o for o in plan.orders if o.symbol not in busy)
+        if self.risk.mode is Mode.REDUCE_ONLY or bar.is_last:
+            orders = tuple(o for o in orders if o.reduce_only and o.reason is not ExitKind.REPLACED)
+        return Plan(plan.as_of_ns, orders, plan.vetoes)
+
+    # ---- orders
+
+    def _place(self, order: PlannedOrder) -> ev.PlaceOrder | None:
+        """Return the instruction for one planned order, or ``None`` where that very order is already under way."""
+        cycle = self._cycle
+        assert cycle is not None
+        purpose = "entry" if order.reason is None else order.reason.value
+        coid = client_order_id(self._config.session_id, cycle.bar.ts_ns, order.symbol, purpose)
+        if coid in self._open:
+            return None
+        intent = IntentRow(
+            coid,
+            cycle.bar.ts_ns,
+            order.symbol,
+            order.signed_lots,
+            is_entry=not order.reduce_only,
+            exit_kind=order.reason,
+            leverage=order.leverage,
+            stop_price=_or_none(order.stop_price),
+            take_profit_price=_or_none(order.take_profit_price),
+            entry_score=_or_none(order.score),
+        )
+        self._tracker.note_intent(intent)
+        self._open[coid] = intent
+        cycle.sent += 1
+        return ev.PlaceOrder(intent, self._request(intent, order))
+
+    def _request(self, intent: IntentRow, order: PlannedOrder) -> OrderRequest:
+        protected = intent.stop_price is not None or intent.take_profit_price is not None
+        protection = Protection(intent.stop_price, intent.take_profit_price, self._config.trigger) if protected else None
+        return OrderRequest(
+            intent.client_order_id,
+            order.symbol,
+            order.side,
+            order.lots,
+            margin_mode=self._config.margin_mode,
+            reduce_only=order.reduce_only,
+            protection=protection,
+        )
+
+    def _look_up(self, coid: str) -> Instructions:
+        intent = self._open.get(coid)
+        if intent is None:
+            return []
+        attempt = self._lookups.get(coid, 0) + 1
+        self._lookups[coid] = attempt
+        if attempt <= self._config.max_lookups:
+            return [ev.LookUpOrder(intent.symbol, coid, attempt)]
+        text = f"order {coid} of {intent.symbol} is unresolved after {self._config.max_lookups} look-ups; asked again next bar"
+        return [ev.Alert(ev.Severity.CRITICAL, text), *self._settled(coid, filled=False)]
+
+    def _on_order_reported(self, event: ev.OrderReported) -> Instructions:
+        intent = self._open.get(event.client_order_id)
+        if intent is None:
+            return []
+        if not event.status.is_final:
+            return self._look_up(event.client_order_id)
+        del self._open[event.client_order_id]
+        alerts: Instructions = []
+        if event.status is not OrderStatus.FILLED:
+            note = f": {event.note}" if event.note else ""
+            text = f"{intent.symbol} order {event.client_order_id} ended {event.status.value}{note}"
+            alerts.append(ev.Alert(ev.Severity.WARNING, text))
+        return alerts + self._settled(event.client_order_id, filled=event.status is OrderStatus.FILLED)
+
+    def _on_order_not_found(self, event: ev.OrderNotFound) -> Instructions:
+        """Conclude only on the second look that an order never arrived: the first may have overtaken it."""
+        if self._lookups.get(event.client_order_id, 0) < 2:  # noqa: PLR2004
+            return self._look_up(event.client_order_id)
+        reason = "never arrived at the exchange"
+        never = ev.OrderReported(event.ts_ns, event.client_order_id, OrderStatus.REJECTED, 0, reason)
+        return [ev.GiveUpOrder(event.client_order_id, reason), *self._on_order_reported(never)]
+
+    def _settled(self, coid: str, *, filled: bool) -> Instructions:
+        """Go on after an order of this cycle became final, or was given up until the next bar."""
+        cycle = self._cycle
+        if cycle is None:
+            return []
+        if coid in cycle.exits:
+            cycle.exits.discard(coid)
+            cycle.failed_exits += not filled
+        elif cycle.entry is not None and coid == self._entry_id(cycle.entry):
+            cycle.entry = None
+        else:
+            return []
+        return self._advance()
+
+    def _entry_id(self, entry: PlannedOrder) -> str:
+        assert self._cycle is not None
+        return client_order_id(self._config.session_id, self._cycle.bar.ts_ns, entry.symbol, "entry")
+
+    def _advance(self) -> Instructions:
+        cycle = self._cycle
+        if cycle is None or cycle.exits or cycle.entry is not None:
+            return []
+        out: Instructions = []
+        while cycle.failed_exits and cycle.entries:
+            dropped = cycle.entries.pop()
+            cycle.failed_exits -= 1
+            out.append(ev.Alert(ev.Severity.WARNING, f"entry of {dropped.symbol} dropped: an exit of this plan did not fill"))
+        if not cycle.entries:
+            return out + self._finish()
+        cycle.entry = cycle.entries.popleft()
+        return out + self._start_entry(cycle.entry)
+
+    def _start_entry(self, entry: PlannedOrder) -> Instructions:
+        if self._leverage.get(entry.symbol) != entry.leverage:
+            return [ev.SetLeverage(entry.symbol, entry.leverage, self._config.margin_mode)]
+        placed = self._place(entry)
+        return [] if placed is None else [placed]
+
+    def _on_leverage_set(self, event: ev.LeverageSet) -> Instructions:
+        self._leverage[event.symbol] = event.leverage
+        cycle = self._cycle
+        if cycle is None or cycle.entry is None or cycle.entry.symbol != event.symbol:
+            return []
+        return self._start_entry(cycle.entry)
+
+    def _on_leverage_refused(self, event: ev.LeverageRefused) -> Instructions:
+        self._leverage.pop(event.symbol, None)
+        alert = ev.Alert(ev.Severity.WARNING, f"entry of {event.symbol} dropped: leverage not set ({event.reason})")
+        cycle = self._cycle
+        if cycle is None or cycle.entry is None or cycle.entry.symbol != event.symbol:
+            return [alert]
+        cycle.entry = None
+        return [alert, *self._advance()]
+
+    # ---- end of the cycle
+
+    def _finish(self) -> Instructions:
+        cycle = self._cycle
+        if cycle is None or cycle.done:
+            return []
+        cycle.done = True
+        return [ev.ReadFills(self._tracker.last_fill_ns), ev.ReadAccount(ev.Purpose.VERIFY)]
+
+    def _on_final_account(self, account: AccountState) -> Instructions:
+        cycle = self._cycle
+        if cycle is None:
+            return []
+        enriched = self._tracker.enrich(account, self.pending, self.risk.peak_equity)
+        out = self._mismatch_alerts(account) + self._restore_safety(enriched)
+        if cycle.exits:
+            cycle.done = False  # the forced exits end the cycle again when they are final
+            return out
+        return [*out, ev.CycleDone(cycle.bar.ts_ns, account, self.risk.mode, cycle.vetoes, cycle.sent)]
+
+    def _restore_safety(self, account: AccountState) -> Instructions:
+        """Alert on the first sight of a position without its stop, close it on the second."""
+        cycle = self._cycle
+        assert cycle is not None
+        out: Instructions = []
+        bare = {p.symbol: p for p in account.positions if self._lacks_stop(p)}
+        for symbol, position in sorted(bare.items()):
+            if symbol not in self._unprotected or self.risk.mode is Mode.HALTED:
+                out.append(ev.Alert(ev.Severity.CRITICAL, f"{symbol}: the stop of the open position is not at the exchange"))
+                continue
+            placed = self._place(_close(position, ExitKind.RISK)) if symbol not in self.pending else None
+            if placed is not None:
+                cycle.exits.add(placed.intent.client_order_id)
+                out += [ev.Alert(ev.Severity.CRITICAL, f"{symbol}: closing a position that stayed without its stop"), placed]
+        self._unprotected = set(bare)
+        return out
+
+    def _lacks_stop(self, position: OpenPosition) -> bool:
+        wanted, _ = self._tracker.expected_protection(position.symbol)
+        return math.isfinite(wanted) and not math.isfinite(position.stop_price)
+
+    def _save_risk(self) -> ev.SaveRisk:
+        risk = self.risk
+        return ev.SaveRisk(dict(risk.voices), risk.peak_equity, risk.day, risk.day_start_equity)
+
+
+def _close(position: OpenPosition, reason: ExitKind) -> PlannedOrder:
+    side = Side.of(position.lots).opposite
+    return PlannedOrder(position.symbol, side, abs(position.lots), position.leverage, reduce_only=True, reason=reason)
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,129 @@
+"""Carry out one instruction of the session through the gateway and say what came of it.
+
+The order of things is the safety: an order is an intent in the ledger, then ``SENT`` in the ledger, then a request. So whatever
+dies in between, the ledger knows every order that may exist. The classes of ``core.errors`` decide what happens next:
+
+=================  ==========================================================================
+``RetryLater``     not carried out: the same request again, ``max_tries`` in all
+``DoNotRetry``     the order is rejected, with the exchange's words
+``OutcomeUnknown``  never sent again: reported as unknown, the session looks it up by its id
+``HaltTrading``    passes through to the runner, which asks for ``HALTED``
+=================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from crypto_qlib.core.clock import Clock
+from crypto_qlib.core.errors import DoNotRetry, OutcomeUnknown, RetryLater
+from crypto_qlib.core.order import OrderStatus
+from crypto_qlib.exchange.gateway import Gateway, OrderReport
+from crypto_qlib.live_trading import events as ev
+from crypto_qlib.store.ledger import Ledger, OrderRow
+
+LOOKUP_PAUSE_S: Final = 0.5
+"""Pause before the second look-up of an order; it doubles with each further one."""
+
+Sleep = Callable[[float], Awaitable[None]]
+
+
+class TradeExecutor:
+    """Carry out order instructions.
+
+    Parameters
+    ----------
+    gateway : Gateway
+        The exchange.
+    ledger : Ledger
+        Written before anything is sent.
+    clock : Clock
+        Stamps events and ledger rows.
+    sleep : callable
+        ``asyncio.sleep``, or a fake.
+    max_tries : int
+        Tries of a request that was not carried out.
+    """
+
+    def __init__(self, gateway: Gateway, ledger: Ledger, clock: Clock, sleep: Sleep, max_tries: int = 4) -> None:
+        self._gateway = gateway
+        self._ledger = ledger
+        self._clock = clock
+        self._sleep = sleep
+        self._max_tries = max_tries
+
+    async def set_leverage(self, instruction: ev.SetLeverage) -> ev.Event:
+        """Set and verify the leverage of a symbol."""
+        reason = ""
+        for _ in range(self._max_tries):
+            try:
+                await self._gateway.set_leverage(instruction.symbol, instruction.leverage, instruction.margin_mode)
+            except RetryLater as e:
+                reason = str(e)
+                await self._sleep(e.retry_after_s)
+            except (DoNotRetry, OutcomeUnknown) as e:  # an unknown outcome is not a verified one: no order may follow
+                return ev.LeverageRefused(self._clock.now_ns(), instruction.symbol, str(e))
+            else:
+                return ev.LeverageSet(self._clock.now_ns(), instruction.symbol, instruction.leverage)
+        return ev.LeverageRefused(self._clock.now_ns(), instruction.symbol, reason)
+
+    async def place(self, instruction: ev.PlaceOrder) -> ev.Event:
+        """Write the intent, then send the order; a decision already in the ledger is looked up instead of sent."""
+        coid = instruction.intent.client_order_id
+        if not self._ledger.record_intent(instruction.intent):
+            return ev.OrderUnknown(self._clock.now_ns(), coid)
+        self._ledger.record_order(OrderRow(coid, OrderStatus.SENT, self._clock.now_ns()))
+        reason = ""
+        for _ in range(self._max_tries):
+            try:
+                return self._reported(await self._gateway.place(instruction.request))
+            except RetryLater as e:
+                reason = str(e)
+                await self._sleep(e.retry_after_s)
+            except DoNotRetry as e:
+                return self._ended(coid, str(e))
+            except OutcomeUnknown:
+                return ev.OrderUnknown(self._clock.now_ns(), coid)
+        return self._ended(coid, f"given up after {self._max_tries} tries: {reason}")
+
+    async def look_up(self, instruction: ev.LookUpOrder) -> ev.Event:
+        """Ask for an order by its client order id, later and later with each attempt."""
+        if instruction.attempt > 1:
+            await self._sleep(LOOKUP_PAUSE_S * 2.0 ** (instruction.attempt - 2))
+        try:
+            report = await self._gateway.order(instruction.symbol, instruction.client_order_id)
+        except (RetryLater, OutcomeUnknown):
+            return ev.OrderUnknown(self._clock.now_ns(), instruction.client_order_id)
+        if report is None:
+            return ev.OrderNotFound(self._clock.now_ns(), instruction.client_order_id)
+        return self._reported(report)
+
+    def give_up(self, instruction: ev.GiveUpOrder) -> None:
+        """Write the session's conclusion that an order never reached the exchange."""
+        self._ended(instruction.client_order_id, instruction.reason)
+
+    def _reported(self, report: OrderReport) -> ev.OrderReported:
+        """Write what the exchange says; a report older than what the ledger knows changes nothing."""
+        known = self._ledger.order(report.client_order_id)
+        if known is not None and not known.status.is_final:
+            if known.status is OrderStatus.INTENT:  # died between intent and SENT, yet the exchange knows it
+                self._ledger.record_order(OrderRow(report.client_order_id, OrderStatus.SENT, self._clock.now_ns()))
+            self._ledger.record_order(
+                OrderRow(
+                    report.client_order_id,
+                    report.status,
+                    self._clock.now_ns(),
+                    report.exchange_order_id,
+                    report.filled_lots,
+                    None if math.isnan(report.average_price) else report.average_price,
+                    report.fee,
+                )
+            )
+        return ev.OrderReported(self._clock.now_ns(), report.client_order_id, report.status, report.filled_lots)
+
+    def _ended(self, coid: str, note: str) -> ev.OrderReported:
+        now = self._clock.now_ns()
+        self._ledger.record_order(OrderRow(coid, OrderStatus.REJECTED, now, note=note))
+        return ev.OrderReported(now, coid, OrderStatus.REJECTED, 0, note)
