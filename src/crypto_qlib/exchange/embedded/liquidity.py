@@ -1,31 +1,37 @@
-"""How liquid is a symbol? Trailing daily turnover and volatility, the two inputs of the spread and impact model.
+"""How liquid is each symbol? Trailing daily turnover and volatility, the two inputs of the spread and impact model.
 
-``adv`` is the median quote volume of the last :data:`WINDOW_DAYS` complete UTC days, ``sigma_day_bps`` the standard
-deviation of their daily log returns in basis points. Both are known at the midnight that ends the window.
+The figures are those the decision and the backtest use (``portfolio.market_columns``): median quote volume and mean daily
+sum of squared returns of the last thirty complete UTC days, known from the midnight that ends them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
 from crypto_qlib.core.clock import NS_PER_DAY, floor_ts
 from crypto_qlib.core.costs import BPS
+from crypto_qlib.core.market import FloatArray
+from crypto_qlib.portfolio.market_columns import DAYS, daily_figures, daily_sums
+from crypto_qlib.portfolio.market_panel import frozen
 from crypto_qlib.venue.market_source import MarketSource
-
-WINDOW_DAYS: Final = 30
-DEFAULT_SIGMA_DAY_BPS: Final = 400.0
-"""Daily volatility assumed until two daily returns are known: 4 %, ordinary for a coin."""
 
 
 @dataclass(frozen=True, slots=True)
 class Liquidity:
-    """Trailing daily quote volume in USDT (0.0 while unknown) and daily volatility in basis points."""
+    """Trailing figures of all symbols at one instant.
 
-    adv: float
-    sigma_day_bps: float
+    Parameters
+    ----------
+    adv : (n_symbols,) float64
+        Median daily quote volume, USDT; NaN while unknown.
+    sigma_day_bps : (n_symbols,) float64
+        Daily volatility in basis points; NaN while unknown.
+    """
+
+    adv: FloatArray
+    sigma_day_bps: FloatArray
 
 
 class TrailingLiquidity:
@@ -35,26 +41,43 @@ class TrailingLiquidity:
     ----------
     source : MarketSource
         Whole history; only days complete at the asked instant are read.
+    frame_ns : int
+        Bar length the returns are taken on; where it does not divide a day, nothing is known.
     """
 
-    def __init__(self, source: MarketSource) -> None:
+    def __init__(self, source: MarketSource, frame_ns: int) -> None:
         self._source = source
-        self._kept: dict[str, tuple[int, Liquidity]] = {}
+        self._frame_ns = frame_ns
+        self._symbols = tuple(item.symbol for item in source.instruments())
+        self._rows = {symbol: k for k, symbol in enumerate(self._symbols)}
+        self._kept_midnight = -1
+        self._kept: Liquidity | None = None
 
-    def at(self, symbol: str, ts_ns: int) -> Liquidity:
-        """Return the figures known at ``ts_ns``."""
+    def at(self, ts_ns: int) -> Liquidity:
+        """Return the figures known at ``ts_ns``, in the order of the source's instruments."""
         midnight = floor_ts(ts_ns, NS_PER_DAY)
-        kept = self._kept.get(symbol)
-        if kept is None or kept[0] != midnight:
-            kept = (midnight, self._compute(symbol, midnight))
-            self._kept[symbol] = kept
-        return kept[1]
+        if self._kept is None or self._kept_midnight != midnight:
+            self._kept, self._kept_midnight = self._compute(midnight), midnight
+        return self._kept
 
-    def _compute(self, symbol: str, midnight: int) -> Liquidity:
-        days = self._source.bars(symbol, NS_PER_DAY, midnight - WINDOW_DAYS * NS_PER_DAY, midnight)
-        if not len(days):
-            return Liquidity(0.0, DEFAULT_SIGMA_DAY_BPS)
-        turnover = np.where(np.isfinite(days.quote_volume), days.quote_volume, days.volume * days.close)
-        returns = np.diff(np.log(days.close))
-        sigma = float(np.std(returns, ddof=1)) / BPS if returns.size > 1 else DEFAULT_SIGMA_DAY_BPS
-        return Liquidity(float(np.median(turnover)), sigma)
+    def of(self, symbol: str, ts_ns: int) -> tuple[float, float]:
+        """Return (turnover in USDT, volatility in basis points) of one symbol; 0.0 where unknown."""
+        figures, row = self.at(ts_ns), self._rows[symbol]
+        adv, sigma = float(figures.adv[row]), float(figures.sigma_day_bps[row])
+        return (0.0 if np.isnan(adv) else adv, 0.0 if np.isnan(sigma) else sigma)
+
+    def _compute(self, midnight: int) -> Liquidity:
+        unknown = np.full(len(self._symbols), np.nan)
+        if NS_PER_DAY % self._frame_ns:
+            return Liquidity(unknown, unknown)
+        per_day = NS_PER_DAY // self._frame_ns
+        # One day more than the window, for the close before its first bar.
+        start = midnight - (DAYS + 1) * NS_PER_DAY
+        close, volume, quote = (np.full(((DAYS + 1) * per_day, len(self._symbols)), np.nan) for _ in range(3))
+        for k, symbol in enumerate(self._symbols):
+            bars = self._source.bars(symbol, self._frame_ns, start, midnight)
+            rows = (bars.ts_open - start) // self._frame_ns
+            close[rows, k], volume[rows, k], quote[rows, k] = bars.close, bars.volume, bars.quote_volume
+        sums = daily_sums(frozen(close), frozen(volume), frozen(quote), per_day, per_day, DAYS, -1)
+        adv, sigma, _ = daily_figures(*sums)
+        return Liquidity(adv[-1], sigma[-1] / BPS)

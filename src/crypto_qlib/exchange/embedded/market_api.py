@@ -105,9 +105,9 @@ class MarketApi:
         return envelope([{"asks": asks, "bids": bids, "ts": ms(self._window.clock.now_ns())}])
 
     def trades(self, call: Call) -> bytes:
-        """Answer ``market/trades``: the last base bar as trades along open, nearer extreme, other extreme, close."""
+        """Answer ``market/trades``: the last finished bar as trades along open, nearer extreme, other extreme, close."""
         item = self._window.tradable(call.required("instId"))
-        base_ns, now = self._window.source.base_frame_ns, self._window.clock.market_ns
+        base_ns, now = self._window.clock.step_ns, self._window.clock.market_ns
         bars = self._window.source.bars(item.symbol, base_ns, now - base_ns, now)
         if not len(bars):
             return envelope([])

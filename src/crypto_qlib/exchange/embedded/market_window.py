@@ -1,7 +1,7 @@
 """What does the market show right now? The whole history behind it, cut at the server's time.
 
-At time T every bar with close <= T is visible; of the bar that is still running only what is known at T: the base bars
-finished inside it, and the first price of the base bar that opens at T.
+At time T every bar with close <= T is visible; of the bar that is still running only what is known at T: the finer bars
+finished inside it, and the first price of the one that opens at T.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from crypto_qlib.core.clock import NS_PER_DAY
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.market import BarBlock
-from crypto_qlib.exchange.embedded.liquidity import Liquidity, TrailingLiquidity
+from crypto_qlib.exchange.embedded.liquidity import TrailingLiquidity
 from crypto_qlib.exchange.embedded.server_clock import ServerClock
 from crypto_qlib.exchange.embedded.wire import WireRefusal
 from crypto_qlib.exchange.gateway import PriceKind
@@ -51,7 +51,7 @@ class MarketWindow:
     def __init__(self, source: MarketSource, clock: ServerClock) -> None:
         self.source = source
         self.clock = clock
-        self.liquidity_history = TrailingLiquidity(source)
+        self.trailing_liquidity = TrailingLiquidity(source, clock.step_ns)
         self._by_inst_id = {item.inst_id: item for item in source.instruments()}
         self._codes = {inst_id: str(100_000 + k) for k, inst_id in enumerate(sorted(self._by_inst_id))}
         self._kept_at_ns = -1
@@ -80,9 +80,9 @@ class MarketWindow:
         """Return the numeric id of an instrument (``instIdCode``)."""
         return self._codes[inst_id]
 
-    def liquidity(self, symbol: str) -> Liquidity:
-        """Return trailing turnover and volatility as known now."""
-        return self.liquidity_history.at(symbol, self.clock.market_ns)
+    def liquidity(self, symbol: str) -> tuple[float, float]:
+        """Return (trailing daily turnover in USDT, daily volatility in basis points) as known now; 0.0 where unknown."""
+        return self.trailing_liquidity.of(symbol, self.clock.market_ns)
 
     def running_bar(self, kind: PriceKind, symbol: str, frame_ns: int) -> BarBlock:
         """Return the unfinished bar of ``frame_ns`` as far as it is known: one row, or none where nothing trades."""
@@ -94,11 +94,11 @@ class MarketWindow:
 
     def price(self, kind: PriceKind, symbol: str) -> float:
         """Return the latest price of ``kind``; the last price where no mark or index is known, NaN where there is none."""
-        running = self.running_bar(kind, symbol, self.source.base_frame_ns)
+        running = self.running_bar(kind, symbol, self.clock.step_ns)
         if len(running):
             return float(running.close[-1])
         now = self.clock.market_ns
-        recent = self._read(kind, symbol, self.source.base_frame_ns, now - _STALE_AFTER_NS, now)
+        recent = self._read(kind, symbol, self.clock.step_ns, now - _STALE_AFTER_NS, now)
         if len(recent):
             return float(recent.close[-1])
         return math.nan if kind is PriceKind.LAST else self.price(PriceKind.LAST, symbol)
@@ -108,7 +108,8 @@ class MarketWindow:
         self._forget_if_moved()
         if symbol not in self._day:
             now = self.clock.market_ns
-            bars = self.source.bars(symbol, self.source.base_frame_ns, now - NS_PER_DAY, now)
+            grain = math.gcd(NS_PER_DAY, self.clock.step_ns)
+            bars = self.source.bars(symbol, grain, now - NS_PER_DAY, now)
             last = self.price(PriceKind.LAST, symbol)
             if len(bars):
                 quote = np.where(np.isfinite(bars.quote_volume), bars.quote_volume, bars.volume * bars.close)
@@ -125,10 +126,12 @@ class MarketWindow:
         return self._day[symbol]
 
     def _read_running(self, kind: PriceKind, symbol: str, frame_ns: int) -> BarBlock:
-        now, base = self.clock.market_ns, self.source.base_frame_ns
+        now = self.clock.market_ns
         opened = now - now % frame_ns
-        done = self._read(kind, symbol, base, opened, now) if opened < now else BarBlock.empty()
-        starting = self._read(kind, symbol, base, now, now + base)
+        # Now lies on the grid of both frames, so bars of their common divisor are the coarsest that can be cut at it.
+        grain = math.gcd(frame_ns, self.clock.step_ns)
+        done = self._read(kind, symbol, grain, opened, now) if opened < now else BarBlock.empty()
+        starting = self._read(kind, symbol, grain, now, now + grain)
         first = starting.open[:1]
         if not len(done) and not first.size:
             return BarBlock.empty()

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from crypto_qlib.core.costs import BPS, default_half_spread_bps
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.exchange.embedded.candle_pages import tick_decimals
-from crypto_qlib.exchange.embedded.liquidity import Liquidity
 from crypto_qlib.exchange.embedded.wire import num
 
 Level = list[str]
@@ -34,26 +33,35 @@ class BookModel:
     impact_y: float = 0.8
     half_spread_bps: float = -1.0
 
-    def half_spread(self, instrument: Instrument, liquidity: Liquidity, last: float) -> float:
+    def half_spread(self, instrument: Instrument, adv: float, last: float) -> float:
         """Return the half spread in basis points."""
         if self.half_spread_bps >= 0.0:
             return self.half_spread_bps
-        return float(default_half_spread_bps(liquidity.adv, instrument.tick_size, last))
+        return float(default_half_spread_bps(adv, instrument.tick_size, last))
 
-    def levels(self, instrument: Instrument, liquidity: Liquidity, last: float, depth: int) -> tuple[list[Level], list[Level]]:
-        """Return (bids, asks), best first: rows ``[price, contracts, "0", orders]`` on the tick grid."""
-        half = self.half_spread(instrument, liquidity, last)
+    def levels(
+        self, instrument: Instrument, liquidity: tuple[float, float], last: float, depth: int
+    ) -> tuple[list[Level], list[Level]]:
+        """Return (bids, asks), best first: rows ``[price, contracts, "0", orders]`` on the tick grid.
+
+        Parameters
+        ----------
+        liquidity : tuple of float
+            Trailing daily turnover in USDT and daily volatility in basis points.
+        """
+        adv, sigma_day_bps = liquidity
+        half = self.half_spread(instrument, adv, last)
         tick = instrument.tick_size
         best_bid = math.floor(last * (1.0 - half * BPS) / tick + 1e-9)
         best_ask = max(math.ceil(last * (1.0 + half * BPS) / tick - 1e-9), best_bid + 1)
         width = max(1, round(2.0 * half * BPS * last / tick))
-        reach = max(self.impact_y * liquidity.sigma_day_bps, 1.0)
+        reach = max(self.impact_y * sigma_day_bps, 1.0)
         decimals = tick_decimals(tick)
         bids: list[Level] = []
         asks: list[Level] = []
         for k in range(depth):
             inner, outer = (width * tick / last / BPS * step / reach for step in (k, k + 1))
-            contracts = max(liquidity.adv, 1.0) * (outer**2 - inner**2) / (last * instrument.ct_val)
+            contracts = max(adv, 1.0) * (outer**2 - inner**2) / (last * instrument.ct_val)
             size = num(max(round(contracts / instrument.lot_size) * instrument.lot_size, instrument.min_size))
             orders = str(1 + k % 7)
             if best_bid - k * width > 0:
