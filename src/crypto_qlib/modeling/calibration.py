@@ -1,0 +1,154 @@
+"""Turn raw predictions into expected returns and win probabilities. Fitted on the validation segment only.
+
+- Expected return: ``slope * prediction``, the slope of the least-squares line through the origin on validation. No intercept:
+  a drift of the whole market in the validation months is not a forecast. A slope that is not positive says that the
+  validation segment shows no skill; then :data:`NO_SKILL_SLOPE` keeps the *order* of the scores for inspection and makes
+  them too small to pay any cost.
+- Win probability: the chance that a trade in the predicted direction earns more than zero before costs, as a non-decreasing
+  function of ``|expected return|``: isotonic over equal-count bins, or Platt's logistic curve where the sample is small.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+
+from crypto_qlib.core.jit import njit
+
+FloatArray = npt.NDArray[np.float64]
+
+NO_SKILL_SLOPE: Final = 0.01
+MIN_PER_BIN: Final = 100
+"""Independent (non-overlapping) outcomes wanted per isotonic bin."""
+MAX_BINS: Final = 20
+MIN_BINS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Maps raw predictions to expected return and win probability.
+
+    Parameters
+    ----------
+    slope : float
+        Expected return per unit of prediction, > 0.
+    validation_slope : float
+        Least-squares slope as fitted, before the floor.
+    uncertainty : float
+        Root mean square of ``forward return - expected return`` on validation.
+    method : str
+        ``isotonic`` or ``platt``: how the win curve was fitted.
+    knots : tuple of float
+        ``|expected return|`` at which the win curve is given, increasing.
+    win : tuple of float
+        Win probability at the knots; linear in between, flat outside.
+    """
+
+    slope: float
+    validation_slope: float
+    uncertainty: float
+    method: str
+    knots: tuple[float, ...]
+    win: tuple[float, ...]
+
+    def apply(self, prediction: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return ``(expected_return, win_probability)``, both of the shape of ``prediction`` ``(n,)``; NaN stays NaN."""
+        return _apply(np.ascontiguousarray(prediction), self.slope, np.array(self.knots), np.array(self.win))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(raw: dict[str, Any]) -> Calibration:
+        """Return what :meth:`to_json` gave."""
+        return Calibration(
+            float(raw["slope"]),
+            float(raw["validation_slope"]),
+            float(raw["uncertainty"]),
+            str(raw["method"]),
+            tuple(map(float, raw["knots"])),
+            tuple(map(float, raw["win"])),
+        )
+
+
+@njit
+def _curve(x: float, knots: FloatArray, values: FloatArray) -> float:
+    """Return the piecewise-linear curve at ``x``, flat outside the knots."""
+    if x <= knots[0]:
+        return float(values[0])
+    for k in range(1, knots.size):
+        if x <= knots[k]:
+            share = (x - knots[k - 1]) / (knots[k] - knots[k - 1])
+            return float(values[k - 1] + share * (values[k] - values[k - 1]))
+    return float(values[-1])
+
+
+@njit
+def _apply(prediction: FloatArray, slope: float, knots: FloatArray, win: FloatArray) -> tuple[FloatArray, FloatArray]:
+    expected = np.empty(prediction.size)
+    probability = np.empty(prediction.size)
+    for k in range(prediction.size):
+        expected[k] = slope * prediction[k]
+        probability[k] = math.nan if math.isnan(expected[k]) else _curve(abs(expected[k]), knots, win)
+    return expected, probability
+
+
+def fit_calibration(prediction: FloatArray, label: FloatArray, forward_return: FloatArray, horizon_bars: int) -> Calibration:
+    """Fit the calibration on validation rows.
+
+    Parameters
+    ----------
+    prediction : (n,) float64
+        Raw predictions.
+    label : (n,) float64
+        What the model was trained to predict.
+    forward_return : (n,) float64
+        What a long position earned before costs.
+    horizon_bars : int
+        Bars neighbouring labels overlap; divides the number of independent outcomes.
+    """
+    keep = np.isfinite(prediction) & np.isfinite(label) & np.isfinite(forward_return)
+    x, y, r = prediction[keep], label[keep], forward_return[keep]
+    square = float(x @ x)
+    fitted = float(x @ y) / square if square > 0.0 else 0.0
+    slope = fitted if fitted > 0.0 else NO_SKILL_SLOPE
+    expected = slope * x
+    uncertainty = float(np.sqrt(np.mean((r - expected) ** 2)))
+    traded = expected != 0.0
+    strength = np.abs(expected[traded])
+    won = (np.sign(expected[traded]) * r[traded] > 0.0).astype(np.float64)
+    method, knots, win = _fit_win_curve(strength, won, strength.size // max(horizon_bars, 1))
+    return Calibration(slope, fitted, uncertainty, method, knots, win)
+
+
+def _fit_win_curve(
+    strength: FloatArray, won: FloatArray, n_independent: int
+) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
+    """Return method, knots and win probabilities; a constant curve where strengths or outcomes do not differ."""
+    if strength.size == 0:
+        return "constant", (0.0,), (0.5,)
+    if np.unique(strength).size < MIN_BINS or np.unique(won).size == 1:
+        return "constant", (0.0,), (float((won.sum() + 1.0) / (won.size + 2.0)),)
+    bins = min(MAX_BINS, n_independent // MIN_PER_BIN)
+    if bins >= MIN_BINS:
+        parts = [p for p in np.array_split(np.argsort(strength, kind="stable"), bins) if p.size]
+        centre = np.array([strength[p].mean() for p in parts])
+        rate = np.array([won[p].mean() for p in parts])
+        curve = IsotonicRegression(out_of_bounds="clip").fit_transform(centre, rate, sample_weight=[p.size for p in parts])
+        distinct = np.concatenate(([True], np.diff(centre) > 0.0))
+        return "isotonic", tuple(map(float, centre[distinct])), tuple(map(float, curve[distinct]))
+    scale = float(strength.std())
+    logistic = LogisticRegression(C=1.0).fit((strength / scale)[:, None], won)
+    if float(logistic.coef_[0, 0]) <= 0.0:
+        return "constant", (0.0,), (float((won.sum() + 1.0) / (won.size + 2.0)),)
+    knots = np.quantile(strength, np.linspace(0.0, 1.0, MAX_BINS))
+    knots = knots[np.concatenate(([True], np.diff(knots) > 0.0))]
+    curve = logistic.predict_proba((knots / scale)[:, None])[:, 1]
+    return "platt", tuple(map(float, knots)), tuple(map(float, curve))

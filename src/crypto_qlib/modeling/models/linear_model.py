@@ -1,0 +1,205 @@
+"""Linear baseline on Qlib's model interface: ridge on cross-sectionally standardised features.
+
+Each bar's features are z-scored across the symbols of the bar, cut at three sigmas, and set to zero where missing; market-wide
+features (equal for all symbols of a bar) vanish by construction. The penalty is chosen on validation.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from qlib.data.dataset import DatasetH
+from qlib.model.base import Model
+
+from crypto_qlib.core.errors import UserError
+from crypto_qlib.core.jit import njit
+from crypto_qlib.modeling.qlib_task import SegmentData, prediction_series, segment_arrays
+from crypto_qlib.settings.schema import ModelSettings
+
+FloatArray = npt.NDArray[np.float64]
+
+Z_LIMIT: Final = 3.0
+PENALTIES: Final = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Ridge penalties tried, as multiples of the number of training rows."""
+_CHUNK_ROWS: Final = 16_384
+
+
+@njit
+def standardise_bars(values: npt.NDArray[np.float32], bar: npt.NDArray[np.int64]) -> FloatArray:
+    """Return features z-scored within each bar, shape of ``values``, cut at three sigmas, 0 where missing or without spread."""
+    result = np.zeros(values.shape)
+    start = 0
+    while start < values.shape[0]:
+        stop = start
+        while stop < values.shape[0] and bar[stop] == bar[start]:
+            stop += 1
+        for j in range(values.shape[1]):
+            total = 0.0
+            count = 0
+            for i in range(start, stop):
+                if math.isfinite(values[i, j]):
+                    total += values[i, j]
+                    count += 1
+            if count > 1:
+                mean = total / count
+                square = 0.0
+                for i in range(start, stop):
+                    if math.isfinite(values[i, j]):
+                        square += (values[i, j] - mean) ** 2
+                std = math.sqrt(square / count)
+                if std > 1e-9 * abs(mean):
+                    for i in range(start, stop):
+                        if math.isfinite(values[i, j]):
+                            result[i, j] = min(max((values[i, j] - mean) / std, -Z_LIMIT), Z_LIMIT)
+        start = stop
+    return result
+
+
+@njit
+def _dot_rows(rows: FloatArray, weights: FloatArray) -> FloatArray:
+    """Return ``rows @ weights`` summed in one fixed order, so that a row's value does not depend on its batch."""
+    result = np.zeros(rows.shape[0])
+    for i in range(rows.shape[0]):
+        total = 0.0
+        for j in range(rows.shape[1]):
+            total += rows[i, j] * weights[j]
+        result[i] = total
+    return result
+
+
+def _bar_chunks(bar: npt.NDArray[np.int64]) -> list[slice]:
+    """Return row slices of whole bars, about :data:`_CHUNK_ROWS` rows each."""
+    edges = [0]
+    while edges[-1] < bar.size:
+        last = min(edges[-1] + _CHUNK_ROWS, bar.size) - 1
+        edges.append(int(np.searchsorted(bar, bar[last], side="right")))
+    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
+class LinearModel(Model):  # type: ignore[misc]
+    """Ridge regression for ``DatasetH``.
+
+    Parameters
+    ----------
+    settings : ModelSettings or mapping, optional
+        Only the label settings matter to it.
+    progress : callable, optional
+        Told the fraction of the work just finished.
+    """
+
+    FILE: Final = "model.weights.json"
+
+    def __init__(
+        self, settings: ModelSettings | dict[str, Any] | None = None, progress: Callable[[float], None] | None = None
+    ) -> None:
+        self.settings = settings if isinstance(settings, ModelSettings) else ModelSettings.model_validate(settings or {})
+        self.progress = progress
+        self.weights: FloatArray | None = None
+        self.penalty = math.nan
+
+    def fit(self, dataset: DatasetH, reweighter: Any = None) -> None:
+        """Fit on ``train``, choose the penalty by squared error on ``valid``.
+
+        Raises
+        ------
+        UserError
+            If there are fewer training rows than features, or the labels do not vary.
+        """
+        if reweighter is not None:
+            raise UserError("LinearModel takes no reweighter")
+        train = segment_arrays(dataset, "train", learning=True)
+        n_features = train.values.shape[1]
+        if train.label.size < 2 * n_features:
+            raise UserError(f"too little data: {train.label.size} labelled training rows for {n_features} features",
+                            "raise data.history_days or universe.size")  # fmt: skip
+        if not float(np.ptp(train.label)) > 0.0:
+            raise UserError("the training label is constant: there is nothing to learn", "check the candles of the universe")
+        gram, cross = self._moments(train, 0.7)
+        size = train.label.size
+        del train
+        valid = segment_arrays(dataset, "valid", learning=True)
+        valid_gram, valid_cross = self._moments(valid, 0.3)
+        best = math.inf
+        for penalty in PENALTIES:
+            weights = np.linalg.solve(gram + penalty * size * np.eye(n_features), cross)
+            loss = float(weights @ valid_gram @ weights - 2.0 * weights @ valid_cross)
+            if loss < best:
+                best, self.weights, self.penalty = loss, weights, penalty
+
+    def _moments(self, data: SegmentData, share: float) -> tuple[FloatArray, FloatArray]:
+        """Return ``Z'Z`` and ``Z'y`` of the standardised rows, a chunk of bars at a time."""
+        n = data.values.shape[1]
+        gram, cross = np.zeros((n, n)), np.zeros(n)
+        chunks = _bar_chunks(data.bar)
+        for part in chunks:
+            rows = standardise_bars(np.ascontiguousarray(data.values[part]), data.bar[part])
+            gram += rows.T @ rows
+            cross += rows.T @ data.label[part]
+            if self.progress is not None:
+                self.progress(share / len(chunks))
+        return gram, cross
+
+    def predict(self, dataset: DatasetH, segment: str | slice = "test") -> pd.Series:
+        """Return raw predictions of a segment as a series over ``(datetime, instrument)``."""
+        rows = segment_arrays(dataset, str(segment), learning=False)
+        return prediction_series(dataset, segment, self.predict_rows(rows.values, rows.bar, 1))
+
+    def predict_rows(self, values: npt.NDArray[np.float32], bar: npt.NDArray[np.int64], threads: int) -> FloatArray:
+        """Return raw predictions, shape ``(n_rows,)``; a row's value depends on the rows of its bar.
+
+        Parameters
+        ----------
+        values : (n_rows, n_features) float32
+            Features in training order, whole bars.
+        bar : (n_rows,) int64
+            Bar of each row, not decreasing.
+        threads : int
+            Not used.
+        """
+        del threads
+        if self.weights is None:
+            raise UserError("the model is not trained yet")
+        result = np.empty(values.shape[0])
+        for part in _bar_chunks(bar):
+            result[part] = _dot_rows(standardise_bars(np.ascontiguousarray(values[part]), bar[part]), self.weights)
+        return result
+
+    def save(self, folder: Path) -> None:
+        """Write the weights as JSON (exact round trip)."""
+        if self.weights is None:
+            raise UserError("the model is not trained yet")
+        (folder / self.FILE).write_text(json.dumps({"penalty": self.penalty, "weights": self.weights.tolist()}))
+
+    @classmethod
+    def load(cls, folder: Path, settings: ModelSettings) -> LinearModel:
+        """Return the model saved in ``folder``.
+
+        Raises
+        ------
+        UserError
+            If the file does not hold weights.
+        """
+        model = cls(settings)
+        try:
+            raw = json.loads((folder / cls.FILE).read_text())
+            model.weights, model.penalty = np.array(raw["weights"], dtype=np.float64), float(raw["penalty"])
+        except (ValueError, KeyError, TypeError) as e:
+            raise UserError(f"{folder / cls.FILE} does not hold linear weights: {e}", "train again") from e
+        return model
+
+    def diagnostics(self) -> dict[str, float]:
+        """Return the penalty chosen."""
+        return {"penalty": self.penalty}
+
+    def importance(self) -> FloatArray:
+        """Return absolute weights, shape ``(n_features,)``."""
+        if self.weights is None:
+            raise UserError("the model is not trained yet")
+        return np.abs(self.weights)

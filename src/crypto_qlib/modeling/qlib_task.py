@@ -1,0 +1,138 @@
+"""The training task in Qlib's words: a ``DatasetH`` over our handler, segments as time spans, and an optional recorder run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from qlib.data.dataset import DatasetH
+from qlib.data.dataset.handler import DataHandlerLP
+
+from crypto_qlib.core.errors import UserError
+from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
+from crypto_qlib.feature_engineering.qlib_handler import CryptoHandler
+from crypto_qlib.modeling.labels import Labels
+from crypto_qlib.modeling.splits import TimeSplit
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentData:
+    """One segment of a dataset as arrays.
+
+    Parameters
+    ----------
+    values : (n_rows, n_features) float32
+        Features.
+    label : (n_rows,) float64
+        Label; finite everywhere when read for learning.
+    bar : (n_rows,) int64
+        Number of the row's bar: equal for rows of one bar, not decreasing.
+    names : tuple of str
+        Feature names.
+    """
+
+    values: npt.NDArray[np.float32]
+    label: npt.NDArray[np.float64]
+    bar: npt.NDArray[np.int64]
+    names: tuple[str, ...]
+
+
+def make_dataset(frame: FeatureFrame, labels: Labels, split: TimeSplit) -> DatasetH:
+    """Return Qlib's dataset over ``frame`` with the segments of ``split``; the feature matrix is shared, not copied.
+
+    Raises
+    ------
+    UserError
+        If frame and labels do not lie on the same grid.
+    """
+    check_same_grid(frame, labels)
+    handler = CryptoHandler(frame=frame, labels={labels.kind: frame.at_rows(labels.values)})
+    stamps = pd.DatetimeIndex(frame.ts_open.astype("datetime64[ns]"))
+    return DatasetH(handler, {s.name: (stamps[s.start], stamps[s.stop - 1]) for s in split.segments})
+
+
+def check_same_grid(frame: FeatureFrame, labels: Labels) -> None:
+    """Refuse features and labels of different bars or symbols.
+
+    Raises
+    ------
+    UserError
+        If they differ.
+    """
+    if frame.symbols != labels.symbols or not np.array_equal(frame.ts_open, labels.ts_open):
+        raise UserError("features and labels were built from different bars or symbols", "build both from the same panel")
+
+
+def segment_arrays(dataset: DatasetH, segment: str, *, learning: bool) -> SegmentData:
+    """Return one segment as arrays.
+
+    Reads Qlib's raw view (``CS_RAW``): any other ``col_set`` makes pandas copy *all* rows before the segment is cut out.
+
+    Parameters
+    ----------
+    dataset : DatasetH
+        Any Qlib dataset whose handler has ``feature`` (and for learning ``label``) column groups.
+    segment : str
+        Name of the segment.
+    learning : bool
+        Use the learning view and drop rows without a finite label; else the inference view, label NaN where there is none.
+
+    Raises
+    ------
+    UserError
+        If the segment has no (labelled) row.
+    """
+    key = DataHandlerLP.DK_L if learning else DataHandlerLP.DK_I
+    raw = dataset.prepare(segment, col_set=DataHandlerLP.CS_RAW, data_key=key)
+    groups = raw.columns.get_level_values(0)
+    names = tuple(str(n) for n in raw.columns[groups == "feature"].get_level_values(1))
+    values = raw["feature"].to_numpy(dtype=np.float32)
+    label = raw["label"].to_numpy(dtype=np.float64)[:, 0] if "label" in groups else np.full(len(raw), np.nan)
+    bar = np.asarray(raw.index.codes[0], dtype=np.int64)
+    if learning:
+        keep = np.isfinite(label)
+        if not keep.all():
+            values, label, bar = values[keep], label[keep], bar[keep]
+    if label.size == 0:
+        raise UserError(f"the {segment} segment has no {'labelled ' if learning else ''}rows", "raise data.history_days")
+    return SegmentData(values, label, bar, names)
+
+
+def prediction_series(dataset: DatasetH, segment: str | slice, predicted: npt.NDArray[np.float64]) -> pd.Series:
+    """Return predictions with the segment's ``(datetime, instrument)`` index, as Qlib's records expect."""
+    raw = dataset.prepare(segment, col_set=DataHandlerLP.CS_RAW, data_key=DataHandlerLP.DK_I)
+    return pd.Series(predicted, index=raw.index, name="score")
+
+
+def record_run(database: Path, experiment: str, params: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
+    """Record parameters and metrics of one training run in Qlib's recorder (MLflow on SQLite) and return the recorder's id.
+
+    Parameters
+    ----------
+    database : Path
+        SQLite file of the tracking store; created if absent.
+    experiment : str
+        Experiment name.
+    params, metrics : mapping
+        What to record; non-finite metrics are left out.
+    """
+    import qlib  # noqa: PLC0415 - optional: only when a recorder is wanted
+    from qlib.config import REG_US  # noqa: PLC0415
+    from qlib.workflow import R  # noqa: PLC0415
+
+    database.parent.mkdir(parents=True, exist_ok=True)
+    manager = {
+        "class": "MLflowExpManager",
+        "module_path": "qlib.workflow.expm",
+        "kwargs": {"uri": f"sqlite:///{database.resolve()}", "default_exp_name": experiment},
+    }
+    qlib.init(provider_uri=str(database.parent), region=REG_US, exp_manager=manager, logging_level=30, skip_if_reg=False)
+    with R.start(experiment_name=experiment):
+        R.log_params(**dict(params))
+        R.log_metrics(**{k: v for k, v in metrics.items() if np.isfinite(v)})
+        return str(R.get_recorder().id)
