@@ -132,11 +132,14 @@ class Protection:
         Trigger prices in quote units; ``None`` for none.
     trigger : TriggerSource
         Price stream that triggers.
+    trailing_ratio : float | None
+        Trailing stop: distance behind the best price since it was set, a fraction of that price in (0, 1).
     """
 
     stop_price: float | None = None
     take_profit_price: float | None = None
     trigger: TriggerSource = TriggerSource.LAST
+    trailing_ratio: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
