@@ -1,0 +1,144 @@
+"""Put the live session together for a number of bars: the champion model, the lake's history, the gateway.
+
+The same session trades paper and live; here it runs on the embedded exchange (stepped bar by bar) or on an exchange whose
+bars close by themselves (OKX demo).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crypto_qlib.core.clock import FRAME_NS, ManualClock, SystemClock, floor_ts
+from crypto_qlib.core.errors import SkipCycle, UserError
+from crypto_qlib.core.instrument import Instrument
+from crypto_qlib.core.market import MarketPanel
+from crypto_qlib.core.order import MarginMode
+from crypto_qlib.core.signal import Scores
+from crypto_qlib.core.tiers import TierHistory
+from crypto_qlib.exchange.gateway import Gateway
+from crypto_qlib.feature_engineering.feature_generator import latest_features
+from crypto_qlib.live_trading.market_feed import FeedConfig, MarketFeed
+from crypto_qlib.live_trading.paper_view import PaperView
+from crypto_qlib.live_trading.risk_control import RiskLimits
+from crypto_qlib.live_trading.runner import BarWaiter, PaperResult, RealBars, SessionParts, SteppedBars, run_session
+from crypto_qlib.live_trading.session import SessionConfig
+from crypto_qlib.live_trading.signal_processor import Contracts, SignalProcessor, window_bars
+from crypto_qlib.modeling.train_model import TrainedModel, predict_row
+from crypto_qlib.portfolio.rules import rules_from_settings
+from crypto_qlib.settings.schema import Settings
+from crypto_qlib.store.ledger import Ledger, SessionRow
+
+Show = Callable[[PaperView], None]
+Step = Callable[[], int]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInputs:
+    """What a session starts from.
+
+    Parameters
+    ----------
+    model : TrainedModel
+        The champion.
+    history : MarketPanel
+        Bars up to now, at least :func:`window_bars` of them where there are so many.
+    instruments, tiers : dict
+        Specification and tiers by symbol.
+    ledger : Path
+        SQLite file of the session.
+    session_id : str
+        Names one account at one exchange.
+    identity : dict
+        The run's identity (``settings.identity.Identity.stamp``).
+    """
+
+    model: TrainedModel
+    history: MarketPanel
+    instruments: dict[str, Instrument]
+    tiers: dict[str, TierHistory]
+    ledger: Path
+    session_id: str
+    identity: dict[str, Any]
+
+
+def model_scorer(model: TrainedModel) -> Callable[[MarketPanel], Scores]:
+    """Return the function that scores the last bar of a panel with ``model``."""
+
+    def _score(panel: MarketPanel) -> Scores:
+        try:
+            return predict_row(model, latest_features(panel, model.feature_settings))
+        except UserError as e:
+            raise SkipCycle(e.message, e.hint) from e
+
+    return _score
+
+
+async def trade_bars(
+    gateway: Gateway, settings: Settings, inputs: SessionInputs, step: Step | None, show: Show | None = None
+) -> PaperResult:
+    """Run the session for ``live.paper_bars`` bars.
+
+    Parameters
+    ----------
+    gateway : Gateway
+        The account.
+    settings : Settings
+        Sections ``strategy``, ``backtest`` (costs, margin mode), ``data`` and ``live`` are read.
+    inputs : SessionInputs
+        Where it starts.
+    step : callable | None
+        Moves an embedded market one bar on and returns its time; ``None`` waits for real bars.
+    show : callable, optional
+        Called with what a person sees after each bar.
+    """
+    frame_ns = FRAME_NS[settings.data.frame]
+    now_ns = await gateway.server_time_ns()
+    first_close_ns = floor_ts(now_ns, frame_ns)
+    rules = rules_from_settings(settings)
+    contracts = Contracts(inputs.instruments, inputs.tiers, settings.strategy.blacklist)
+    feed = MarketFeed(
+        gateway,
+        inputs.history,
+        FeedConfig(
+            settings.data.frame,
+            window_bars(inputs.model.feature_settings, frame_ns),
+            mark=settings.data.mark_candles,
+            funding=settings.data.funding,
+            concurrency=settings.data.concurrency,
+        ),
+        {s: i.funding_interval_h for s, i in inputs.instruments.items()},
+    )
+    ledger = Ledger.open(inputs.ledger, SessionRow(inputs.session_id, first_close_ns, settings.exchange.mode, inputs.identity))
+    try:
+        parts = SessionParts(
+            gateway=gateway,
+            signals=SignalProcessor(feed, model_scorer(inputs.model), rules, contracts),
+            ledger=ledger,
+            config=SessionConfig(
+                inputs.session_id,
+                rules,
+                RiskLimits.of(settings.live),
+                MarginMode(settings.backtest.margin_mode),
+                flatten=settings.live.flatten_on_exit,
+            ),
+            clock=SystemClock() if step is None else ManualClock(first_close_ns),
+        )
+        return await run_session(parts, _bar_waiter(step, now_ns), first_close_ns, settings.live.paper_bars, show)
+    finally:
+        ledger.close()
+
+
+def _bar_waiter(step: Step | None, now_ns: int) -> BarWaiter:
+    if step is None:
+        return RealBars(SystemClock())
+    return SteppedBars(_awaitable(step), now_ns)
+
+
+def _awaitable(step: Step) -> Callable[[], Awaitable[int]]:
+    async def _step() -> int:
+        return step()
+
+    return _step
