@@ -49,7 +49,8 @@ def supervised(work: Callable[[], object]) -> int:  # noqa: PLR0911 - one return
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except TyperException as e:
-        say_error(e.format_message().rstrip("."), "see crypto-qlib --help")
+        if e.format_message():  # empty where the help was shown instead
+            say_error(e.format_message().rstrip("."), "see crypto-qlib --help")
         return getattr(e, "exit_code", 2)
     except CryptoQlibError as e:
         say_error(e.message, e.hint)

@@ -39,7 +39,7 @@ def _root(
     context: typer.Context,
     config_file: Annotated[
         Path | None,
-        typer.Option("--config", metavar="FILE", help="Settings file.", show_default="./config.yaml if present"),
+        typer.Option("--config", metavar="FILE", help="Settings file; without it ./config.yaml, if there is one."),
     ] = None,
     overrides: Annotated[
         list[str] | None,

@@ -22,29 +22,12 @@ _HEADER = """\
 
 def commented_yaml() -> str:
     """Return a settings file with every section, description, limit and default; loading it changes nothing."""
-    lines = [_HEADER]
-    for name, model in sections():
-        indent = "  " * name.count(".")
-        lines += _comment((model.__doc__ or "").strip().splitlines()[0], indent)
-        lines.append(f"{indent}{name.rpartition('.')[2]}:")
-        for leaf in leaves().values():
-            if leaf.key.rpartition(".")[0] == name:
-                lines += _entry(leaf, indent + "  ")
-        if not any(other.startswith(name + ".") for other, _ in sections()):
-            lines.append("")
-    return "\n".join(lines).rstrip() + "\n"
+    return _HEADER + "\n" + _document({key: leaf.default for key, leaf in leaves().items()}, is_commented=True)
 
 
 def values_yaml(settings: Settings) -> str:
     """Return ``settings`` as a settings file without comments."""
-    tree: dict[str, Any] = {}
-    for key, value in flat_values(settings).items():
-        *path, name = key.split(".")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[name] = value
-    return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, allow_unicode=True)
+    return _document(flat_values(settings), is_commented=False)
 
 
 def flat_values(settings: Settings) -> dict[str, Value]:
@@ -76,9 +59,27 @@ def yaml_value(value: Value) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).removesuffix("...\n").strip()
 
 
-def _entry(leaf: Leaf, indent: str) -> list[str]:
-    text = f"{leaf.info.description or ''} Allowed: {leaf.allowed()}. Default: {yaml_value(leaf.default)}."
-    return [*_comment(text, indent), f"{indent}{leaf.key.rpartition('.')[2]}: {yaml_value(leaf.default)}"]
+def _document(values: dict[str, Value], *, is_commented: bool) -> str:
+    blocks: list[str] = []
+    for name, model in sections():
+        indent = "  " * name.count(".")
+        lines = _comment((model.__doc__ or "").strip().splitlines()[0], indent) if is_commented else []
+        lines.append(f"{indent}{_last(name)}:")
+        for leaf in leaves().values():
+            if leaf.key.rpartition(".")[0] == name:
+                lines += _comment(_explained(leaf), indent + "  ") if is_commented else []
+                lines.append(f"{indent}  {_last(leaf.key)}: {yaml_value(values[leaf.key])}")
+        separator = "\n" if is_commented and "." not in name and blocks else ""
+        blocks.append(separator + "\n".join(lines) + "\n")
+    return "".join(blocks)
+
+
+def _explained(leaf: Leaf) -> str:
+    return f"{leaf.info.description or ''} Allowed: {leaf.allowed()}. Default: {yaml_value(leaf.default)}."
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def _comment(text: str, indent: str) -> list[str]:
