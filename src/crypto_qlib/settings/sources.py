@@ -73,14 +73,12 @@ def from_file(path: Path) -> list[Given]:
         raise UserError(f"{path} is no UTF-8 text (byte {e.start})", "save the settings file as UTF-8") from e
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror or e}", "check the path and its permissions") from e
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         root = loader.get_single_node()
         return list(_walk(loader, root, "", path)) if root is not None else []
     except yaml.YAMLError as e:
         raise _syntax_error(e, str(path)) from e
-    finally:
-        loader.dispose()
 
 
 def from_environ(environ: Mapping[str, str]) -> list[Given]:
@@ -157,15 +155,12 @@ def _value(text: str, origin: str, key: str) -> Value:
     stripped = text.strip()
     if leaf is not None and leaf.is_list and not stripped.startswith("["):
         return [part.strip() for part in stripped.split(",") if part.strip()]
-    if leaf is not None and leaf.kinds == (str,):
-        return stripped.strip("'\"")
-    loader = _Loader(stripped)
+    if leaf is not None and leaf.kinds in {(str,), (Path,)} and stripped != "null":
+        return stripped  # taken as it stands: the shell has its own quotes
     try:
-        value: Value = loader.get_single_data()
+        value: Value = _Loader(stripped).get_single_data()
     except yaml.YAMLError as e:
         raise _syntax_error(e, origin) from e
-    finally:
-        loader.dispose()
     return value
 
 
