@@ -1,4 +1,4 @@
-"""BTC leadership and the cross-section: what the leader and the rest of the universe did, and where this coin stands among them.
+"""BTC leadership and the cross-section: what the leader and the universe did, and where this coin stands among them.
 
 The same rows are known at the same bar close for every coin. Ranks are over the symbols that traded in the bar.
 """

@@ -11,6 +11,7 @@ from typing import Final
 from crypto_qlib.core.clock import NS_PER_HOUR
 from crypto_qlib.feature_engineering import bar_series as b
 from crypto_qlib.feature_engineering import window_ops as o
+from crypto_qlib.feature_engineering import window_stats as st
 from crypto_qlib.feature_engineering.rules import FeatureRule
 
 GROUP: Final = "funding"
@@ -26,14 +27,15 @@ def market_structure_rules(frame_ns: int) -> tuple[FeatureRule, ...]:
     day, three_days, week = (bars_of_hours(h, frame_ns) for h in (24, 72, 168))
     f = b.FUNDING
     return (
-        FeatureRule("FUNDING", o.LAST_VALID, "last settled rate of the past 72 h", series=f, window=three_days, needs="funding"),
-        FeatureRule("FUNDING_24H", o.EVENT_SUM, "sum of rates settled in 24 h", series=f, window=day, needs="funding"),
-        FeatureRule("FUNDING_72H", o.EVENT_SUM, "sum of rates settled in 72 h", series=f, window=three_days, needs="funding"),
-        FeatureRule("FUNDING_Z", o.EVENT_Z, "(last - mean) / std of rates settled in 168 h", "sigmas", f, window=week,
+        FeatureRule("FUNDING", st.LAST_VALID, "last settled rate of the past 72 h", series=f, window=three_days,
                     needs="funding"),
-        FeatureRule("FUNDING_AGE", o.BARS_SINCE, "hours from the last settlement to the bar's close", "hours", f,
+        FeatureRule("FUNDING_24H", st.EVENT_SUM, "sum of rates settled in 24 h", series=f, window=day, needs="funding"),
+        FeatureRule("FUNDING_72H", st.EVENT_SUM, "sum of rates settled in 72 h", series=f, window=three_days, needs="funding"),
+        FeatureRule("FUNDING_Z", st.EVENT_Z, "(last - mean) / std of rates settled in 168 h", "sigmas", f, window=week,
+                    needs="funding"),
+        FeatureRule("FUNDING_AGE", st.BARS_SINCE, "hours from the last settlement to the bar's close", "hours", f,
                     window=three_days, needs="funding", scale=frame_ns / NS_PER_HOUR),
-        FeatureRule("RANK_FUNDING_24H", o.EVENT_SUM, "sum of rates settled in 24 h", series=f, window=day, needs="funding",
+        FeatureRule("RANK_FUNDING_24H", st.EVENT_SUM, "sum of rates settled in 24 h", series=f, window=day, needs="funding",
                     ranked=True),
         FeatureRule("BASIS", o.VALUE, "mark_close / close - 1", series=b.BASIS, needs="mark"),
         FeatureRule("BASIS_24H", o.MEAN, "mean(mark_close / close - 1) over 24 h", series=b.BASIS, window=day, needs="mark"),

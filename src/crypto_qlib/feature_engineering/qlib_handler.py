@@ -28,16 +28,14 @@ def row_index(frame: FeatureFrame) -> pd.MultiIndex:
     order = np.argsort(np.array(frame.symbols), kind="stable")
     code_of = np.empty(order.size, dtype=np.int64)
     code_of[order] = np.arange(order.size)
-    return pd.MultiIndex(
-        levels=[pd.DatetimeIndex(frame.ts_open.astype("datetime64[ns]")), [frame.symbols[k] for k in order]],
-        codes=[frame.row_bar, code_of[frame.row_symbol]],
-        names=["datetime", "instrument"],
-        verify_integrity=False,
-    )
+    levels: Any = [pd.DatetimeIndex(frame.ts_open.astype("datetime64[ns]")), [frame.symbols[k] for k in order]]
+    codes: Any = [frame.row_bar, code_of[frame.row_symbol]]
+    return pd.MultiIndex(levels=levels, codes=codes, names=["datetime", "instrument"], verify_integrity=False)
 
 
 def _columns(group: str, names: Sequence[str]) -> pd.MultiIndex:
-    return pd.MultiIndex(levels=[[group], list(names)], codes=[np.zeros(len(names), int), np.arange(len(names))])
+    codes: Any = [np.zeros(len(names), dtype=np.int64), np.arange(len(names))]
+    return pd.MultiIndex(levels=[[group], list(names)], codes=codes)
 
 
 def feature_dataframe(frame: FeatureFrame, labels: Mapping[str, FloatArray] | None = None) -> pd.DataFrame:
@@ -57,7 +55,8 @@ def feature_dataframe(frame: FeatureFrame, labels: Mapping[str, FloatArray] | No
         return features
     values = np.column_stack([np.asarray(v, dtype=np.float64) for v in labels.values()])
     label_frame = pd.DataFrame(values, index=index, columns=_columns("label", list(labels)), copy=False)
-    return pd.concat([features, label_frame], axis=1, copy=False)
+    joined: pd.DataFrame = pd.concat([features, label_frame], axis=1, copy=False)  # type: ignore[call-overload]
+    return joined
 
 
 class CryptoFeatureLoader(DataLoader):  # type: ignore[misc]
@@ -85,7 +84,7 @@ class CryptoFeatureLoader(DataLoader):  # type: ignore[misc]
         self.labels = labels
 
     def load(self, instruments: Any = None, start_time: Any = None, end_time: Any = None) -> pd.DataFrame:
-        """Return the rows of ``instruments`` (a list of symbols, or None for all) from ``start_time`` to ``end_time`` inclusive.
+        """Return rows of ``instruments`` (a list of symbols, None for all) from ``start_time`` to ``end_time`` inclusive.
 
         Times are naive UTC bar *open* times.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -174,4 +175,4 @@ def rule_jobs(
 def pieces(start: int, stop: int, n: int) -> list[tuple[int, int]]:
     """Split ``start:stop`` into at most ``n`` non-empty contiguous pieces."""
     edges = np.linspace(start, stop, n + 1).astype(int)
-    return [(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a]
+    return [(int(a), int(b)) for a, b in pairwise(edges) if b > a]

@@ -75,7 +75,7 @@ def _bands_and_ranges() -> list[FeatureRule]:
 
 
 def _volatility() -> list[FeatureRule]:
-    rules = [
+    return [
         FeatureRule("ATR14", o.ATR, "Wilder mean of true range over 14 / close", window=14),
         *(
             FeatureRule(f"TR{w}", o.MEAN_OVER_CLOSE, f"mean(true range, {w}) / close", series=b.TRUE_RANGE, window=w)
@@ -92,7 +92,6 @@ def _volatility() -> list[FeatureRule]:
         FeatureRule("KURT168", o.KURTOSIS, "excess kurtosis of r over 168", "-", b.RETURN, window=168),
         FeatureRule("MAX_ABS24", o.MAX_ABS, "max(|r|, 24)", series=b.RETURN, window=24),
     ]
-    return rules
 
 
 def _volume() -> list[FeatureRule]:

@@ -30,6 +30,20 @@ from crypto_qlib.feature_engineering.bar_series import (
     VOLUME,
     ema_at,
 )
+from crypto_qlib.feature_engineering.window_stats import (
+    BARS_SINCE,
+    LAST_VALID,
+    comoments,
+    event_statistic,
+    min_count,
+    ratio,
+    slope,
+    window_extreme,
+    window_mean,
+    window_moment,
+    window_sum,
+    z_score,
+)
 
 Matrix = npt.NDArray[np.float64]
 
@@ -71,95 +85,9 @@ BETA: Final = 34
 RESIDUAL_SUM: Final = 35
 RESIDUAL_VOL: Final = 36
 EXCESS_SUM: Final = 37
-LAST_VALID: Final = 38
-EVENT_SUM: Final = 39
-EVENT_Z: Final = 40
-BARS_SINCE: Final = 41
 VALUE: Final = 42
 LOG_MEAN: Final = 43
 LOG_MEAN_RATIO: Final = 44
-
-
-@njit
-def min_count(w: int) -> int:
-    """Return how many of ``w`` bars must be present: ``ceil(3 w / 4)``."""
-    return (3 * w + 3) // 4
-
-
-@njit
-def window_sum(series: Matrix, t: int, w: int) -> tuple[float, int]:
-    """Return the sum of present values of ``series[t-w+1 .. t]`` and their count."""
-    total = 0.0
-    count = 0
-    for k in range(max(0, t - w + 1), t + 1):
-        if not math.isnan(series[k]):
-            total += series[k]
-            count += 1
-    return total, count
-
-
-@njit
-def window_mean(series: Matrix, t: int, w: int) -> float:
-    """Return the mean of the window, NaN if it is not filled."""
-    total, count = window_sum(series, t, w)
-    return total / count if count >= min_count(w) else math.nan
-
-
-@njit
-def window_moment(series: Matrix, t: int, w: int, mean: float, power: int) -> float:
-    """Return the mean of ``(x - mean)^power`` over present values of the window."""
-    total = 0.0
-    count = 0
-    for k in range(max(0, t - w + 1), t + 1):
-        if not math.isnan(series[k]):
-            total += (series[k] - mean) ** power
-            count += 1
-    return total / count if count else math.nan
-
-
-@njit
-def window_extreme(series: Matrix, t: int, w: int, sign: float) -> float:
-    """Return the largest (``sign`` +1) or smallest (-1) present value; NaN if the window is not filled."""
-    best = -math.inf
-    count = 0
-    for k in range(max(0, t - w + 1), t + 1):
-        if not math.isnan(series[k]):
-            best = max(best, sign * series[k])
-            count += 1
-    return sign * best if count >= min_count(w) else math.nan
-
-
-@njit
-def comoments(a: Matrix, b: Matrix, t: int, w: int, lag: int) -> tuple[float, float, float]:
-    """Return ``(cov(a_k, b_{k-lag}), var(a), var(b))`` over bars of the window where both are present (ddof 0)."""
-    sum_a = 0.0
-    sum_b = 0.0
-    count = 0
-    start = max(lag, t - w + 1)
-    for k in range(start, t + 1):
-        if not math.isnan(a[k]) and not math.isnan(b[k - lag]):
-            sum_a += a[k]
-            sum_b += b[k - lag]
-            count += 1
-    if count < min_count(w):
-        return math.nan, math.nan, math.nan
-    mean_a = sum_a / count
-    mean_b = sum_b / count
-    cov = 0.0
-    var_a = 0.0
-    var_b = 0.0
-    for k in range(start, t + 1):
-        if not math.isnan(a[k]) and not math.isnan(b[k - lag]):
-            cov += (a[k] - mean_a) * (b[k - lag] - mean_b)
-            var_a += (a[k] - mean_a) ** 2
-            var_b += (b[k - lag] - mean_b) ** 2
-    return cov / count, var_a / count, var_b / count
-
-
-@njit
-def _ratio(numerator: float, denominator: float) -> float:
-    """Return the quotient, NaN for a zero denominator."""
-    return numerator / denominator if denominator != 0.0 else math.nan
 
 
 @njit
@@ -186,7 +114,7 @@ def _band(close: Matrix, t: int, w: int, width: bool) -> float:
     """Return Bollinger position ``(close - mean) / (2 std)`` or width ``4 std / mean`` (population std)."""
     mean = window_mean(close, t, w)
     std = math.sqrt(window_moment(close, t, w, mean, 2))
-    return 4.0 * std / mean if width else _ratio(close[t] - mean, 2.0 * std)
+    return 4.0 * std / mean if width else ratio(close[t] - mean, 2.0 * std)
 
 
 @njit
@@ -211,8 +139,8 @@ def _return_shape(r: Matrix, t: int, w: int, op: int) -> float:
         mean = total / count
         variance = window_moment(r, t, w, mean, 2)
         if op == SKEWNESS:
-            return _ratio(window_moment(r, t, w, mean, 3), variance * math.sqrt(variance))
-        return _ratio(window_moment(r, t, w, mean, 4), variance * variance) - 3.0
+            return ratio(window_moment(r, t, w, mean, 3), variance * math.sqrt(variance))
+        return ratio(window_moment(r, t, w, mean, 4), variance * variance) - 3.0
     down = 0.0
     square = 0.0
     largest = 0.0
@@ -221,14 +149,7 @@ def _return_shape(r: Matrix, t: int, w: int, op: int) -> float:
             square += r[k] * r[k]
             largest = max(largest, abs(r[k]))
             down += r[k] * r[k] if r[k] < 0.0 else 0.0
-    return largest if op == MAX_ABS else _ratio(down, square)
-
-
-@njit
-def _z_score(series: Matrix, t: int, w: int) -> float:
-    """Return ``(x[t] - mean) / std`` of the window (population std)."""
-    mean = window_mean(series, t, w)
-    return _ratio(series[t] - mean, math.sqrt(window_moment(series, t, w, mean, 2)))
+    return largest if op == MAX_ABS else ratio(down, square)
 
 
 @njit
@@ -237,8 +158,9 @@ def _candle(x: Matrix, t: int, op: int) -> float:
     high_body = max(x[OPEN, t], x[CLOSE, t])
     low_body = min(x[OPEN, t], x[CLOSE, t])
     if op == BODY:
-        return x[CLOSE, t] / x[OPEN, t] - 1.0
-    return (x[HIGH, t] - high_body) / x[OPEN, t] if op == UPPER_SHADOW else (low_body - x[LOW, t]) / x[OPEN, t]
+        return float(x[CLOSE, t] / x[OPEN, t] - 1.0)
+    shadow = x[HIGH, t] - high_body if op == UPPER_SHADOW else low_body - x[LOW, t]
+    return float(shadow / x[OPEN, t])
 
 
 @njit
@@ -251,7 +173,7 @@ def _vwap_distance(x: Matrix, t: int, w: int) -> float:
 
 @njit
 def _typical(x: Matrix, k: int) -> float:
-    return (x[HIGH, k] + x[LOW, k] + x[CLOSE, k]) / 3.0
+    return float((x[HIGH, k] + x[LOW, k] + x[CLOSE, k]) / 3.0)
 
 
 @njit
@@ -302,30 +224,7 @@ def _efficiency(r: Matrix, t: int, w: int) -> float:
             net += r[k]
             path += abs(r[k])
             count += 1
-    return _ratio(net, path) if count >= min_count(w) else math.nan
-
-
-@njit
-def _slope(series: Matrix, t: int, w: int) -> float:
-    """Return the least-squares slope per bar of the window."""
-    n = 0
-    sum_k = 0.0
-    sum_y = 0.0
-    start = max(0, t - w + 1)
-    for k in range(start, t + 1):
-        if not math.isnan(series[k]):
-            n += 1
-            sum_k += k - t
-            sum_y += series[k]
-    if n < min_count(w):
-        return math.nan
-    cross = 0.0
-    square = 0.0
-    for k in range(start, t + 1):
-        if not math.isnan(series[k]):
-            cross += (k - t - sum_k / n) * (series[k] - sum_y / n)
-            square += (k - t - sum_k / n) ** 2
-    return _ratio(cross, square)
+    return ratio(net, path) if count >= min_count(w) else math.nan
 
 
 @njit
@@ -344,7 +243,7 @@ def _log_illiquidity(x: Matrix, t: int, w: int) -> float:
 def _residual(x: Matrix, t: int, w: int, v: int, op: int) -> float:
     """Return sum over ``w`` bars, or root mean square over ``v``, of ``r - beta * r_btc`` with beta over ``v`` bars."""
     cov, _, var_btc = comoments(x[RETURN], x[BTC_RETURN], t, v, 0)
-    beta = _ratio(cov, var_btc)
+    beta = ratio(cov, var_btc)
     span = w if op == RESIDUAL_SUM else v
     total = 0.0
     square = 0.0
@@ -361,77 +260,54 @@ def _residual(x: Matrix, t: int, w: int, v: int, op: int) -> float:
 
 
 @njit
-def _event(series: Matrix, t: int, w: int, op: int) -> float:
-    """Return a statistic of a series that is NaN between events: last value, sum, z-score of the last, bars since it."""
-    total = 0.0
-    count = 0
-    last = -1
-    for k in range(max(0, t - w + 1), t + 1):
-        if not math.isnan(series[k]):
-            total += series[k]
-            count += 1
-            last = k
-    if last < 0:
-        return math.nan
-    if op == LAST_VALID:
-        return float(series[last])
-    if op == EVENT_SUM:
-        return total
-    if op == BARS_SINCE:
-        return float(t + 1 - last)
-    std = math.sqrt(window_moment(series, t, w, total / count, 2))
-    return _ratio(series[last] - total / count, std) if count > 2 else math.nan  # noqa: PLR2004 - a spread needs three
-
-
-@njit
-def _trend(x: Matrix, t: int, op: int, a: int, w: int) -> float:
+def _trend(x: Matrix, t: int, op: int, a: int, w: int) -> float:  # noqa: PLR0911 - a table of operators
     """Evaluate averages and momentum operators."""
     close = x[CLOSE, t]
     if op == CHANGE:
         return x[a, t] / x[a, t - w] - 1.0 if t >= w else math.nan
     if op == MEAN_TO_CLOSE:
-        return window_mean(x[a], t, w) / close - 1.0
+        return float(window_mean(x[a], t, w) / close - 1.0)
     if op == EMA_TO_CLOSE:
-        return ema_at(x[CLOSE], t, 2.0 / (w + 1.0), EMA_BARS, w) / close - 1.0
+        return float(ema_at(x[CLOSE], t, 2.0 / (w + 1.0), EMA_BARS, w) / close - 1.0)
     if op == MACD_LINE:
-        return x[MACD, t] / close
+        return float(x[MACD, t] / close)
     if op == MACD_HISTOGRAM:
-        return (x[MACD, t] - ema_at(x[MACD], t, 2.0 / (w + 1.0), SIGNAL_BARS, w)) / close
+        return float((x[MACD, t] - ema_at(x[MACD], t, 2.0 / (w + 1.0), SIGNAL_BARS, w)) / close)
     if op == RSI:
         return _rsi(x[CLOSE], t, w)
-    return ema_at(x[TRUE_RANGE], t, 1.0 / w, EMA_BARS, w) / close
+    return float(ema_at(x[TRUE_RANGE], t, 1.0 / w, EMA_BARS, w) / close)
 
 
 @njit
-def _spread(x: Matrix, t: int, op: int, a: int, w: int, v: int) -> float:
+def _spread(x: Matrix, t: int, op: int, a: int, w: int, v: int) -> float:  # noqa: PLR0911 - a table of operators
     """Evaluate range, volatility and shape operators."""
     if op in (BAND_POSITION, BAND_WIDTH):
         return _band(x[CLOSE], t, w, op == BAND_WIDTH)
     if op == MEAN_OVER_CLOSE:
-        return window_mean(x[a], t, w) / x[CLOSE, t]
+        return float(window_mean(x[a], t, w) / x[CLOSE, t])
     if op in (ROOT_MEAN_SQUARE, RMS_RATIO):
-        total, count = window_sum(x[a], t, w)
+        _, count = window_sum(x[a], t, w)
         rms = math.sqrt(window_moment(x[a], t, w, 0.0, 2)) if count >= min_count(w) else math.nan
         if op == ROOT_MEAN_SQUARE:
             return rms
-        total, count = window_sum(x[a], t, v)
-        return _ratio(rms, math.sqrt(window_moment(x[a], t, v, 0.0, 2))) if count >= min_count(v) else math.nan
+        _, count = window_sum(x[a], t, v)
+        return ratio(rms, math.sqrt(window_moment(x[a], t, v, 0.0, 2))) if count >= min_count(v) else math.nan
     if op == PARKINSON:
         return _parkinson(x, t, w)
     if op in (CHANNEL_POSITION, HIGH_TO_CLOSE, LOW_TO_CLOSE):
         high = window_extreme(x[HIGH], t, w, 1.0)
         low = window_extreme(x[LOW], t, w, -1.0)
         if op == CHANNEL_POSITION:
-            return _ratio(x[CLOSE, t] - low, high - low)
-        return (high if op == HIGH_TO_CLOSE else low) / x[CLOSE, t] - 1.0
+            return ratio(x[CLOSE, t] - low, high - low)
+        return float((high if op == HIGH_TO_CLOSE else low) / x[CLOSE, t] - 1.0)
     return _return_shape(x[a], t, w, op)
 
 
 @njit
-def _flow(x: Matrix, t: int, op: int, a: int, w: int, v: int) -> float:
+def _flow(x: Matrix, t: int, op: int, a: int, w: int, v: int) -> float:  # noqa: PLR0911 - a table of operators
     """Evaluate volume, candle and path operators."""
     if op == Z_SCORE:
-        return _z_score(x[a], t, w)
+        return z_score(x[a], t, w)
     if op in (BODY, UPPER_SHADOW, LOWER_SHADOW):
         return _candle(x, t, op)
     if op == VWAP_DISTANCE:
@@ -443,7 +319,7 @@ def _flow(x: Matrix, t: int, op: int, a: int, w: int, v: int) -> float:
     if op == EFFICIENCY:
         return _efficiency(x[a], t, w)
     if op == SLOPE:
-        return _slope(x[a], t, w)
+        return slope(x[a], t, w)
     if op == LOG_ILLIQUIDITY:
         return _log_illiquidity(x, t, w)
     mean = window_mean(x[a], t, w)
@@ -458,10 +334,10 @@ def _pair(x: Matrix, t: int, op: int, a: int, b: int, w: int, v: int) -> float:
     """Evaluate operators on two series (or one series with itself lagged) and plain sums."""
     if op in (CORRELATION, AUTOCORRELATION):
         cov, var_a, var_b = comoments(x[a], x[b], t, w, v)
-        return _ratio(cov, math.sqrt(var_a) * math.sqrt(var_b))
+        return ratio(cov, math.sqrt(var_a) * math.sqrt(var_b))
     if op == BETA:
         cov, _, var_b = comoments(x[a], x[b], t, w, 0)
-        return _ratio(cov, var_b)
+        return ratio(cov, var_b)
     if op in (RESIDUAL_SUM, RESIDUAL_VOL):
         return _residual(x, t, w, v, op)
     total, count = window_sum(x[a], t, w)
@@ -493,8 +369,8 @@ def evaluate(x: Matrix, t: int, rule: npt.NDArray[np.int64]) -> float:
         return _trend(x, t, op, a, w)
     if op <= MAX_ABS or CHANNEL_POSITION <= op <= LOW_TO_CLOSE:
         return _spread(x, t, op, a, w, v)
-    if op == CORRELATION or op == AUTOCORRELATION or SUM <= op <= EXCESS_SUM:  # noqa: PLR1714 - numba compiles this form
+    if op in (CORRELATION, AUTOCORRELATION) or SUM <= op <= EXCESS_SUM:
         return _pair(x, t, op, a, b, w, v)
     if LAST_VALID <= op <= BARS_SINCE:
-        return _event(x[a], t, w, op)
+        return event_statistic(x[a], t, w, op)
     return _flow(x, t, op, a, w, v)

@@ -1,7 +1,7 @@
 """How good are the scores? IC and RankIC pooled and per symbol, hit ratio, quantile spread, calibration, all with errors.
 
-Pooled figures are means over bars of a cross-sectional statistic; their standard errors are Newey-West with the label horizon
-as lag, because neighbouring labels overlap.
+Pooled figures are means over bars of a cross-sectional statistic; their standard errors are Newey-West with twice the
+label horizon as lag, because neighbouring labels overlap.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ from crypto_qlib.modeling.labels import Labels
 FloatArray = npt.NDArray[np.float64]
 
 REPORT_FILE: Final = "model_performance_report.json"
+LAGS_PER_HORIZON: Final = 2
+"""Newey-West lags per bar of horizon: labels that overlap by up to N bars are correlated up to lag N, and Bartlett weights
+with lag N would count only two thirds of that variance."""
 MIN_SYMBOL_BARS: Final = 48
 """Bars a symbol needs for its own coefficients."""
 
@@ -57,7 +60,7 @@ class ModelPerformance:
     first_bar_known, last_bar_known : str
         ISO times the first and last scored bars became known.
     horizon_bars : int
-        Label horizon; the Newey-West lag.
+        Label horizon.
     n_pairs : int
         (bar, symbol) pairs with score and label.
     ic, rank_ic : IcSummary
@@ -120,14 +123,14 @@ def evaluate_model(scores: ScorePanel, labels: Labels) -> ModelPerformance:
     pairs = np.isfinite(expected) & np.isfinite(label)
     if not pairs.any():
         raise UserError("no score has a label yet: the scored span is shorter than the horizon", "score an earlier span")
-    lag = labels.horizon_bars
+    lag = LAGS_PER_HORIZON * labels.horizon_bars
     won = np.where(np.isfinite(forward), (np.sign(expected) * forward > 0.0).astype(np.float64), np.nan)
     known = scores.as_of_ns[pairs.any(axis=1)]
     square = float(np.sum(expected[pairs] ** 2))
     return ModelPerformance(
         first_bar_known=iso(int(known[0])),
         last_bar_known=iso(int(known[-1])),
-        horizon_bars=lag,
+        horizon_bars=labels.horizon_bars,
         n_pairs=int(pairs.sum()),
         ic=summarise(information_coefficients(expected, label), lag),
         rank_ic=summarise(rank_information_coefficients(expected, label), lag),

@@ -74,7 +74,8 @@ def excess_over_mean(returns: FloatArray) -> FloatArray:
     present = np.isfinite(returns)
     counts = present.sum(axis=1, keepdims=True)
     total = np.where(present, returns, 0.0).sum(axis=1, keepdims=True)
-    return returns - total / np.maximum(counts, 1)
+    excess: FloatArray = returns - total / np.maximum(counts, 1)
+    return excess
 
 
 def make_labels(panel: MarketPanel, settings: ModelSettings) -> Labels:

@@ -262,7 +262,10 @@ def _verified_meta(folder: Path) -> dict[str, Any]:
     sums = folder / SUMS_FILE
     if not sums.is_file():
         raise UserError(f"no complete model in {folder}", "run `crypto-qlib train`")
-    listed = dict(reversed(line.split(maxsplit=1)) for line in sums.read_text().splitlines() if line.strip())
+    listed: dict[str, str] = {}
+    for line in sums.read_text().splitlines():
+        digest, _, name = line.partition("  ")
+        listed[name] = digest
     for name, digest in listed.items():
         path = folder / Path(name).name
         if not path.is_file() or _digest(path) != digest:

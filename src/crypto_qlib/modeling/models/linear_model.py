@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,7 +81,7 @@ def _bar_chunks(bar: npt.NDArray[np.int64]) -> list[slice]:
     while edges[-1] < bar.size:
         last = min(edges[-1] + _CHUNK_ROWS, bar.size) - 1
         edges.append(int(np.searchsorted(bar, bar[last], side="right")))
-    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 class LinearModel(Model):  # type: ignore[misc]
@@ -131,7 +132,7 @@ class LinearModel(Model):  # type: ignore[misc]
             weights = np.linalg.solve(gram + penalty * size * np.eye(n_features), cross)
             loss = float(weights @ valid_gram @ weights - 2.0 * weights @ valid_cross)
             if loss < best:
-                best, self.weights, self.penalty = loss, weights, penalty
+                best, self.weights, self.penalty = loss, np.asarray(weights, dtype=np.float64), penalty
 
     def _moments(self, data: SegmentData, share: float) -> tuple[FloatArray, FloatArray]:
         """Return ``Z'Z`` and ``Z'y`` of the standardised rows, a chunk of bars at a time."""
