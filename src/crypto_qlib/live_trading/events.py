@@ -215,6 +215,13 @@ class LookUpOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveDecided:
+    """Keep that the bar closed at ``ts_ns`` was decided: a restart must not decide it a second time."""
+
+    ts_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class GiveUpOrder:
     """Write into the ledger that an order never reached the exchange."""
 
@@ -265,4 +272,6 @@ class CycleDone:
     orders_sent: int
 
 
-Instruction = ReadAccount | ReadFills | SetLeverage | PlaceOrder | LookUpOrder | GiveUpOrder | Alert | SaveRisk | CycleDone
+Instruction = (
+    ReadAccount | ReadFills | SetLeverage | PlaceOrder | LookUpOrder | GiveUpOrder | Alert | SaveRisk | SaveDecided | CycleDone
+)

@@ -30,6 +30,7 @@ from crypto_qlib.store.ledger import EquityRow, Ledger
 Show = Callable[[PaperView], None]
 _T = TypeVar("_T")
 _RISK = "risk"
+_DECIDED = "decided_ns"
 _READ_TRIES = 3
 
 
@@ -200,7 +201,8 @@ class SessionRunner:
         rules, ledger = parts.config.rules, parts.ledger
         self.tracker = PositionTracker.rebuild(rules.frame_ns, rules.cooldown_ns, ledger.intents(), ledger.fills())
         risk = risk_from_json(ledger.state(_RISK))
-        self.session = Session(parts.config, self.tracker, risk, tuple(ledger.unresolved()))
+        decided_ns = int(ledger.state(_DECIDED) or 0)
+        self.session = Session(parts.config, self.tracker, risk, tuple(ledger.unresolved()), decided_ns)
         self._log = _Log()
         self._wall = SystemClock()
 
@@ -236,7 +238,7 @@ class SessionRunner:
                 if answer is not None:
                     waiting.append(answer)
 
-    async def _carry_out(self, instruction: ev.Instruction) -> ev.Event | None:  # noqa: PLR0911 - one line an instruction
+    async def _carry_out(self, instruction: ev.Instruction) -> ev.Event | None:  # noqa: PLR0911 - one line each
         try:
             match instruction:
                 case ev.ReadAccount():
@@ -256,6 +258,8 @@ class SessionRunner:
                     self._log.new_alerts.append(f"{instruction.severity.value}: {instruction.text}")
                 case ev.SaveRisk():
                     self._parts.ledger.put_state(_RISK, asdict(instruction))
+                case ev.SaveDecided():
+                    self._parts.ledger.put_state(_DECIDED, instruction.ts_ns)
                 case ev.CycleDone():
                     self._end_cycle(instruction)
         except HaltTrading as e:

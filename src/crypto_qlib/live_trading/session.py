@@ -21,8 +21,11 @@ import math
 from collections import deque
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from crypto_qlib.core.account import AccountState, OpenPosition
 from crypto_qlib.core.order import ExitKind, MarginMode, OrderRequest, OrderStatus, Protection, Side, TriggerSource
+from crypto_qlib.core.signal import Scores
 from crypto_qlib.live_trading import events as ev
 from crypto_qlib.live_trading.position_tracker import PositionTracker
 from crypto_qlib.live_trading.risk_control import Mode, Observation, RiskLimits, RiskState, observe
@@ -93,6 +96,8 @@ class Session:
         Limits tripped earlier, peak equity.
     unresolved : tuple of IntentRow
         Orders of an earlier run that may exist at the exchange.
+    decided_ns : int
+        Last bar an earlier run decided.
     """
 
     def __init__(
@@ -101,11 +106,13 @@ class Session:
         tracker: PositionTracker,
         risk: RiskState | None = None,
         unresolved: tuple[IntentRow, ...] = (),
+        decided_ns: int = 0,
     ) -> None:
         self._config = config
         self._tracker = tracker
         self.risk = risk or RiskState()
         self._open: dict[str, IntentRow] = {intent.client_order_id: intent for intent in unresolved}
+        self._decided_ns = decided_ns
         self._lookups: dict[str, int] = {}
         self._leverage: dict[str, float] = {}
         self._unprotected: set[str] = set()
@@ -188,6 +195,8 @@ class Session:
         out.append(self._save_risk())
         enriched = self._tracker.enrich(replace(account, as_of_ns=cycle.bar.ts_ns), self.pending, self.risk.peak_equity)
         plan = self._plan(cycle.bar, enriched)
+        out.append(ev.SaveDecided(cycle.bar.ts_ns))
+        self._decided_ns = max(self._decided_ns, cycle.bar.ts_ns)
         cycle.vetoes = plan.vetoes
         cycle.entries.extend(plan.entries)
         for order in plan.exits:
@@ -198,11 +207,13 @@ class Session:
         return out + self._advance()
 
     def _plan(self, bar: ev.BarClosed, account: AccountState) -> Plan:
-        if self.risk.mode is Mode.HALTED:
-            return Plan(bar.ts_ns)
+        if self.risk.mode is Mode.HALTED or bar.ts_ns <= self._decided_ns:
+            return Plan(bar.ts_ns)  # a bar is decided once: after a restart its freed slots wait for the next bar
         if bar.is_last and self._config.flatten:
             return Plan(bar.ts_ns, tuple(_close(p, ExitKind.MANUAL) for p in account.positions))
-        plan = decide(bar.scores, account, bar.market, self._config.rules)
+        rules = self._config.rules
+        is_due = bar.ts_ns % (rules.frame_ns * rules.decide_every_bars) == 0  # the backtest's phase
+        plan = decide(bar.scores if is_due else no_opinion(bar.scores), account, bar.market, rules)
         busy = set(self.pending)
         orders = tuple(o for o in plan.orders if o.symbol not in busy)
         if self.risk.mode is Mode.REDUCE_ONLY or bar.is_last:
@@ -380,6 +391,12 @@ class Session:
     def _save_risk(self) -> ev.SaveRisk:
         risk = self.risk
         return ev.SaveRisk(dict(risk.voices), risk.peak_equity, risk.day, risk.day_start_equity)
+
+
+def no_opinion(scores: Scores) -> Scores:
+    """Return the same scores without an opinion: a decision on them only closes what is due."""
+    nothing = np.full(len(scores.symbols), np.nan)
+    return Scores(scores.as_of_ns, scores.symbols, nothing, nothing, nothing)
 
 
 def _close(position: OpenPosition, reason: ExitKind) -> PlannedOrder:

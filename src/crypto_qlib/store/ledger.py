@@ -79,16 +79,18 @@ _ORDERS: Final = sa.Table(
 _FILLS: Final = sa.Table(
     "fills",
     _META,
-    sa.Column("session_id", sa.String, primary_key=True),
-    sa.Column("ts_ns", sa.BigInteger, primary_key=True),
-    sa.Column("symbol", sa.String, primary_key=True),
-    sa.Column("client_order_id", sa.String, primary_key=True),
-    sa.Column("signed_lots", sa.BigInteger, primary_key=True),
-    sa.Column("price", sa.Float, primary_key=True),
-    sa.Column("copy", sa.Integer, primary_key=True),  # the n-th of executions that look exactly alike
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("session_id", sa.String, nullable=False),
+    sa.Column("ts_ns", sa.BigInteger, nullable=False),
+    sa.Column("symbol", sa.String, nullable=False),
+    sa.Column("client_order_id", sa.String, nullable=False),
+    sa.Column("signed_lots", sa.BigInteger, nullable=False),
+    sa.Column("price", sa.Float, nullable=False),
+    sa.Column("copy", sa.Integer, nullable=False),  # the n-th of executions that look exactly alike
     sa.Column("fee", sa.Float, nullable=False),
     sa.Column("is_maker", sa.Boolean, nullable=False),
     sa.Column("exit_kind", sa.String),
+    sa.UniqueConstraint("session_id", "ts_ns", "symbol", "client_order_id", "signed_lots", "price", "copy"),
 )
 _EQUITY: Final = sa.Table(
     "equity",
@@ -368,12 +370,12 @@ class Ledger:
             return {tuple(row) for row in db.execute(query)}
 
     def fills(self) -> list[Fill]:
-        """Return every execution of this session, oldest first."""
-        query = sa.select(_FILLS).where(_FILLS.c.session_id == self.session_id).order_by(_FILLS.c.ts_ns, _FILLS.c.copy)
+        """Return every execution of this session, oldest first, those of one instant in the order they were told."""
+        query = sa.select(_FILLS).where(_FILLS.c.session_id == self.session_id).order_by(_FILLS.c.ts_ns, _FILLS.c.seq)
         with self._engine.connect() as db:
             rows = [dict(row) for row in db.execute(query).mappings()]
         for row in rows:
-            del row["session_id"], row["copy"]
+            del row["seq"], row["session_id"], row["copy"]
             row["exit_kind"] = ExitKind(row["exit_kind"]) if row["exit_kind"] else None
         return [Fill(**row) for row in rows]
 
