@@ -1,0 +1,279 @@
+"""The leveraged backtest: one compiled loop over bars that calls ``decide()``'s core and the venue's rules.
+
+For each bar ``t``:
+
+1. Plan: at the close of ``t - 1``, with scores known at the open of ``t`` and the account as it stands, run
+   :func:`crypto_qlib.portfolio.decision.plan_orders` (without new scores: time exits alone).
+2. Delisted symbols are closed at their last mark.
+3. At the open: funding, gap tests, passed stops and take-profits; then the plan's exits; then its entries.
+4. Inside: joint adverse extremes (cross), then per position adverse before favourable.
+5. Mark at the close; write the account's row.
+
+Nothing in the loop draws random numbers, reads a clock or depends on the number of threads: the same inputs give the same
+result bit for bit. The loop stops when a ledger is nearly full and goes on after the rows were copied out, so memory is bound
+by the results, not by a worst case.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from crypto_qlib.backtest.bar_events import (
+    close_delisted,
+    cross_at_open,
+    cross_inside,
+    fill_entries,
+    fill_exits,
+    fund_positions,
+    gap_position,
+    inside_position,
+    refresh_all,
+    show_opens,
+)
+from crypto_qlib.backtest.bookkeeping import Bars, Desk, Execution, cross_account
+from crypto_qlib.backtest.inputs import BacktestInputs, PreparedRun, prepare
+from crypto_qlib.backtest.ledger_arrays import POSITION, SERIES, TOTALS, new_ledgers, taken
+from crypto_qlib.backtest.result import BacktestResult, gather
+from crypto_qlib.core.jit import njit
+from crypto_qlib.core.margin import initial_margin_cross, unrealised_pnl
+from crypto_qlib.portfolio.decision import (
+    Held,
+    PlanRows,
+    Scratch,
+    new_held,
+    new_plan_rows,
+    new_scratch,
+    new_veto_log,
+    plan_orders,
+    plan_time_exits,
+)
+from crypto_qlib.portfolio.market_panel import StateArrays
+from crypto_qlib.portfolio.rules import Rules
+from crypto_qlib.portfolio.selection import VetoLog
+
+RecordArray = npt.NDArray[Any]
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+_LEDGER_ROWS: Final = 16_384
+
+
+@njit
+def hold_positions(desk: Desk, held: Held, is_cross: bool) -> int:
+    """Copy the open positions to ``held`` in the order of their columns; return how many."""
+    n: int = desk.totals[0].n_open
+    for k in range(n):
+        j = desk.open_columns[k]
+        p = desk.book[j]
+        held.symbol[k] = j
+        held.side[k] = p.side
+        held.qty[k] = p.qty
+        held.mark[k] = p.mark
+        held.margin[k] = initial_margin_cross(p.qty, p.mark, p.leverage) if is_cross else p.margin
+        held.upl[k] = unrealised_pnl(p.side, p.qty, p.entry, p.mark)
+        held.opened_ns[k] = p.opened_ns
+    return n
+
+
+@njit
+def any_due(rules: Rules, desk: Desk, as_of_ns: int) -> bool:
+    """Return whether a position has been held for its whole time."""
+    holding_ns = rules.holding_bars * rules.frame_ns
+    for k in range(desk.totals[0].n_open):  # noqa: SIM110 - compiled code has no generator expressions
+        if as_of_ns - desk.book[desk.open_columns[k]].opened_ns >= holding_ns:
+            return True
+    return False
+
+
+@njit
+def account_equity(desk: Desk) -> float:
+    """Return cash plus isolated margin plus unrealised PnL at current marks."""
+    equity: float = desk.totals[0].cash
+    for k in range(desk.totals[0].n_open):
+        p = desk.book[desk.open_columns[k]]
+        equity += p.margin + unrealised_pnl(p.side, p.qty, p.entry, p.mark)
+    return equity
+
+
+@njit
+def mark_bar(rules: Rules, bars: Bars, t: int, desk: Desk, series: RecordArray, exposure: FloatArray) -> None:
+    """Mark the positions at the bar's mark close and write the account's row."""
+    totals = desk.totals[0]
+    row = series[t]
+    equity = totals.cash
+    used = maintenance = gross = net = 0.0
+    for k in range(totals.n_open):
+        j = desk.open_columns[k]
+        p = desk.book[j]
+        mark = bars.mark_close[t, j]
+        if not math.isnan(mark):
+            p.mark = mark
+        value = p.qty * p.mark
+        signed = p.side * value
+        equity += p.margin + unrealised_pnl(p.side, p.qty, p.entry, p.mark)
+        used += value / p.leverage if rules.cross else p.margin
+        maintenance += value * p.mmr
+        gross += value
+        net += signed
+        if exposure.shape[0] > 0:
+            exposure[t, j] = signed
+    row.equity = equity
+    row.cash = totals.cash
+    row.used_margin = used
+    row.maintenance = maintenance
+    row.gross = gross
+    row.net = net
+    row.n_open = totals.n_open
+    totals.peak = max(totals.peak, equity)
+
+
+@njit
+def ledgers_nearly_full(desk: Desk, room: int) -> bool:
+    """Return whether one more bar might not fit into the ledgers."""
+    most = 0
+    for k in range(desk.ledgers.used.size):
+        most = max(most, desk.ledgers.used[k])
+    return most + room > desk.ledgers.fills.size
+
+
+@njit
+def run_bars(  # noqa: PLR0912, PLR0915 - the numbered algorithm of the module
+    rules: Rules,
+    execution: Execution,
+    state: StateArrays,
+    state_as_of: IntArray,
+    day_start: IntArray,
+    version_start: IntArray,
+    delisted_ns: IntArray,
+    bars: Bars,
+    frame_ns: int,
+    score_as_of: IntArray,
+    expected_return: FloatArray,
+    win_probability: FloatArray,
+    desk: Desk,
+    held: Held,
+    scratch: Scratch,
+    rows: PlanRows,
+    log: VetoLog,
+    marks: FloatArray,
+    worst: FloatArray,
+    series: RecordArray,
+    exposure: FloatArray,
+    start: int,
+    stop: int,
+    room: int,
+) -> int:
+    """Run bars ``start`` to ``stop`` and return the first bar not run: ``stop``, or earlier where a ledger is nearly full."""
+    totals = desk.totals[0]
+    every_ns = rules.frame_ns * rules.decide_every_bars
+    for t in range(start, stop):
+        if ledgers_nearly_full(desk, room):
+            return t
+        ts = bars.ts_open[t]
+        bar_close_ns = ts + frame_ns
+        while totals.day + 1 < day_start.size and day_start[totals.day + 1] <= ts:
+            totals.day += 1
+        if totals.version + 1 < version_start.size and version_start[totals.version + 1] <= ts:
+            while totals.version + 1 < version_start.size and version_start[totals.version + 1] <= ts:
+                totals.version += 1
+            refresh_all(rules, state, totals.version, desk)
+        day = totals.day
+        version = totals.version
+        n_exits = 0
+        n_entries = 0
+        while totals.score_row < score_as_of.size and score_as_of[totals.score_row] < ts:
+            totals.score_row += 1
+        decides = totals.score_row < score_as_of.size and score_as_of[totals.score_row] == ts and ts % every_ns == 0
+        if decides:
+            while totals.state_row + 1 < state_as_of.size and state_as_of[totals.state_row + 1] <= ts:
+                totals.state_row += 1
+            n_held = hold_positions(desk, held, rules.cross)
+            equity = account_equity(desk)
+            available = totals.cash
+            if rules.cross:
+                cross_equity, _, used = cross_account(rules, desk)
+                available = cross_equity - used
+            n_exits, n_entries = plan_orders(
+                rules, state, totals.state_row, day, version, ts, equity, max(available, 0.0), totals.peak,
+                expected_return[totals.score_row], win_probability[totals.score_row], held, n_held, 0, desk.is_held,
+                desk.cooldown_until_ns, scratch, rows, log,
+            )  # fmt: skip
+        elif any_due(rules, desk, ts):
+            n_exits = plan_time_exits(rules, ts, held, hold_positions(desk, held, rules.cross), scratch, rows)
+        if totals.n_open > 0:
+            close_delisted(rules, desk, t, ts, delisted_ns)
+            show_opens(desk, bars, t)
+            fund_positions(rules, desk, bars, t)
+            if rules.cross:
+                cross_at_open(rules, execution, state, version, desk, t, marks, bar_close_ns)
+            for k in range(totals.n_open - 1, -1, -1):
+                j = desk.open_columns[k]
+                if not math.isnan(bars.open[t, j]):
+                    gap_position(rules, execution, state, bars, t, day, version, desk, j, bar_close_ns)
+        if n_exits > 0:
+            fill_exits(rules, state, bars, t, day, desk, rows, held, n_exits)
+        if n_entries > 0:
+            fill_entries(rules, execution, state, bars, t, ts, day, version, desk, rows, n_entries, delisted_ns)
+        if totals.n_open > 0:
+            if rules.cross:
+                cross_inside(rules, execution, state, bars, t, version, desk, marks, worst, bar_close_ns)
+            for k in range(totals.n_open - 1, -1, -1):
+                j = desk.open_columns[k]
+                if not math.isnan(bars.open[t, j]):
+                    inside_position(rules, execution, state, bars, t, day, version, desk, j, bar_close_ns)
+        mark_bar(rules, bars, t, desk, series, exposure)
+    return stop
+
+
+def new_desk(n_symbols: int, capacity: int, n_ledger_rows: int, equity: float) -> Desk:
+    """Return an account of ``equity`` USDT without positions."""
+    totals = np.zeros(1, TOTALS)
+    totals["cash"] = totals["peak"] = equity
+    return Desk(
+        np.zeros(n_symbols, POSITION),
+        totals,
+        np.zeros(capacity, np.int64),
+        np.zeros(n_symbols, np.bool_),
+        np.zeros(n_symbols, np.int64),
+        new_ledgers(n_ledger_rows),
+    )
+
+
+def run_backtest(inputs: BacktestInputs) -> BacktestResult:
+    """Run the backtest ``inputs`` describe.
+
+    Raises
+    ------
+    UserError
+        If the inputs cannot be right: bad prices, unknown symbols or tiers, leverage above the cap, no capital. It names
+        symbol and time, before the first bar is run.
+    """
+    return run_prepared(prepare(inputs))
+
+
+def run_prepared(run: PreparedRun) -> BacktestResult:
+    """Run a backtest whose inputs were checked already; many runs may share one preparation's arrays."""
+    rules, n_symbols = run.rules, len(run.symbols)
+    capacity = min(rules.max_open, n_symbols) + 1
+    # Every open position may close and be replaced in one bar, and be cut at every tier on the way.
+    room = capacity * (4 + run.state.tier_max.shape[2])
+    desk = new_desk(n_symbols, capacity, max(_LEDGER_ROWS, 4 * room), run.initial_equity)
+    log = new_veto_log(run.veto_log_rows)
+    n_bars = run.bars.ts_open.size
+    series = np.empty(n_bars, SERIES)
+    exposure = np.zeros((n_bars if run.with_exposure else 0, n_symbols))
+    held, rows, scratch = new_held(capacity), new_plan_rows(capacity), new_scratch(n_symbols, capacity)
+    marks, worst, parts = np.zeros(n_symbols), np.zeros(n_symbols), []
+    t = run.first_bar
+    while t < n_bars:
+        t = run_bars(
+            rules, run.execution, run.state, run.state_as_of, run.day_start, run.version_start, run.delisted_ns, run.bars,
+            run.frame_ns, run.score_as_of, run.expected_return, run.win_probability, desk, held, scratch, rows,
+            log, marks, worst, series, exposure, t, n_bars, room,
+        )  # fmt: skip
+        parts.append(taken(desk.ledgers))
+    return gather(run, series, exposure, parts, desk, log)

@@ -1,0 +1,197 @@
+"""The rows a backtest writes: dtypes of its ledgers, and the arrays compiled code fills.
+
+Amounts are USDT, prices quote units; ``bar`` is a row of the panel traded, ``symbol`` a column. ``kind`` and ``exit_kind``
+hold the codes of :mod:`crypto_qlib.venue.matching`; ``OPENING`` (0) marks an opening fill.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+RecordArray = npt.NDArray[Any]
+
+OPENING: Final = 0
+
+SERIES: Final = np.dtype(
+    [
+        ("equity", np.float64),
+        ("cash", np.float64),
+        ("used_margin", np.float64),
+        ("maintenance", np.float64),
+        ("gross", np.float64),
+        ("net", np.float64),
+        ("n_open", np.int64),
+    ]
+)
+"""The account at the close of each bar, marked at mark close; ``maintenance`` is the requirement without closing fees."""
+
+FILL: Final = np.dtype(
+    [
+        ("bar", np.int64),
+        ("symbol", np.int64),
+        ("kind", np.int64),
+        ("trade", np.int64),
+        ("lots", np.int64),
+        ("price", np.float64),
+        ("raw_price", np.float64),
+        ("fee", np.float64),
+        ("pnl", np.float64),
+    ]
+)
+"""One execution: signed ``lots``; ``raw_price`` before slippage; ``trade`` numbers the position it belongs to."""
+
+TRADE: Final = np.dtype(
+    [
+        ("trade", np.int64),
+        ("symbol", np.int64),
+        ("lots", np.int64),
+        ("entry_bar", np.int64),
+        ("exit_bar", np.int64),
+        ("exit_kind", np.int64),
+        ("rank", np.int64),
+        ("qty", np.float64),
+        ("entry_price", np.float64),
+        ("exit_price", np.float64),
+        ("leverage", np.float64),
+        ("margin", np.float64),
+        ("stop", np.float64),
+        ("take_profit", np.float64),
+        ("score", np.float64),
+        ("pnl", np.float64),
+        ("fee", np.float64),
+        ("funding", np.float64),
+        ("penalty", np.float64),
+        ("overshoot", np.float64),
+        ("slippage", np.float64),
+    ]
+)
+"""One closed position: largest signed ``lots``, mean ``exit_price``; result = pnl - fee + funding - penalty + overshoot."""
+
+FUNDING: Final = np.dtype(
+    [
+        ("bar", np.int64),
+        ("symbol", np.int64),
+        ("trade", np.int64),
+        ("amount", np.float64),
+        ("rate", np.float64),
+        ("mark", np.float64),
+    ]
+)
+"""One settlement: ``amount`` paid *to* the position."""
+
+LIQUIDATION: Final = np.dtype(
+    [
+        ("bar", np.int64),
+        ("symbol", np.int64),
+        ("trade", np.int64),
+        ("lots", np.int64),
+        ("partial", np.int64),
+        ("mark", np.float64),
+        ("pnl", np.float64),
+        ("fee", np.float64),
+        ("penalty", np.float64),
+        ("overshoot", np.float64),
+    ]
+)
+"""One liquidation of a position or a part: ``overshoot`` is what the insurance fund bore."""
+
+AMBIGUOUS: Final = np.dtype(
+    [
+        ("bar", np.int64),
+        ("symbol", np.int64),
+        ("trade", np.int64),
+        ("booked_kind", np.int64),
+        ("kindest_kind", np.int64),
+        ("booked_price", np.float64),
+        ("kindest_price", np.float64),
+        ("gain", np.float64),
+    ]
+)
+"""A bar whose inner order of events is not known: ``gain`` is what the kindest order would have added, USDT, >= 0."""
+
+POSITION: Final = np.dtype(
+    [
+        ("lots", np.int64),
+        ("peak_lots", np.int64),
+        ("closed_lots", np.int64),
+        ("opened_bar", np.int64),
+        ("touched_bar", np.int64),
+        ("opened_ns", np.int64),
+        ("trade", np.int64),
+        ("rank", np.int64),
+        ("side", np.float64),
+        ("qty", np.float64),
+        ("entry", np.float64),
+        ("mark", np.float64),
+        ("margin", np.float64),
+        ("mmr", np.float64),
+        ("liq", np.float64),
+        ("stop", np.float64),
+        ("take", np.float64),
+        ("leverage", np.float64),
+        ("score", np.float64),
+        ("pnl", np.float64),
+        ("fee", np.float64),
+        ("funding", np.float64),
+        ("penalty", np.float64),
+        ("overshoot", np.float64),
+        ("slippage", np.float64),
+        ("closed_value", np.float64),
+    ]
+)
+"""An open position: ``margin`` is isolated margin (0 in cross), ``liq`` the mark that liquidates it (NaN in cross);
+``touched_bar`` is the bar in which it was opened or cut last: no take-profit in that bar."""
+
+TOTALS: Final = np.dtype(
+    [
+        ("cash", np.float64),
+        ("peak", np.float64),
+        ("n_open", np.int64),
+        ("n_trades", np.int64),
+        ("n_rejected", np.int64),
+        ("n_cut", np.int64),
+        ("n_unmarked", np.int64),
+        ("score_row", np.int64),
+        ("state_row", np.int64),
+        ("day", np.int64),
+        ("version", np.int64),
+    ]
+)
+"""What the loop carries from bar to bar beside the positions."""
+
+
+class Ledgers(NamedTuple):
+    """Room for the rows of a stretch of bars; ``used`` counts the rows of each ledger, in this order."""
+
+    fills: RecordArray
+    trades: RecordArray
+    funding: RecordArray
+    liquidations: RecordArray
+    ambiguous: RecordArray
+    used: npt.NDArray[np.int64]
+
+
+N_FILLS, N_TRADES, N_FUNDING, N_LIQUIDATIONS, N_AMBIGUOUS = range(5)
+"""Places in ``Ledgers.used``."""
+
+
+def new_ledgers(n_rows: int) -> Ledgers:
+    """Return ledgers with room for ``n_rows`` rows each."""
+    return Ledgers(
+        np.empty(n_rows, FILL),
+        np.empty(n_rows, TRADE),
+        np.empty(n_rows, FUNDING),
+        np.empty(n_rows, LIQUIDATION),
+        np.empty(n_rows, AMBIGUOUS),
+        np.zeros(5, np.int64),
+    )
+
+
+def taken(ledgers: Ledgers) -> tuple[RecordArray, ...]:
+    """Return copies of the rows in use and mark the ledgers empty."""
+    rows: tuple[Any, ...] = tuple(ledger[:n].copy() for ledger, n in zip(ledgers[:5], ledgers.used.tolist(), strict=True))
+    ledgers.used[:] = 0
+    return rows

@@ -1,0 +1,57 @@
+"""Step: would it have worked? Run the leveraged backtest on a panel and its scores as the settings say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from crypto_qlib.backtest.bookkeeping import Execution
+from crypto_qlib.backtest.engine import run_backtest
+from crypto_qlib.backtest.inputs import BacktestInputs
+from crypto_qlib.backtest.result import BacktestResult
+from crypto_qlib.core.instrument import Instrument
+from crypto_qlib.core.market import MarketPanel
+from crypto_qlib.core.signal import ScorePanel
+from crypto_qlib.core.tiers import TierHistory
+from crypto_qlib.portfolio.rules import rules_from_settings
+from crypto_qlib.settings.schema import Settings
+
+
+def run_backtest_leveraged(
+    panel: MarketPanel,
+    scores: ScorePanel,
+    instruments: Mapping[str, Instrument],
+    tiers: Mapping[str, TierHistory],
+    settings: Settings,
+) -> BacktestResult:
+    """Return the backtest of ``scores`` on ``panel``, traded from the first usable score to the panel's last bar.
+
+    Parameters
+    ----------
+    panel : MarketPanel
+        Bars of ``data.frame``; include the month before the first score, which volatility and turnover are taken from.
+    scores : ScorePanel
+        Scores of the segment to be traded.
+    instruments, tiers : mapping
+        Contract specification and tiers of every symbol of the panel.
+    settings : Settings
+        ``strategy``, ``backtest`` and ``data.frame``.
+
+    Raises
+    ------
+    UserError
+        If the inputs cannot be right; it names symbol and time.
+    """
+    return run_backtest(
+        BacktestInputs(
+            panel=panel,
+            scores=scores,
+            instruments=instruments,
+            tiers=tiers,
+            rules=rules_from_settings(settings),
+            initial_equity=settings.backtest.initial_equity,
+            execution=Execution(max_bar_volume_share=settings.backtest.max_bar_volume_share),
+            blacklist=settings.strategy.blacklist,
+            with_exposure=True,
+            veto_log_rows=200_000,
+        )
+    )
