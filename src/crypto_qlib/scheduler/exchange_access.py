@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Self, TypeVar
 
-from crypto_qlib.core.clock import FRAME_NS, parse_utc
+from crypto_qlib.core.clock import FRAME_NS, floor_ts, iso, parse_utc
 from crypto_qlib.core.costs import FeeSchedule
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.exchange.credentials import ApiCredentials, load_or_create_credentials
@@ -20,6 +20,7 @@ from crypto_qlib.exchange.embedded.server import EmbeddedExchange, EmbeddedOptio
 from crypto_qlib.exchange.embedded.thread import EmbeddedExchangeThread
 from crypto_qlib.exchange.gateway import Gateway
 from crypto_qlib.exchange.okx import OkxGateway
+from crypto_qlib.scheduler.steps import key_of
 from crypto_qlib.settings.schema import Settings
 from crypto_qlib.settings.secrets import Secrets
 from crypto_qlib.store.paths import Paths
@@ -164,10 +165,43 @@ def embedded_exchange(settings: Settings) -> EmbeddedExchange:
 def session_start_ns(settings: Settings, source: MarketSource) -> int:
     """Return the market's "now" when the embedded exchange starts.
 
-    Simulated: ``exchange.simulated_end``. Replay: so long before the end of the data that the paper session fits behind it.
+    Simulated: ``exchange.simulated_end``. Replay: ``exchange.replay_end``, else so long before the end of the data that the
+    paper session fits behind it.
+
+    Raises
+    ------
+    UserError
+        If ``exchange.replay_end`` lies outside the replayed data.
     """
     if source.is_simulated:
         return parse_utc(settings.exchange.simulated_end)
     frame_ns = FRAME_NS[settings.data.frame]
-    end = source.end_ns - source.end_ns % frame_ns
+    wanted = settings.exchange.replay_end
+    if wanted:
+        now_ns = floor_ts(parse_utc(wanted), frame_ns)
+        if not source.start_ns < now_ns <= source.end_ns:
+            raise UserError(
+                f"exchange.replay_end is {iso(now_ns)}, but the replayed data go from {iso(source.start_ns)} to "
+                f"{iso(source.end_ns)}",
+                "choose a time in between",
+            )
+        return now_ns
+    end = floor_ts(source.end_ns, frame_ns)
     return max(end - (settings.live.paper_bars + 1) * frame_ns, source.start_ns + frame_ns)
+
+
+def market_folder(settings: Settings) -> str:
+    """Return the folder below ``store.root`` that holds everything learned from this market.
+
+    Prices of two markets must never meet in one lake: OKX, its demo (other contract sizes), each simulated market and each
+    replayed file have a folder of their own.
+    """
+    exchange = settings.exchange
+    if exchange.mode != "embedded":
+        return "okx" if exchange.mode == "live" else "okx-demo"
+    if exchange.market == "simulated" or exchange.replay_path is None:
+        spec = ("simulated_symbols", "simulated_days", "simulated_end", "signal_strength", "seed")
+        return f"simulated-{key_of(*(getattr(exchange, name) for name in spec))[:8]}"
+    files = (exchange.replay_path, exchange.replay_funding, exchange.replay_mark, exchange.replay_market_caps)
+    names = [str(f.resolve()) if f else None for f in files]
+    return f"replay-{exchange.replay_path.stem}-{key_of(names, exchange.replay_end)[:8]}"

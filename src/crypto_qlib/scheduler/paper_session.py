@@ -25,7 +25,7 @@ from crypto_qlib.live_trading.paper_view import PaperView
 from crypto_qlib.live_trading.risk_control import RiskLimits
 from crypto_qlib.live_trading.runner import BarWaiter, PaperResult, RealBars, SessionParts, SteppedBars, run_session
 from crypto_qlib.live_trading.session import SessionConfig
-from crypto_qlib.live_trading.signal_processor import Contracts, SignalProcessor, window_bars
+from crypto_qlib.live_trading.signal_processor import Contracts, Scorer, SignalProcessor, window_bars
 from crypto_qlib.modeling.train_model import TrainedModel, predict_row
 from crypto_qlib.portfolio.rules import rules_from_settings
 from crypto_qlib.settings.schema import Settings
@@ -64,16 +64,16 @@ class SessionInputs:
     identity: dict[str, Any]
 
 
-def model_scorer(model: TrainedModel) -> Callable[[MarketPanel], Scores]:
+def model_scorer(model: TrainedModel) -> Scorer:
     """Return the function that scores the last bar of a panel with ``model``."""
 
-    def _score(panel: MarketPanel) -> Scores:
+    def score(panel: MarketPanel) -> Scores:
         try:
             return predict_row(model, latest_features(panel, model.feature_settings))
         except UserError as e:
             raise SkipCycle(e.message, e.hint) from e
 
-    return _score
+    return score
 
 
 async def trade_bars(

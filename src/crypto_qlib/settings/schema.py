@@ -199,6 +199,11 @@ class ExchangeSettings(Section):
         None, description="Parquet or CSV of realised funding for the replay (symbol, ts, rate)."
     )
     replay_mark: Path | None = Field(None, description="Parquet or CSV of mark candles for the replay.")
+    replay_end: IsoTime = Field(
+        "",
+        description="ISO time of 'now' on the replayed market at start; empty = so long before the end of the data that the "
+        "paper session fits behind it.",
+    )
     speed: float = Field(0.0, ge=0, description="Market seconds per real second; 0 = moves only when a client steps it.")
     simulated_symbols: int = Field(60, ge=2, le=500, description="Instruments the simulated market lists over its life.")
     simulated_days: int = Field(372, ge=3, description="Days of simulated history before the paper session.")

@@ -1,0 +1,401 @@
+"""The main job, step by step: universe, data, cleaning, Qlib store, features, model, evaluation, backtest, paper.
+
+1. ``universe``      the top N coins by market cap that have a USDT swap
+2. ``data update``   candles, marks, funding, contract rules -> parquet lake (only what is missing is fetched)
+3. ``data check``    cleaned bars and a quality report
+4. ``features``      Qlib's store, and the features of every bar
+5. ``train``         labels and model through Qlib, time-ordered with purge and embargo
+6. ``evaluate``      IC and RankIC out of sample
+7. ``backtest``      scores -> ``decide()`` -> leveraged long/short backtest -> report
+8. ``paper``         the live session on the same model and the same ``decide()``
+
+Every step is keyed by what it is made of (``scheduler.steps``): a second run repeats only what changed, and a run that
+was killed goes on where it stopped, to the same result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from crypto_qlib.backtest.analysis_report import ReportFiles, summary_lines, write_report
+from crypto_qlib.backtest.result import BacktestResult
+from crypto_qlib.backtest.run_backtest_leveraged import run_backtest_leveraged
+from crypto_qlib.core.clock import FRAME_NS, iso
+from crypto_qlib.core.errors import UserError
+from crypto_qlib.core.instrument import Instrument
+from crypto_qlib.core.market import MarketPanel
+from crypto_qlib.core.signal import ScorePanel
+from crypto_qlib.core.tiers import TierHistory
+from crypto_qlib.data_collector.asset_selector import fresh_universe, select_universe
+from crypto_qlib.data_collector.clean_data import clean
+from crypto_qlib.data_collector.contract_archive import load_instruments, load_tiers
+from crypto_qlib.data_collector.fetch_okx_data import update_data
+from crypto_qlib.data_collector.market_caps import CoinGeckoRanking
+from crypto_qlib.data_collector.panel import load_panel
+from crypto_qlib.data_collector.qlib_data_adapter import write_qlib_store
+from crypto_qlib.data_collector.quality_report import write_quality_report
+from crypto_qlib.data_collector.universe_history import UniverseSnapshot, universe_snapshots
+from crypto_qlib.exchange.gateway import Gateway
+from crypto_qlib.feature_engineering.feature_frame import FeatureFrame, load_feature_frame, save_feature_frame
+from crypto_qlib.feature_engineering.feature_generator import build_features
+from crypto_qlib.live_trading.paper_view import PaperView
+from crypto_qlib.live_trading.runner import PaperResult
+from crypto_qlib.modeling.evaluate_model import ModelPerformance, evaluate_model, write_performance
+from crypto_qlib.modeling.labels import Labels, make_labels
+from crypto_qlib.modeling.registry import champion_id, model_folder, promote
+from crypto_qlib.modeling.train_model import SUMS_FILE, TrainedModel, load_model, predict_scores, train_model
+from crypto_qlib.scheduler.exchange_access import ExchangeAccess, market_folder
+from crypto_qlib.scheduler.paper_session import SessionInputs, trade_bars
+from crypto_qlib.scheduler.pipeline_results import (
+    Said,
+    paper_lines,
+    performance_lines,
+    quality_lines,
+    universe_lines,
+    update_lines,
+)
+from crypto_qlib.scheduler.reporter import Reporter
+from crypto_qlib.scheduler.steps import StepBook, key_of
+from crypto_qlib.settings.identity import code_identity, identity
+from crypto_qlib.settings.load import require_okx_keys
+from crypto_qlib.settings.schema import Settings
+from crypto_qlib.settings.secrets import Secrets
+from crypto_qlib.store.lake import Lake
+from crypto_qlib.store.lake_identity import data_identity
+from crypto_qlib.store.paths import Paths
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What the last data update left in the lake.
+
+    Parameters
+    ----------
+    now_ns : int
+        The exchange's time of the update.
+    start_ns, end_ns : int
+        Span asked for.
+    symbols : tuple of str
+        Symbols with candles.
+    data_id : str
+        Identity of the stored data.
+    """
+
+    now_ns: int
+    start_ns: int
+    end_ns: int
+    symbols: tuple[str, ...]
+    data_id: str
+
+
+class Pipeline:
+    """One workspace's pipeline.
+
+    Parameters
+    ----------
+    settings : Settings
+        All sections.
+    secrets : Secrets
+        Keys for demo, live and CoinGecko.
+    reporter : Reporter
+        Shows what is going on.
+    show_paper : callable, optional
+        Called with a :class:`PaperView` after each bar of a paper session.
+    """
+
+    def __init__(
+        self, settings: Settings, secrets: Secrets, reporter: Reporter, show_paper: Callable[[PaperView], None] | None = None
+    ) -> None:
+        self.settings = settings
+        self._secrets = secrets
+        self._reporter = reporter
+        self._show_paper = show_paper
+        self.paths = Paths(Paths(settings.store.root).ensure().root / market_folder(settings)).ensure()
+        self._lake = Lake(self.paths.lake)
+        self._book = StepBook(self.paths.steps)
+        self._access = ExchangeAccess(settings, secrets)
+        self._frame_ns = FRAME_NS[settings.data.frame]
+        self._is_whole_run = False
+
+    # ------------------------------------------------------------------ steps
+
+    def run(self) -> Said:
+        """Do all steps in order and return the summary of the whole."""
+        began = time.perf_counter()
+        self._is_whole_run = True
+        parts: list[str] = [f"market: {self._access.market_label}"]
+        try:
+            for step in (self.universe, self.data_update, self.data_check, self.features, self.train, self.evaluate):
+                parts += step().lines
+            parts += self.backtest().lines
+            if self.settings.live.paper_bars and self.settings.exchange.mode != "live":
+                parts += self.paper().lines
+        finally:
+            self._access.close()
+        parts.append(f"done in {time.perf_counter() - began:.0f} s")
+        return Said(tuple(parts))
+
+    def universe(self) -> Said:
+        """Choose the coins, unless the stored choice is still fresh."""
+        with self._step("universe"):
+            snapshot = self._access.run(self._choose_universe)
+        return Said(universe_lines(snapshot))
+
+    def data_update(self) -> Said:
+        """Fetch what the lake lacks."""
+        with self._step("data update"):
+            symbols = self._universe().symbols
+            advance = self._reporter.progress("candles, marks, funding", len(symbols))
+
+            async def _update(gateway: Gateway) -> Any:
+                now_ns = await gateway.server_time_ns()
+                required = frozenset(f"{base}USDT" for base in self.settings.universe.include)
+                return await update_data(gateway, self._lake, symbols, self.settings.data, now_ns, advance, required)
+
+            report = self._access.run(_update)
+            data_id = data_identity(self._lake, symbols=report.symbols)
+            found = {
+                "now_ns": report.now_ns,
+                "start_ns": report.span[0],
+                "end_ns": report.span[1],
+                "symbols": list(report.symbols),
+                "data_id": data_id,
+            }
+            self._book.complete("data", data_id, found)
+            self.__dict__.pop("collected", None)
+        return Said(update_lines(report))
+
+    def data_check(self) -> Said:
+        """Clean the bars and write the quality report.
+
+        Raises
+        ------
+        UserError
+            If a gap is longer than ``data.max_gap_bars``.
+        """
+        with self._step("data check") as skipped:
+            folder = self.paths.reports / "quality"
+            page = folder / "quality.html"
+            key = self._clean_key()
+            record = self._book.record("clean")
+            if record is not None and self._book.is_current("clean", key, page):
+                skipped("unchanged")
+                return Said(tuple(record.output["lines"]))
+            report = clean(self._lake, self.collected.symbols, self.settings.data)
+            lines = quality_lines(report, str(write_quality_report(report, folder)))
+            report.raise_if_unfit()
+            self._book.complete("clean", key, {"lines": list(lines)})
+        return Said(lines)
+
+    def features(self) -> Said:
+        """Bring Qlib's store up to date and build the features of every bar."""
+        with self._step("qlib store") as skipped:
+            key = key_of(self._clean_key(), self.collected.start_ns)
+            if self._book.is_current("qlib", key, self.paths.qlib):
+                skipped("unchanged")
+            else:
+                write_qlib_store(self._panel(), self.settings.data.frame, self.paths.qlib)
+                self._book.complete("qlib", key, {})
+        frame = self._features()
+        return Said((f"features: {len(frame.names)} for {frame.n_rows:,} rows ({frame.values.nbytes / 2**30:.2f} GiB)",))
+
+    def train(self) -> Said:
+        """Train, calibrate and promote the model, unless this very model exists."""
+        model_id = self._train_key()
+        folder = model_folder(self.paths.models, model_id)
+        with self._step("train") as skipped:
+            if self._book.is_current("train", model_id, folder / SUMS_FILE):
+                skipped("unchanged")
+                model = load_model(folder)
+            else:
+                frame, labels = self._features(), self._labels()
+                advance = self._reporter.progress(f"{self.settings.model.name}, {frame.n_rows:,} rows", 1.0)
+                model = train_model(frame, labels, self.settings.model, folder, identity=model_id, progress=advance)
+                self._book.complete("train", model_id, {})
+            if champion_id(self.paths.models) != model_id:
+                promote(self.paths.models, model_id)
+        spans = ", ".join(f"{name} {iso(a)[:10]} to {iso(b)[:10]}" for name, (a, b) in model.segment_ts.items())
+        return Said((f"model {model_id}: {self.settings.model.name}, {len(model.feature_names)} features; {spans}",))
+
+    def evaluate(self) -> Said:
+        """Measure the model out of sample."""
+        return Said(performance_lines(self._performance()))
+
+    def backtest(self) -> Said:
+        """Trade the scores and write the report, unless this very report exists."""
+        model = self._model()
+        stamp = self._identity(model)
+        folder = self.paths.reports / stamp["run_id"]
+        with self._step("backtest and report") as skipped:
+            record = self._book.record("backtest")
+            if record is not None and self._book.is_current("backtest", stamp["run_id"], folder / "report.html"):
+                skipped("unchanged")
+                return Said(tuple(record.output["lines"]))
+            result = self._traded(model)
+            performance = self._performance(quiet=True).to_json()
+            files = write_report(result, self._panel(), self.settings, stamp, performance, folder)
+            lines = self._backtest_lines(result, performance, files)
+            self._book.complete("backtest", stamp["run_id"], {"lines": list(lines)})
+        return Said(lines)
+
+    def paper(self) -> Said:
+        """Let the live session trade ``live.paper_bars`` bars on the embedded exchange, or on OKX demo."""
+        if not self._access.is_embedded:
+            require_okx_keys(self.settings, self._secrets)
+        model = self._model()
+        stamp = self._identity(model)
+        with self._step("paper session"):
+            result = self._access.run(lambda gateway: self._session(gateway, model, stamp))
+        if not self._is_whole_run:
+            self._access.close()
+        return Said(paper_lines(result, self._access.market_label))
+
+    # ------------------------------------------------------------ data at rest
+
+    def data_status(self) -> Said:
+        """Say what the lake holds."""
+        panel = self._panel()
+        lines = [f"{self._lake.root}: {len(panel.symbols)} symbols, {panel.n_bars:,} bars of {self.settings.data.frame}"]
+        for j, symbol in enumerate(panel.symbols):
+            seen = panel.ts_open[panel.close[:, j] == panel.close[:, j]]
+            if seen.size:
+                lines.append(
+                    f"  {symbol:<14} {iso(int(seen[0]))} to {iso(int(seen[-1]))}  {seen.size:>7,} bars"
+                    f"  mark {'yes' if panel.has_mark[j] else 'no '}"
+                    f"  settlements {int((panel.funding_rate[:, j] == panel.funding_rate[:, j]).sum()):,}"
+                )
+        return Said(tuple(lines))
+
+    def data_repair(self) -> Said:
+        """Remove files that cannot be read, then fetch what is missing."""
+        with self._step("data repair"):
+            removed = self._lake.delete_damaged()
+        said = self.data_update()
+        return Said((f"removed {len(removed)} damaged files", *(f"  {path}" for path in removed), *said.lines))
+
+    @cached_property
+    def collected(self) -> Collected:
+        """Return what the last data update left.
+
+        Raises
+        ------
+        UserError
+            If no data has been collected yet.
+        """
+        record = self._book.record("data")
+        if record is None:
+            raise UserError(f"no data in {self.paths.root} yet", "run `crypto-qlib run`, or `crypto-qlib data update`")
+        found = record.output
+        return Collected(
+            int(found["now_ns"]), int(found["start_ns"]), int(found["end_ns"]), tuple(found["symbols"]), str(found["data_id"])
+        )
+
+    # --------------------------------------------------------------- internals
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[Callable[[str], None]]:
+        """Show a step; the function yielded adds a remark to it. A step run alone stops the exchange it started."""
+        with self._reporter.step(name):
+            yield lambda remark: self._reporter.say(f"{name}: {remark}")
+        if not self._is_whole_run and name in ("universe", "data update"):
+            self._access.close()
+
+    async def _choose_universe(self, gateway: Gateway) -> UniverseSnapshot:
+        now_ns = await gateway.server_time_ns()
+        known = fresh_universe(self._lake, self.settings.universe, now_ns)
+        if known is not None:
+            return known
+        url = f"{self._access.base_url}/api/v3" if self._access.is_embedded else ""
+        ranking = CoinGeckoRanking(url, self._secrets.coingecko_api_key, self.settings.exchange.timeout_s)
+        return await select_universe(gateway, ranking, self._lake, self.settings.universe, now_ns)
+
+    def _universe(self) -> UniverseSnapshot:
+        kept = universe_snapshots(self._lake)
+        if not kept:
+            raise UserError("no universe has been chosen yet", "run `crypto-qlib universe`")
+        return kept[-1]
+
+    def _panel(self) -> MarketPanel:
+        c = self.collected
+        return load_panel(self._lake, c.symbols, self.settings.data.frame, c.start_ns, c.end_ns)
+
+    def _contracts(self) -> tuple[dict[str, Instrument], dict[str, TierHistory]]:
+        c = self.collected
+        return load_instruments(self._lake, c.symbols, c.now_ns), load_tiers(self._lake, c.symbols)
+
+    def _clean_key(self) -> str:
+        return key_of(self.collected.data_id, self.collected.symbols, self.settings.data, code_identity())
+
+    def _feature_key(self) -> str:
+        return key_of(self._clean_key(), self.collected.start_ns, self.collected.end_ns, self.settings.features)
+
+    def _train_key(self) -> str:
+        return key_of(self._feature_key(), self.settings.model.model_dump(exclude={"threads"}))
+
+    @cached_property
+    def _frame(self) -> FeatureFrame:
+        key = self._feature_key()
+        with self._step("features") as skipped:
+            if self._book.is_current("features", key, self.paths.features):
+                skipped("unchanged")
+                return load_feature_frame(self.paths.features)
+            advance = self._reporter.progress("feature sets", 1.0)
+            frame = build_features(self._panel(), self.settings.features, advance)
+            save_feature_frame(frame, self.paths.features)
+            self._book.complete("features", key, {})
+        return frame
+
+    def _features(self) -> FeatureFrame:
+        return self._frame
+
+    def _labels(self) -> Labels:
+        return make_labels(self._panel(), self.settings.model)
+
+    def _model(self) -> TrainedModel:
+        return load_model(model_folder(self.paths.models, self._train_key()))
+
+    def _scores(self, model: TrainedModel) -> ScorePanel:
+        segment = {"test": "test", "valid+test": "", "all": ""}[self.settings.backtest.segment]
+        return predict_scores(model, self._features(), segment=segment)
+
+    def _performance(self, *, quiet: bool = False) -> ModelPerformance:
+        del quiet
+        model = self._model()
+        folder = model_folder(self.paths.models, self._train_key())
+        with self._step("evaluate"):
+            performance = evaluate_model(predict_scores(model, self._features(), segment="test"), self._labels())
+            write_performance(performance, folder, self._identity(model))
+        return performance
+
+    def _identity(self, model: TrainedModel) -> dict[str, Any]:
+        return identity(self.collected.data_id, self.settings, model.sha256, self.settings.model.seed).stamp()
+
+    def _traded(self, model: TrainedModel) -> BacktestResult:
+        instruments, tiers = self._contracts()
+        return run_backtest_leveraged(self._panel(), self._scores(model), instruments, tiers, self.settings)
+
+    def _backtest_lines(self, result: BacktestResult, performance: dict[str, Any], files: ReportFiles) -> tuple[str, ...]:
+        return tuple(summary_lines(result, performance, files))
+
+    async def _session(self, gateway: Gateway, model: TrainedModel, stamp: dict[str, Any]) -> PaperResult:
+        instruments, tiers = self._contracts()
+        ledger = self._session_ledger(stamp["run_id"])
+        inputs = SessionInputs(model, self._panel(), instruments, tiers, ledger, f"{self.settings.exchange.mode}-paper", stamp)
+        step = self._access.embedded().step if self._access.is_embedded else None
+        return await trade_bars(gateway, self.settings, inputs, step, self._show_paper)
+
+    def _session_ledger(self, run_id: str) -> Path:
+        """Return the ledger's file; the embedded account is born anew with the exchange, and so is its ledger."""
+        if not self._access.is_embedded:
+            return self.paths.ledger
+        path = self.paths.reports / run_id / "paper_ledger.sqlite"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in path.parent.glob(f"{path.name}*"):
+            leftover.unlink()
+        return path
