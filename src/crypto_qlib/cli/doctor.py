@@ -42,7 +42,7 @@ def diagnose(wanted: Asked) -> Iterator[Check]:
     try:
         settings = wanted.settings()
     except UserError as e:
-        yield Check("settings", State.FAIL, e.message, e.hint)
+        yield Check("settings", State.FAIL, e.message, e.hint or "correct it where it was given")
         return
     yield Check("settings", State.OK, f"valid; exchange.mode = {settings.exchange.mode}")
     root = Path(settings.store.root)

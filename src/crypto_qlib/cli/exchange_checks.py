@@ -9,7 +9,7 @@ from pathlib import Path
 
 from crypto_qlib.cli.checks import Check, State
 from crypto_qlib.core.clock import NS_PER_S, Clock, SystemClock, iso
-from crypto_qlib.core.errors import CryptoQlibError
+from crypto_qlib.core.errors import CryptoQlibError, RetryLater
 from crypto_qlib.exchange.credentials import ApiCredentials
 from crypto_qlib.exchange.gateway import Gateway
 from crypto_qlib.exchange.key_rights import KeyRights, key_rights
@@ -34,7 +34,8 @@ def exchange_checks(settings: Settings, secrets: Secrets) -> Iterator[Check]:
                 theirs, skew_s, n_symbols = access.run(lambda gateway: _ask(gateway, SystemClock()))
                 where = "embedded exchange starts and answers" if access.is_embedded else "OKX answers"
         except CryptoQlibError as e:
-            yield Check("exchange", State.FAIL, e.message, e.hint or "check the network, or exchange.mode")
+            mend = "check the network (proxy, firewall), or choose another exchange.mode"
+            yield Check("exchange", State.FAIL, e.message, mend if isinstance(e, RetryLater) else e.hint or mend)
             return
     yield Check("exchange", State.OK, f"{where}: {n_symbols} swaps")
     if settings.exchange.mode == "embedded":

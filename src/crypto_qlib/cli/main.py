@@ -12,6 +12,7 @@ import typer
 from crypto_qlib.cli import config, data, doctor, exchange, features, pipeline
 from crypto_qlib.cli.asked import Asked, out
 from crypto_qlib.cli.failure import supervised
+from crypto_qlib.core.errors import UserError
 from crypto_qlib.settings.identity import version
 
 _GLOBAL_WITH_VALUE = ("--config", "--set")
@@ -54,7 +55,13 @@ def _root(
 
 
 def global_options_first(arguments: Sequence[str]) -> list[str]:
-    """Return ``arguments`` with ``--config`` and ``--set`` moved before the command, in their order."""
+    """Return ``arguments`` with ``--config`` and ``--set`` moved before the command, in their order.
+
+    Raises
+    ------
+    UserError
+        If one of them stands last, without its value.
+    """
     front: list[str] = []
     rest: list[str] = []
     words = iter(arguments)
@@ -62,7 +69,10 @@ def global_options_first(arguments: Sequence[str]) -> list[str]:
         if word == "--":
             rest += [word, *words]
         elif word in _GLOBAL_WITH_VALUE:
-            front += [word, *([value] if (value := next(words, None)) is not None else [])]
+            value = next(words, None)
+            if value is None:
+                raise UserError(f"{word} needs a value", "see crypto-qlib --help")
+            front += [word, value]
         elif word.startswith(tuple(f"{option}=" for option in _GLOBAL_WITH_VALUE)):
             front.append(word)
         else:
@@ -72,5 +82,9 @@ def global_options_first(arguments: Sequence[str]) -> list[str]:
 
 def main() -> None:
     """Run the command line of this process and exit with its code."""
-    arguments = global_options_first(sys.argv[1:])
-    sys.exit(supervised(lambda: app(arguments, prog_name="crypto-qlib", standalone_mode=False)))
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run ``crypto-qlib ARGUMENTS`` in this process and return its exit code."""
+    return supervised(lambda: app(global_options_first(arguments), prog_name="crypto-qlib", standalone_mode=False))

@@ -12,13 +12,35 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from crypto_qlib.scheduler.reporter import Advance
 
 _SECONDS_PER_MINUTE = 60
+
+
+class _OnlyMeasured(ProgressColumn):
+    """A column for bars whose total is known; steps, whose length nobody knows, leave it empty."""
+
+    def __init__(self, column: ProgressColumn) -> None:
+        super().__init__()
+        self._column = column
+
+    def render(self, task: Task) -> RenderableType:
+        """Return the inner column's cell, or nothing."""
+        return self._column(task) if task.total is not None else ""
 
 
 class RichReporter:
@@ -36,10 +58,10 @@ class RichReporter:
             TextColumn("{task.fields[indent]}"),
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.percentage:>3.0f}%"),
+            _OnlyMeasured(BarColumn(bar_width=30)),
+            _OnlyMeasured(TextColumn("{task.percentage:>3.0f}%")),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            _OnlyMeasured(TimeRemainingColumn()),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -81,6 +103,10 @@ class RichReporter:
     def say(self, text: str) -> None:
         """Print one line above the progress."""
         self._console.print(f"{'  ' * len(self._inside)}{escape(text)}")
+
+    def refresh(self) -> None:
+        """Draw now, without waiting for the next tick of the display."""
+        self._bars.refresh()
 
     def _close_step(self, line: str, started: float) -> None:
         for task in self._inside.pop():

@@ -18,7 +18,7 @@ from crypto_qlib.core.clock import NS_PER_HOUR
 from crypto_qlib.core.errors import SkipCycle, UserError
 from crypto_qlib.core.market import MarketPanel
 from crypto_qlib.feature_engineering import alpha360, cross_asset, market_structure, technical
-from crypto_qlib.feature_engineering.bar_series import FeatureInputs, build_inputs
+from crypto_qlib.feature_engineering.bar_series import FeatureInputs, build_inputs, mark_is_known
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame, FeatureSpec
 from crypto_qlib.feature_engineering.rules import FeatureRule, rule_jobs
 from crypto_qlib.settings.schema import FeatureSettings
@@ -55,7 +55,7 @@ def feature_catalogue(settings: FeatureSettings | None = None, frame_ns: int = N
             specs += [rule.spec(group) for rule in _rules(group, frame_ns)]
     unknown = sorted(set(settings.exclude) - {s.name for s in specs})
     if unknown:
-        raise UserError(f"features.exclude names unknown features: {', '.join(unknown)}", "see `crypto-qlib features list`")
+        raise UserError(f"features.exclude names unknown features: {', '.join(unknown)}", "see `crypto-qlib features catalogue`")
     kept = tuple(s for s in specs if s.name not in set(settings.exclude))
     if not kept:
         raise UserError("no feature is left to build", "name at least one set in features.sets")
@@ -75,7 +75,7 @@ def settings_for_panel(panel: MarketPanel, settings: FeatureSettings) -> tuple[F
     missing: dict[str, str] = {}
     if not np.isfinite(panel.funding_rate).any():
         missing["funding"] = "no funding settlement is known"
-    if not panel.has_mark.any():
+    if not mark_is_known(panel).any():
         missing["mark"] = "no mark price is known"
     notes: list[str] = []
     dropped: list[str] = []
