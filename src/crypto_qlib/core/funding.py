@@ -5,7 +5,11 @@ Source: OKX help "Perpetual funding fee mechanism" and bill types 173/174.
 
 from __future__ import annotations
 
+from typing import Final
+
 from crypto_qlib.core.jit import njit
+
+_ABOVE_ONE: Final = 1e-9
 
 
 @njit
@@ -18,12 +22,13 @@ def funding_cash_flow(side: float, qty: float, mark: float, rate: float) -> floa
 def capped_funding_cash_flow(cash_flow: float, equity: float, requirement: float) -> float:
     """Return ``cash_flow`` limited so that a payer's margin ratio does not fall below 1.
 
-    A payment (negative) is cut to ``equity - requirement`` where that is smaller, and to zero where the ratio is
-    already at or below 1; income is passed through.
+    A payment (negative) is cut to ``equity - requirement * (1 + 1e-9)`` where that is smaller, and to zero where the
+    ratio is already at or below 1; income is passed through. The billionth keeps a capped payer off the knife's edge:
+    the charge alone never liquidates, the next adverse tick does.
     """
     if cash_flow >= 0.0:
         return cash_flow
-    return -min(-cash_flow, max(equity - requirement, 0.0))
+    return -min(-cash_flow, max(equity - requirement * (1.0 + _ABOVE_ONE), 0.0))
 
 
 @njit

@@ -148,3 +148,9 @@ def max_leverage_for_stop(stop_distance: float, buffer: float, mmr: float, taker
     """
     k = mmr + taker_fee
     return 1.0 / (stop_distance * (1.0 + buffer) * (1.0 + k) + k)
+
+
+@njit
+def closed_pnl_ratio(net_realised: float, qty: float, open_average: float, leverage: float) -> float:
+    """Return ``pnlRatio`` of a closed position: net realised PnL over its entry margin ``qty * open_average / leverage``."""
+    return net_realised / (qty * open_average / leverage)
