@@ -66,10 +66,10 @@ _SHOCK_RATE, _SHOCK_RHO, _SHOCK_SIZE, _SHOCK_LEAN = 1.0 / 5000.0, 0.5 ** (1 / 10
 _SHOCK_FROM_SCALE: Final = 1.5e-4
 """Only coins whose premium is at least this noisy see premium shocks."""
 _HIDDEN_RHO, _MOMENTUM_RHO = 0.5 ** (1 / 60.0), 0.5 ** (1 / 24.0)
-_SIGNAL_GAIN: Final = 0.04
+_SIGNAL_GAIN: Final = 0.05
 """Drift per hour at strength 1, in the coin's own hourly sigma per unit of the signal."""
 _MOMENTUM_WEIGHT, _HIDDEN_WEIGHT = 0.8, 0.6
-_HIDDEN_IN_VOLUME, _HIDDEN_IN_PREMIUM = 0.35, 0.8
+_HIDDEN_IN_VOLUME, _HIDDEN_IN_PREMIUM = 0.45, 0.8
 _TRANSITION_HOURS: Final = 168.0
 """How long a new coin is wild, and how long before its end a delisted one has been announced."""
 _SATURDAY: Final = 5
