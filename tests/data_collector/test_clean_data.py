@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_exchange import part, walk, with_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from crypto_qlib.data_collector.clean_data import clean
 from crypto_qlib.data_collector.quality_report import write_quality_report
 from crypto_qlib.settings.schema import DataSettings
 from crypto_qlib.store.lake import Kind, Lake, Series
+from fake_exchange import part, walk, with_values
 
 N = 1200
 SETTINGS = DataSettings(since="2025-01-01")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_exchange import T0, FakeExchange, KilledError, instrument, part, walk, with_values
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from crypto_qlib.data_collector.fetch_okx_data import update_data
 from crypto_qlib.settings.schema import DataSettings
 from crypto_qlib.store.lake import Kind, Lake
 from crypto_qlib.store.lake_identity import data_identity
+from fake_exchange import T0, FakeExchange, KilledError, instrument, part, walk, with_values
 
 N = 2000
 NOW = T0 + N * NS_PER_HOUR

@@ -1,0 +1,119 @@
+"""Universe snapshots, point in time: who was in the universe *as known then*."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+
+from crypto_qlib.core.clock import NS_PER_S, iso, utc
+from crypto_qlib.store.lake import Kind, Lake
+
+_COLUMNS: Final = {"symbol": pa.string(), "base": pa.string(), "rank": pa.int32(), "market_cap": pa.float64()}
+
+
+@dataclass(frozen=True, slots=True)
+class UniverseMember:
+    """One coin of the universe.
+
+    Parameters
+    ----------
+    symbol, base : str
+        The swap (``BTCUSDT``) and its coin (``BTC``).
+    rank : int
+        Place among the coins that qualify, from 1.
+    market_cap : float
+        USD; NaN where the ranking is by turnover.
+    """
+
+    symbol: str
+    base: str
+    rank: int
+    market_cap: float = math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class UniverseSnapshot:
+    """The universe as chosen at one instant.
+
+    Parameters
+    ----------
+    as_of_ns : int
+        When it was chosen; it may be used from then on and not before.
+    members : tuple of UniverseMember
+        By rank.
+    source : str
+        Where the ranking came from.
+    rule : str
+        The settings it was chosen by, see :func:`~crypto_qlib.data_collector.asset_selector.rule_of`.
+    notes : tuple of str
+        What a person should know: fall-backs, coins refused and why.
+    """
+
+    as_of_ns: int
+    members: tuple[UniverseMember, ...]
+    source: str
+    rule: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Return the members' symbols by rank."""
+        return tuple(m.symbol for m in self.members)
+
+
+def _name(ts_ns: int) -> str:
+    return utc(ts_ns).strftime("%Y%m%dT%H%M%SZ")
+
+
+def keep_snapshot(lake: Lake, snapshot: UniverseSnapshot) -> None:
+    """Write ``snapshot`` into the lake (one file, named by its time).
+
+    Raises
+    ------
+    UserError
+        If the lake cannot be written.
+    """
+    table = pa.Table.from_pylist(
+        [{c: getattr(m, c) for c in _COLUMNS} for m in snapshot.members], schema=pa.schema(list(_COLUMNS.items()))
+    )
+    meta = {"as_of_ns": snapshot.as_of_ns, "source": snapshot.source, "rule": snapshot.rule, "notes": list(snapshot.notes)}
+    lake.write_document(Kind.UNIVERSE, _name(snapshot.as_of_ns), table, meta)
+
+
+def universe_at(lake: Lake, ts_ns: int) -> UniverseSnapshot | None:
+    """Return the newest snapshot taken at or before ``ts_ns``, or ``None`` if there is none.
+
+    Raises
+    ------
+    UserError
+        If its file is damaged.
+    """
+    names = [n for n in lake.documents(Kind.UNIVERSE) if n <= _name(ts_ns)]
+    for name in reversed(names):
+        snapshot = _read(lake, name)
+        if snapshot.as_of_ns <= ts_ns:  # names are cut to whole seconds
+            return snapshot
+    return None
+
+
+def universe_snapshots(lake: Lake) -> tuple[UniverseSnapshot, ...]:
+    """Return every snapshot, oldest first."""
+    return tuple(_read(lake, name) for name in lake.documents(Kind.UNIVERSE))
+
+
+def _read(lake: Lake, name: str) -> UniverseSnapshot:
+    found = lake.read_document(Kind.UNIVERSE, name)
+    if found is None:
+        raise FileNotFoundError(name)
+    table, meta = found
+    members = tuple(UniverseMember(**row) for row in table.to_pylist())
+    return UniverseSnapshot(int(meta["as_of_ns"]), members, meta["source"], meta["rule"], tuple(meta["notes"]))
+
+
+def describe(snapshot: UniverseSnapshot) -> str:
+    """Return one line for people: how many coins, from where, when."""
+    age = iso(snapshot.as_of_ns // NS_PER_S * NS_PER_S)
+    return f"{len(snapshot.members)} coins by {snapshot.source} at {age}"
