@@ -26,8 +26,8 @@ WALL_CLOCK = {
 GLOBAL_RANDOMNESS = ("np.random.", "numpy.random.", "random.")
 SEEDED = {"default_rng", "Generator", "SeedSequence", "BitGenerator", "PCG64", "Philox", "Random"}
 
-HEAVY = {"ccxt", "lightgbm", "matplotlib", "mlflow", "plotly", "qlib", "torch"}
-"""May be imported inside a function: each costs a second or more, and not every run needs it."""
+HEAVY = {"ccxt", "lightgbm", "matplotlib", "mlflow", "pandas", "plotly", "qlib", "torch"}
+"""May be imported inside a function: each costs from half a second to several, and not every run needs it."""
 
 BROAD_EXCEPT = {"cli/failure.py", "live_trading/runner.py", "scheduler/job_runner.py"}
 """The supervisors: the command line's outermost frame, the live session and the scheduler's job wrapper."""

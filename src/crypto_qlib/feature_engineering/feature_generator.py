@@ -55,7 +55,9 @@ def feature_catalogue(settings: FeatureSettings | None = None, frame_ns: int = N
             specs += [rule.spec(group) for rule in _rules(group, frame_ns)]
     unknown = sorted(set(settings.exclude) - {s.name for s in specs})
     if unknown:
-        raise UserError(f"features.exclude names unknown features: {', '.join(unknown)}", "see `crypto-qlib features catalogue`")
+        raise UserError(
+            f"features.exclude names unknown features: {', '.join(unknown)}", "see `crypto-qlib features catalogue`"
+        )
     kept = tuple(s for s in specs if s.name not in set(settings.exclude))
     if not kept:
         raise UserError("no feature is left to build", "name at least one set in features.sets")
