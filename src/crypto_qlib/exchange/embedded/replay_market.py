@@ -276,7 +276,7 @@ def price_decimals(prices: FloatArray) -> int:
     """Return the fewest decimals (0..12) that write every price exactly, up to float noise of 1e-9 relative."""
     for decimals in range(_MAX_DECIMALS):
         scaled = prices * 10.0**decimals
-        if np.all(np.abs(scaled - np.rint(scaled)) <= 1e-9 * np.maximum(scaled, 1.0)):
+        if np.all(np.abs(scaled - np.rint(scaled)) <= 1e-9 * scaled):
             return decimals
     return _MAX_DECIMALS
 
