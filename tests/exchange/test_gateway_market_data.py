@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fake_market import START_NS, FakeMarket
 
 from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_HOUR
 from crypto_qlib.core.errors import DoNotRetry, SkipCycle
@@ -12,6 +11,7 @@ from crypto_qlib.exchange.embedded.server import EmbeddedExchange, EmbeddedOptio
 from crypto_qlib.exchange.gateway import PriceKind
 from crypto_qlib.exchange.okx import OkxGateway
 from crypto_qlib.settings.schema import ExchangeSettings
+from fake_market import START_NS, FakeMarket
 
 NOW_NS = START_NS + 62 * NS_PER_DAY
 

@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from crypto_qlib.core.clock import NS_PER_MINUTE
 from crypto_qlib.core.market import FloatArray
 from crypto_qlib.exchange.embedded.liquidity import TrailingLiquidity
 from crypto_qlib.venue.market_board import VenueBar
@@ -43,7 +44,8 @@ class VenueBarFeed:
     def bar(self, ts_open: int) -> VenueBar:
         """Return the bar that opens at ``ts_open``; symbols that do not trade in it are NaN.
 
-        A settlement inside the bar (bars longer than the funding interval) is booked at its open.
+        A settlement after one open and not later than the next is booked at the next, as in the backtest's panel; a minute
+        past an open still counts as at the open.
         """
         step = ts_open // self._step_ns
         start = step - step % BLOCK_STEPS
@@ -69,8 +71,10 @@ class VenueBarFeed:
             rows = (marks.ts_open - start_ns) // self._step_ns
             for name in _PRICES:
                 block[f"mark_{name}"][rows, k] = getattr(marks, name)
-            funding = self._source.funding(symbol, start_ns, end_ns)
-            rows = (funding.ts - start_ns) // self._step_ns
-            block["funding_rate"][np.unique(rows), k] = 0.0
-            np.add.at(block["funding_rate"][:, k], rows, funding.rate)
+            funding = self._source.funding(symbol, start_ns - self._step_ns, end_ns)
+            slack = min(NS_PER_MINUTE, self._step_ns // 2)
+            rows = -((start_ns + slack - funding.ts) // self._step_ns)
+            inside = (rows >= 0) & (rows < BLOCK_STEPS)
+            block["funding_rate"][rows[inside], k] = 0.0
+            np.add.at(block["funding_rate"][:, k], rows[inside], funding.rate[inside])
         return block

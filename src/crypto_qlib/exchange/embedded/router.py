@@ -25,11 +25,14 @@ _UNAUTHORISED: Final = 401
 _NOT_FOUND: Final = 404
 
 
+Handler = Callable[[Call], bytes | Reply]
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """One path: its handler, and whether a key is needed."""
 
-    handler: Callable[[Call], bytes | Reply]
+    handler: Handler
     is_private: bool = False
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from crypto_qlib.exchange.embedded.account_api import AccountApi
+from crypto_qlib.exchange.embedded.algo_api import AlgoApi
 from crypto_qlib.exchange.embedded.coingecko_api import CoinGeckoApi
 from crypto_qlib.exchange.embedded.market_api import MarketApi
 from crypto_qlib.exchange.embedded.public_api import PublicApi
-from crypto_qlib.exchange.embedded.router import Endpoint
+from crypto_qlib.exchange.embedded.router import Endpoint, Handler
+from crypto_qlib.exchange.embedded.trade_api import TradeApi
 
 Routes = dict[tuple[str, str], Endpoint]
 
@@ -38,3 +41,39 @@ def market_routes(market: MarketApi, public: PublicApi, coingecko: CoinGeckoApi)
         ("GET", "/api/v3/coins/list"): Endpoint(coingecko.coins_list),
         ("GET", "/api/v3/coins/markets"): Endpoint(coingecko.coins_markets),
     }
+
+
+def account_routes(account: AccountApi, trade: TradeApi, algo: AlgoApi) -> Routes:
+    """Return everything that needs a key."""
+    table: dict[tuple[str, str], Handler] = {
+        ("GET", "account/config"): account.config,
+        ("GET", "account/balance"): account.balance,
+        ("GET", "asset/balances"): account.funding_balances,
+        ("GET", "account/positions"): account.positions,
+        ("GET", "account/positions-history"): account.positions_history,
+        ("POST", "account/set-position-mode"): account.set_position_mode,
+        ("POST", "account/set-leverage"): account.set_leverage,
+        ("GET", "account/leverage-info"): account.leverage_info,
+        ("GET", "account/trade-fee"): account.trade_fee,
+        ("GET", "account/bills"): account.bills,
+        ("GET", "account/bills-archive"): account.bills_archive,
+        ("POST", "account/position/margin-balance"): account.adjust_margin,
+        ("POST", "trade/order"): trade.place,
+        ("GET", "trade/order"): trade.order,
+        ("POST", "trade/batch-orders"): trade.place_batch,
+        ("POST", "trade/cancel-order"): trade.cancel,
+        ("POST", "trade/cancel-batch-orders"): trade.cancel_batch,
+        ("POST", "trade/amend-order"): trade.amend,
+        ("POST", "trade/close-position"): trade.close_position,
+        ("GET", "trade/orders-pending"): trade.pending,
+        ("GET", "trade/orders-history"): trade.history,
+        ("GET", "trade/orders-history-archive"): trade.history_archive,
+        ("GET", "trade/fills"): trade.fills,
+        ("GET", "trade/fills-history"): trade.fills_history,
+        ("POST", "trade/order-algo"): algo.place,
+        ("GET", "trade/order-algo"): algo.order,
+        ("POST", "trade/cancel-algos"): algo.cancel,
+        ("GET", "trade/orders-algo-pending"): algo.pending,
+        ("GET", "trade/orders-algo-history"): algo.history,
+    }
+    return {path: Endpoint(handler, is_private=True) for path, handler in table.items()}

@@ -19,17 +19,23 @@ from crypto_qlib.core.clock import NS_PER_MS, NS_PER_S, Clock, SystemClock, floo
 from crypto_qlib.core.costs import FeeSchedule
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.exchange.credentials import ApiCredentials
+from crypto_qlib.exchange.embedded.account_api import AccountApi
+from crypto_qlib.exchange.embedded.algo_api import AlgoApi
 from crypto_qlib.exchange.embedded.coingecko_api import CoinGeckoApi
 from crypto_qlib.exchange.embedded.market_api import MarketApi
 from crypto_qlib.exchange.embedded.market_window import MarketWindow
 from crypto_qlib.exchange.embedded.order_book import BookModel
+from crypto_qlib.exchange.embedded.paper_book import PaperBook
+from crypto_qlib.exchange.embedded.paper_venue import PaperVenue
 from crypto_qlib.exchange.embedded.public_api import PublicApi
 from crypto_qlib.exchange.embedded.rate_limits import RateLimiter
 from crypto_qlib.exchange.embedded.router import Answer, Router
-from crypto_qlib.exchange.embedded.routes import market_routes
+from crypto_qlib.exchange.embedded.routes import Routes, account_routes, market_routes
 from crypto_qlib.exchange.embedded.server_clock import ServerClock
 from crypto_qlib.exchange.embedded.signature import SignedRequest
+from crypto_qlib.exchange.embedded.trade_api import TradeApi
 from crypto_qlib.venue.market_source import MarketSource
+from crypto_qlib.venue.venue_config import VenueConfig
 
 _STEPS_PER_BREATH = 32
 """Bars stepped before other requests get a turn."""
@@ -55,8 +61,8 @@ class EmbeddedOptions:
         USDT of the paper account at start.
     fees : FeeSchedule
         The paper account's fee rates.
-    book_model : BookModel
-        Spread and impact of books and fills.
+    venue : VenueConfig
+        How the simulated exchange executes: spread, impact, volume share, liquidation.
     funding_retention_days : float | None
         How far back funding history reaches; OKX keeps about three months, ``None`` serves all there is.
     rate_limits : bool
@@ -70,7 +76,7 @@ class EmbeddedOptions:
     port: int = 0
     paper_equity: float = 100_000.0
     fees: FeeSchedule = field(default_factory=FeeSchedule)
-    book_model: BookModel = field(default_factory=BookModel)
+    venue: VenueConfig = field(default_factory=VenueConfig)
     funding_retention_days: float | None = 92.0
     rate_limits: bool = False
 
@@ -113,11 +119,9 @@ class EmbeddedExchange:
         start_ns = floor_ts(source.end_ns, step_ns) if self.options.start_ns is None else self.options.start_ns
         self.clock = ServerClock(start_ns, source.end_ns, step_ns, self._wall, self.options.speed)
         self._window = MarketWindow(source, self.clock)
-        routes = market_routes(
-            MarketApi(self._window, self.options.book_model),
-            PublicApi(self._window, self.options.funding_retention_days),
-            CoinGeckoApi(self._window),
-        )
+        self.venue = PaperVenue(self._window, self.options.venue)
+        self.venue.open_account(self.credentials.key, self.options.paper_equity, self.options.fees)
+        routes = self._routes()
         keys = {self.credentials.key: self.credentials}
         self._router = Router(routes, keys, self.clock, self._wall, RateLimiter(is_on=self.options.rate_limits))
         self._runner: web.ServerRunner | None = None
@@ -194,8 +198,17 @@ class EmbeddedExchange:
             "symbols": [item.symbol for item in self._window.listed()],
         }
 
+    def _routes(self) -> Routes:
+        window, venue, book = self._window, self.venue, PaperBook(self.venue.exchange)
+        book_model = BookModel(self.options.venue.impact_y, self.options.venue.half_spread_bps)
+        public = market_routes(
+            MarketApi(window, book_model), PublicApi(window, self.options.funding_retention_days), CoinGeckoApi(window)
+        )
+        account = AccountApi(window, venue, book, self.options.fees)
+        return public | account_routes(account, TradeApi(window, venue, book), AlgoApi(window, venue, book))
+
     def _step_once(self) -> None:
-        self.clock.advance()
+        self.venue.step()
 
     async def _tick(self) -> None:
         while self.clock.has_next:

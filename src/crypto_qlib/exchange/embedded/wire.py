@@ -22,6 +22,7 @@ MESSAGES: Final[dict[str, tuple[int, str]]] = {
     "1": (200, "All operations failed"),
     "2": (200, "Bulk operation partially succeeded."),
     "50000": (400, "Body for POST request cannot be empty."),
+    "50001": (503, "Service temporarily unavailable: the data of this market have ended."),
     "50002": (400, "JSON syntax error"),
     "50004": (400, "API endpoint request timeout (does not mean that the request was successful or failed, please check)."),
     "50006": (400, "Invalid Content-Type. Please use application/JSON."),

@@ -1,0 +1,183 @@
+"""``/api/v5/account/*``: configuration, balance, positions, leverage, bills. Source: OKX API v5, "Trading Account"."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from crypto_qlib.core.clock import NS_PER_DAY
+from crypto_qlib.core.costs import FeeSchedule
+from crypto_qlib.core.order import MarginMode
+from crypto_qlib.exchange.embedded import order_parsing as parse
+from crypto_qlib.exchange.embedded.account_rows import (
+    balance_row,
+    bill_row,
+    closed_position_row,
+    position_row,
+)
+from crypto_qlib.exchange.embedded.market_window import MarketWindow
+from crypto_qlib.exchange.embedded.paging import page
+from crypto_qlib.exchange.embedded.paper_book import BILL_ID_BASE, PaperBook
+from crypto_qlib.exchange.embedded.paper_venue import PaperVenue
+from crypto_qlib.exchange.embedded.refusals import wire_refusal
+from crypto_qlib.exchange.embedded.wire import Call, Row, WireRefusal, envelope, ms, num
+from crypto_qlib.exchange.gateway import PriceKind
+
+_BILLS_KEPT_NS: Final = 7 * NS_PER_DAY
+_ARCHIVE_KEPT_NS: Final = 92 * NS_PER_DAY
+_NET_MODE: Final = "net_mode"
+_FUTURES_MODE: Final = "2"
+_MAX_INSTRUMENTS: Final = 10
+
+
+class AccountApi:
+    """Handlers of the account endpoints; each returns a finished answer.
+
+    Parameters
+    ----------
+    window : MarketWindow
+        Market and clock.
+    venue : PaperVenue
+        The simulated exchange.
+    book : PaperBook
+        Ids of algo orders.
+    fees : FeeSchedule
+        The account's fee rates.
+    """
+
+    def __init__(self, window: MarketWindow, venue: PaperVenue, book: PaperBook, fees: FeeSchedule) -> None:
+        self._window = window
+        self._venue = venue
+        self._book = book
+        self._fees = fees
+        self._by_symbol = {item.symbol: item for item in window.source.instruments()}
+        self._numbers = {symbol: 2 * k for k, symbol in enumerate(self._by_symbol)}
+
+    def config(self, call: Call) -> bytes:
+        """Answer ``account/config``: futures mode, net positions."""
+        uid = str(int.from_bytes(call.account_id.encode()[:6]))
+        row = {
+            "acctLv": _FUTURES_MODE, "posMode": _NET_MODE, "autoLoan": False, "ctIsoMode": "automatic", "greeksType": "PA",
+            "ip": "", "kycLv": "", "label": "paper", "level": "Lv1", "levelTmp": "", "liquidationGear": "-1", "mainUid": uid,
+            "mgnIsoMode": "automatic", "opAuth": "0", "perm": "read_only,trade", "roleType": "0", "spotOffsetType": "",
+            "spotRoleType": "0", "spotTraderInsts": [], "traderInsts": [], "uid": uid,
+        }  # fmt: skip
+        return envelope([row])
+
+    def balance(self, call: Call) -> bytes:
+        """Answer ``account/balance``; the account holds USDT only."""
+        row = balance_row(self._venue.exchange.snapshot(call.account_id))
+        wanted = call.query.get("ccy", "")
+        if wanted and "USDT" not in wanted.split(","):
+            row["details"] = []
+        return envelope([row])
+
+    def funding_balances(self, _call: Call) -> bytes:
+        """Answer ``asset/balances``: nothing is kept in the funding account."""
+        return envelope([])
+
+    def positions(self, call: Call) -> bytes:
+        """Answer ``account/positions``; a named instrument without a position gives no row."""
+        wanted = [name for name in call.query.get("instId", "").split(",") if name]
+        if len(wanted) > _MAX_INSTRUMENTS:
+            raise WireRefusal("51000", "instId")
+        rows: list[Row] = []
+        for held in self._venue.exchange.snapshot(call.account_id).positions:
+            item = self._by_symbol[held.position.symbol]
+            if wanted and item.inst_id not in wanted:
+                continue
+            algo = self._book.live_algo(call.account_id, (item.symbol, held.position.margin_mode))
+            index = self._window.price(PriceKind.INDEX, item.symbol)
+            rows.append(position_row(held, item, self._number(item.symbol, held.position.margin_mode), index, algo))
+        return envelope(rows)
+
+    def positions_history(self, call: Call) -> bytes:
+        """Answer ``account/positions-history``."""
+        closed = list(enumerate(self._venue.exchange.closed_positions(call.account_id), start=1))
+        wanted = call.query.get("instId", "")
+        kept = [(k, c) for k, c in closed if wanted in ("", self._by_symbol[c.symbol].inst_id)]
+        chosen = page(kept, call, lambda pair: pair[1].closed_ns, lambda pair: pair[1].closed_ns)
+        rows = [closed_position_row(c, self._by_symbol[c.symbol], self._number(c.symbol, c.margin_mode)) for _, c in chosen]
+        return envelope(rows)
+
+    def set_position_mode(self, call: Call) -> bytes:
+        """Answer ``account/set-position-mode``: net mode is all there is; 59000 while something is open."""
+        mode = parse.required(_only(call), "posMode")
+        state = self._venue.exchange.snapshot(call.account_id)
+        if mode != _NET_MODE:
+            if state.positions or self._venue.exchange.open_orders(call.account_id):
+                raise WireRefusal("59000")
+            raise WireRefusal("51000", "posMode")
+        return envelope([{"posMode": _NET_MODE}])
+
+    def set_leverage(self, call: Call) -> bytes:
+        """Answer ``account/set-leverage``; 59102 above the cap of the tier of what is held, 59105 below 1."""
+        row = _only(call)
+        item = self._window.tradable(parse.required(row, "instId"))
+        parse.check_net_side(row)
+        mode, leverage = parse.margin_mode(row, "mgnMode"), parse.number(row, "lever")
+        refusal = self._venue.exchange.set_leverage(call.account_id, item.symbol, mode, leverage)
+        if refusal is not None:
+            raise wire_refusal(refusal, leverage_above_cap=("59102",))
+        answer = {"instId": item.inst_id, "lever": num(leverage), "mgnMode": mode.value}
+        return envelope([answer | {"posSide": "net" if mode is MarginMode.ISOLATED else ""}])
+
+    def leverage_info(self, call: Call) -> bytes:
+        """Answer ``account/leverage-info`` for up to ten instruments."""
+        mode = parse.margin_mode(dict(call.query), "mgnMode")
+        rows: list[Row] = []
+        for name in call.required("instId").split(",")[:_MAX_INSTRUMENTS]:
+            item = self._window.tradable(name)
+            leverage = self._venue.exchange.leverage(call.account_id, item.symbol, mode)
+            row = {"ccy": "", "instId": item.inst_id, "lever": num(leverage), "mgnMode": mode.value, "posSide": "net"}
+            rows.append(row)
+        return envelope(rows)
+
+    def trade_fee(self, call: Call) -> bytes:
+        """Answer ``account/trade-fee``: USDT-margined rates in ``makerU``/``takerU``, negative where charged."""
+        maker, taker = num(-self._fees.maker), num(-self._fees.taker)
+        row = {
+            "category": "1", "delivery": "", "exercise": "", "feeGroup": [], "fiat": [], "instType": call.required("instType"),
+            "level": "Lv1", "maker": "", "makerU": maker, "makerUSDC": "", "taker": "", "takerU": taker, "takerUSDC": "",
+            "ruleType": "normal", "ts": ms(self._window.clock.now_ns()),
+        }  # fmt: skip
+        return envelope([row])
+
+    def bills(self, call: Call) -> bytes:
+        """Answer ``account/bills``: the last seven days."""
+        return self._bills(call, _BILLS_KEPT_NS)
+
+    def bills_archive(self, call: Call) -> bytes:
+        """Answer ``account/bills-archive``: the last three months."""
+        return self._bills(call, _ARCHIVE_KEPT_NS)
+
+    def adjust_margin(self, call: Call) -> bytes:
+        """Answer ``account/position/margin-balance``: move USDT into or out of an isolated position."""
+        row = _only(call)
+        item = self._window.tradable(parse.required(row, "instId"))
+        kind = parse.required(row, "type")
+        if kind not in ("add", "reduce"):
+            raise WireRefusal("51000", "type")
+        amount = parse.number(row, "amt")
+        refusal = self._venue.exchange.adjust_margin(call.account_id, item.symbol, amount if kind == "add" else -amount)
+        if refusal is not None:
+            raise wire_refusal(refusal)
+        return envelope([{"amt": num(amount), "instId": item.inst_id, "posSide": "net", "type": kind}])
+
+    def _bills(self, call: Call, kept_ns: int) -> bytes:
+        wanted = call.query.get("type", "")
+        named: list[tuple[int, int, Row]] = []
+        for bill in self._venue.exchange.bills(call.account_id):
+            row = bill_row(bill, self._by_symbol.get(bill.symbol))
+            if wanted in ("", row["type"]) and call.query.get("instId", row["instId"]) == row["instId"]:
+                named.append((BILL_ID_BASE + bill.bill_id, bill.ts_ns, row))
+        oldest = self._window.clock.market_ns - kept_ns
+        return envelope([row for _, _, row in page(named, call, lambda n: n[0], lambda n: n[1], oldest)])
+
+    def _number(self, symbol: str, mode: MarginMode) -> int:
+        return self._numbers[symbol] + (mode is MarginMode.CROSS)
+
+
+def _only(call: Call) -> Row:
+    if len(call.body) != 1:
+        raise WireRefusal("50000")
+    return call.body[0]

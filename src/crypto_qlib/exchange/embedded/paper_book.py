@@ -1,0 +1,229 @@
+"""What OKX shows besides the venue's own records: which order a fill belongs to, and protection as algo orders.
+
+The venue attaches stop-loss and take-profit to a *position*; OKX shows them as an ``oco`` (both) or ``conditional`` (one)
+algo order with its own id, which turns ``effective`` and names a child order when it fires. The book follows the venue's
+events and keeps those records; it decides nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from crypto_qlib.core.order import ExitKind, Fill, MarginMode, OrderStatus, Protection
+from crypto_qlib.venue.records import Bill, BillKind, Filled, OrderUpdated, ProtectionSet, VenueEvent, VenueOrder
+from crypto_qlib.venue.simulator import SimulatedExchange
+
+PositionKey = tuple[str, MarginMode]
+
+ORDER_ID_BASE: Final = 10**17
+CHILD_ID_BASE: Final = 2 * 10**17
+ALGO_ID_BASE: Final = 3 * 10**17
+BILL_ID_BASE: Final = 4 * 10**17
+_PROTECTIVE: Final = {ExitKind.STOP: "sl", ExitKind.TRAILING: "sl", ExitKind.TAKE_PROFIT: "tp"}
+_DEALS: Final = (BillKind.TRADE, BillKind.LIQUIDATION, BillKind.DELISTING, BillKind.ADL)
+
+
+@dataclass(frozen=True, slots=True)
+class PaperFill:
+    """A fill with the ids OKX shows.
+
+    Parameters
+    ----------
+    fill : Fill
+        What happened.
+    bill : Bill
+        How it moved money.
+    margin_mode : MarginMode
+        Of the position.
+    pnl : float
+        Price PnL it realised, USDT.
+    trade_id : int
+        Running number in the account.
+    order_id : int
+        OKX-like id of the order; a child id where the exchange itself traded (stop, liquidation, delisting).
+    """
+
+    fill: Fill
+    bill: Bill
+    margin_mode: MarginMode
+    pnl: float
+    trade_id: int
+    order_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class AlgoOrder:
+    """Protection of a position as an algo order.
+
+    Parameters
+    ----------
+    algo_id : int
+        OKX-like id.
+    client_id : str
+        ``algoClOrdId``; empty where none was given.
+    key : tuple
+        (symbol, margin mode) of the position.
+    protection : Protection
+        Its levels.
+    closes_long : bool
+        Whether it sells.
+    lots : int
+        Size of the position it protects when it was set.
+    created_ns, updated_ns : int
+        Instants.
+    state : str
+        ``live``, ``effective`` or ``canceled``.
+    child_id : int
+        Order that carried it out; 0 before.
+    fired_side : str
+        ``sl`` or ``tp`` once effective.
+    """
+
+    algo_id: int
+    client_id: str
+    key: PositionKey
+    protection: Protection
+    closes_long: bool
+    lots: int
+    created_ns: int
+    updated_ns: int
+    state: str = "live"
+    child_id: int = 0
+    fired_side: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Return OKX's ``ordType``."""
+        both = self.protection.stop_price is not None and self.protection.take_profit_price is not None
+        return "oco" if both else "conditional"
+
+
+@dataclass(slots=True)
+class _Account:
+    fills: list[PaperFill] = field(default_factory=list)
+    unassigned: list[int] = field(default_factory=list)
+    bills_read: int = 0
+    algos: dict[int, AlgoOrder] = field(default_factory=dict)
+    live: dict[PositionKey, int] = field(default_factory=dict)
+    tags: dict[int, str] = field(default_factory=dict)
+    algo_client_ids: dict[PositionKey, str] = field(default_factory=dict)
+
+
+class PaperBook:
+    """Follow the venue's events; ask :meth:`sync` before reading.
+
+    Parameters
+    ----------
+    exchange : SimulatedExchange
+        The venue; this book is the only reader of its events.
+    """
+
+    def __init__(self, exchange: SimulatedExchange) -> None:
+        self._exchange = exchange
+        self._accounts: dict[str, _Account] = {}
+        self._next_child = CHILD_ID_BASE + 1
+        self._next_algo = ALGO_ID_BASE + 1
+
+    def fills(self, account_id: str) -> list[PaperFill]:
+        """Return all fills, oldest first."""
+        self.sync()
+        return self._of(account_id).fills
+
+    def algos(self, account_id: str) -> list[AlgoOrder]:
+        """Return all algo orders, oldest first."""
+        self.sync()
+        return list(self._of(account_id).algos.values())
+
+    def live_algo(self, account_id: str, key: PositionKey) -> AlgoOrder | None:
+        """Return the algo order that protects a position, if any."""
+        self.sync()
+        account = self._of(account_id)
+        return account.algos[account.live[key]] if key in account.live else None
+
+    def orders(self, account_id: str) -> list[VenueOrder]:
+        """Return the orders OKX would know of (refused ones never existed there), oldest first."""
+        return [order for order in self._exchange.orders(account_id) if order.status is not OrderStatus.REJECTED]
+
+    def tag(self, account_id: str, order_id: int) -> str:
+        """Return the client's tag of an order."""
+        return self._of(account_id).tags.get(order_id, "")
+
+    def remember_tag(self, account_id: str, order_id: int, tag: str) -> None:
+        """Keep the client's tag of an order."""
+        if tag:
+            self._of(account_id).tags[order_id] = tag
+
+    def name_next_algo(self, account_id: str, key: PositionKey, client_id: str) -> None:
+        """Give the algo order set next on ``key`` this client id."""
+        if client_id:
+            self._of(account_id).algo_client_ids[key] = client_id
+
+    def sync(self) -> None:
+        """Take in what happened since the last call."""
+        for event in self._exchange.drain_events():
+            self._take(event)
+        for account_id, account in self._accounts.items():
+            self._cancel_orphans(account_id, account)
+
+    def _take(self, event: VenueEvent) -> None:
+        account = self._of(event.account_id)
+        if isinstance(event, Filled):
+            self._take_fill(account, event)
+        elif isinstance(event, OrderUpdated):
+            # The fill of an order is told just before the order's new state, which names the order's id.
+            for at in [k for k in account.unassigned if account.fills[k].fill.client_order_id == event.order.client_order_id]:
+                account.fills[at] = replace(account.fills[at], order_id=ORDER_ID_BASE + event.order.order_id)
+                account.unassigned.remove(at)
+        elif isinstance(event, ProtectionSet):
+            self._take_protection(account, event)
+
+    def _take_fill(self, account: _Account, event: Filled) -> None:
+        deals = [b for b in self._exchange.bills(event.account_id)[account.bills_read :] if b.kind in _DEALS and b.signed_lots]
+        bill = deals[0]
+        account.bills_read = bill.bill_id
+        child_id = 0
+        if event.fill.client_order_id:
+            account.unassigned.append(len(account.fills))
+        else:
+            child_id, self._next_child = self._next_child, self._next_child + 1
+        number = len(account.fills) + 1
+        account.fills.append(PaperFill(event.fill, bill, event.margin_mode, event.pnl, number, child_id))
+        key = (event.fill.symbol, event.margin_mode)
+        fired = _PROTECTIVE.get(event.fill.exit_kind) if event.fill.exit_kind and child_id else None
+        if fired and key in account.live:
+            self._end(account, key, "effective", event.ts_ns, child_id, fired)
+
+    def _take_protection(self, account: _Account, event: ProtectionSet) -> None:
+        key = (event.symbol, event.margin_mode)
+        if key in account.live:
+            self._end(account, key, "canceled", event.ts_ns)
+        if event.protection is None:
+            return
+        positions = self._exchange.snapshot(event.account_id).positions
+        size = next((p.position.lots for p in positions if (p.position.symbol, p.position.margin_mode) == key), 0)
+        if size == 0:
+            size = next(f.fill.signed_lots for f in reversed(account.fills) if f.fill.symbol == event.symbol)
+        number, self._next_algo = self._next_algo, self._next_algo + 1
+        name = account.algo_client_ids.pop(key, "")
+        account.algos[number] = AlgoOrder(
+            number, name, key, event.protection, size > 0, abs(size), event.ts_ns, event.ts_ns
+        )  # fmt: skip
+        account.live[key] = number
+
+    def _cancel_orphans(self, account_id: str, account: _Account) -> None:
+        if not account.live:
+            return
+        held = {(p.position.symbol, p.position.margin_mode) for p in self._exchange.snapshot(account_id).positions}
+        for key in [key for key in account.live if key not in held]:
+            self._end(account, key, "canceled", self._exchange.now_ns)
+
+    def _of(self, account_id: str) -> _Account:
+        return self._accounts.setdefault(account_id, _Account())
+
+    @staticmethod
+    def _end(account: _Account, key: PositionKey, state: str, ts_ns: int, child_id: int = 0, fired_side: str = "") -> None:
+        number = account.live.pop(key)
+        account.algos[number] = replace(
+            account.algos[number], state=state, updated_ns=ts_ns, child_id=child_id, fired_side=fired_side
+        )  # fmt: skip
