@@ -14,7 +14,6 @@ from crypto_qlib.core.clock import FRAME_NS, floor_ts, iso, parse_utc
 from crypto_qlib.core.costs import FeeSchedule
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.exchange.credentials import ApiCredentials, load_or_create_credentials
-from crypto_qlib.exchange.embedded.order_book import BookModel
 from crypto_qlib.exchange.embedded.replay_market import ReplayMarket
 from crypto_qlib.exchange.embedded.server import EmbeddedExchange, EmbeddedOptions
 from crypto_qlib.exchange.embedded.thread import EmbeddedExchangeThread
@@ -26,6 +25,7 @@ from crypto_qlib.settings.secrets import Secrets
 from crypto_qlib.store.paths import Paths
 from crypto_qlib.venue.market_simulator import SimulatedMarket
 from crypto_qlib.venue.market_source import MarketSource
+from crypto_qlib.venue.venue_config import VenueConfig
 
 T = TypeVar("T")
 
@@ -156,7 +156,7 @@ def embedded_exchange(settings: Settings) -> EmbeddedExchange:
         port=exchange.port,
         paper_equity=exchange.paper_equity,
         fees=FeeSchedule(costs.maker_fee, costs.taker_fee),
-        book_model=BookModel(impact_y=costs.impact_y, half_spread_bps=costs.half_spread_bps),
+        venue=VenueConfig(costs.impact_y, costs.half_spread_bps, settings.backtest.max_bar_volume_share),
         funding_retention_days=None,
     )
     return EmbeddedExchange(source, options, load_or_create_credentials(Paths(settings.store.root).exchange))
