@@ -10,6 +10,7 @@ STAMP := $(VENV)/.installed
 DEMO := demo
 RUN_ARGS ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 # Workers of the test run: one for each core, at most four.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1); [ "$$n" -gt 4 ] && n=4; echo $$n)
 
@@ -67,10 +68,11 @@ format: $(STAMP) ## Mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
 bench: $(STAMP) ## Run the benchmarks
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-docs: $(STAMP) ## Check every link and command named in the documentation, and write docs/settings.md
+docs: $(STAMP) ## Write docs/settings.md from the schema, and check what the documentation names
 	@$(BIN)/python docs/build.py
+	@$(BIN)/pytest -q tests/architecture/test_docs.py
 
 clean: ## Remove caches and build leftovers
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

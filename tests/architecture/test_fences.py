@@ -117,7 +117,7 @@ def too_many_parameters(tree: ast.Module) -> list[str]:
 def is_kernel_or_command(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     decorators = {dotted(d.func if isinstance(d, ast.Call) else d) for d in node.decorator_list}
     is_command = any(d.endswith((".command", ".callback")) for d in decorators)
-    return "njit" in decorators or is_command
+    return any(name.startswith("njit") for name in decorators) or is_command
 
 
 def imported_libraries(tree: ast.AST) -> set[str]:

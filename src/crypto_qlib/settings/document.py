@@ -1,4 +1,4 @@
-"""The settings explained: a commented YAML file with every default, the settings in force, a JSON schema for editors."""
+"""The settings explained: a commented YAML file, a reference page, the settings in force, a JSON schema for editors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import yaml
 
 from crypto_qlib.settings.fields import Leaf, Value, leaves, plain, sections
 from crypto_qlib.settings.schema import Settings
+from crypto_qlib.settings.secrets import Secrets
 
 _WIDTH = 110
 _HEADER = """\
@@ -28,6 +29,33 @@ def commented_yaml() -> str:
 def values_yaml(settings: Settings) -> str:
     """Return ``settings`` as a settings file without comments."""
     return _document(flat_values(settings), is_commented=False)
+
+
+def settings_markdown() -> str:
+    """Return the reference page of all settings: one table a section."""
+    lines = [
+        "# Settings",
+        "",
+        "Written from the schema by `make docs`. Order: defaults < `config.yaml` < `CRYPTO_QLIB__SECTION__KEY` in the",
+        "environment < `--set section.key=value`. `crypto-qlib config init` writes all of this as a commented file.",
+        "Secrets are never settings; they are read from the environment:",
+        ", ".join(f"`{name}`" for name in Secrets().masked()) + ".",
+    ]
+    for name, model in sections():
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            (model.__doc__ or "").strip().splitlines()[0],
+            "",
+            "| key | meaning | allowed | default |",
+        ]
+        lines.append("|---|---|---|---|")
+        for leaf in leaves().values():
+            if leaf.key.rpartition(".")[0] == name:
+                cells = (f"`{leaf.key}`", leaf.info.description or "", leaf.allowed(), f"`{yaml_value(leaf.default)}`")
+                lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def flat_values(settings: Settings) -> dict[str, Value]:
