@@ -43,7 +43,8 @@ class Liquidator:
         """Liquidate the cross account where it dies on the straight way to the joint adverse extremes of the bar.
 
         All positions are at their adverse extreme (or at their stop, where that is nearer) together. A liquidation that the
-        bar's close would not have caused is told as ambiguous.
+        bar's close would not have caused is told as ambiguous where more than one position made it: their extremes may not
+        have come together.
         """
         now = self._execution.clock.now_ns()
         listing = self._execution.listing
@@ -128,7 +129,7 @@ class Liquidator:
             closes[held.position.symbol] = row.mark_close if row is not None else self._start_mark(held)
         now = self._execution.clock.now_ns()
         equity, need = cross_state(account, self._execution.listing, closes, now)
-        if equity > need:
+        if equity > need and len(closes) > 1:
             for symbol, mark in closes.items():
                 account.events.append(Ambiguous(now, account.account_id, symbol, LIQUIDATION, mark, NO_EXIT, float("nan")))
 
