@@ -12,8 +12,19 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from crypto_qlib.core.errors import SkipCycle
 from crypto_qlib.core.jit import njit
-from crypto_qlib.feature_engineering.bar_series import CLOSE, HIGH, LOW, OPEN, VOLUME, VWAP, FeatureInputs
+from crypto_qlib.core.market import MarketPanel
+from crypto_qlib.feature_engineering.bar_series import (
+    CLOSE,
+    HIGH,
+    LOW,
+    OPEN,
+    VOLUME,
+    VWAP,
+    FeatureInputs,
+    vwap_of,
+)
 from crypto_qlib.feature_engineering.feature_frame import FeatureSpec, Float32Array
 from crypto_qlib.feature_engineering.rules import pieces
 
@@ -78,3 +89,58 @@ def alpha360_jobs(
         (_fill_alpha360, (inputs.data, table, inputs.rows.row_of, out, where, (a, b, inputs.first_bar)))
         for a, b in pieces(0, inputs.data.shape[0], n_jobs)
     ]
+
+
+@njit
+def _window_row(
+    prices: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]],
+    volume: npt.NDArray[np.float64],
+    quote_volume: npt.NDArray[np.float64],
+    window: int,
+    out: Float32Array,
+) -> None:
+    """Write the last bar's windows of every symbol; ``prices`` are close, open, high, low, time-major."""
+    close, high, low = prices[0], prices[2], prices[3]
+    t = close.shape[0] - 1
+    for s in range(close.shape[1]):
+        now = close[t, s]
+        if math.isnan(now):
+            continue
+        floor = volume[t, s] + VOLUME_FLOOR
+        for age in range(min(window, t + 1)):
+            k = t - age
+            j = window - 1 - age
+            for f in range(4):
+                out[s, f * window + j] = prices[f][k, s] / now
+            vwap = vwap_of(high[k, s], low[k, s], close[k, s], volume[k, s], quote_volume[k, s])
+            out[s, 4 * window + j] = vwap / now
+            out[s, 5 * window + j] = volume[k, s] / floor
+
+
+def alpha360_row(panel: MarketPanel, window: int = 60) -> Float32Array:
+    """Return Alpha360 of the newest bar, bit-equal to the batch rows, in tens of microseconds for 50 symbols.
+
+    Parameters
+    ----------
+    panel : MarketPanel
+        At least the last ``window`` bars; older ones are not read.
+    window : int
+        Look-back, bars.
+
+    Returns
+    -------
+    (n_symbols, 6 * window) float32
+        Panel order; a symbol without a close in the newest bar is all NaN.
+
+    Raises
+    ------
+    SkipCycle
+        If the panel holds no bar.
+    """
+    if panel.n_bars == 0:
+        raise SkipCycle("there is no bar yet")
+    out = np.full((len(panel.symbols), 6 * window), np.nan, dtype=np.float32)
+    first = max(0, panel.n_bars - window)
+    prices = (panel.close[first:], panel.open[first:], panel.high[first:], panel.low[first:])
+    _window_row(prices, panel.volume[first:], panel.quote_volume[first:], window, out)
+    return out

@@ -30,7 +30,7 @@ QUOTE_VOLUME: Final = 6
 FUNDING: Final = 7
 """Rate settled at the bar's open instant; NaN where none was."""
 BASIS: Final = 8
-"""``mark_close / close - 1``; NaN for symbols without a real mark."""
+"""``mark_close / close - 1``; NaN where no mark is known."""
 LOG_CLOSE: Final = 9
 RETURN: Final = 10
 """Log return ``log(close[t] / close[t-1])``; NaN across a gap."""
@@ -148,6 +148,24 @@ def _fill_all(data: Cube, macd_from: int) -> None:
         _fill_symbol_series(data[s], macd_from)
 
 
+def mark_is_known(panel: MarketPanel) -> npt.NDArray[np.bool_]:
+    """Return where a bar has a mark of its own, shape ``(n_bars, n_symbols)``.
+
+    A panel repeats the last prices where no mark is known. ``has_mark`` cannot tell bars apart and looks at the whole span, the
+    future included; a bar whose four mark prices all equal its last prices is taken as having none.
+    """
+    pairs = (
+        (panel.mark_open, panel.open),
+        (panel.mark_high, panel.high),
+        (panel.mark_low, panel.low),
+        (panel.mark_close, panel.close),
+    )
+    known = np.zeros(panel.close.shape, dtype=np.bool_)
+    for mark, last in pairs:
+        known |= mark != last
+    return known & np.isfinite(panel.mark_close)
+
+
 def build_inputs(panel: MarketPanel, first_bar: int = 0, btc_symbol: str = "BTCUSDT") -> FeatureInputs:
     """Return the stacked series of ``panel`` and the rows wanted from ``first_bar`` on.
 
@@ -173,9 +191,8 @@ def build_inputs(panel: MarketPanel, first_bar: int = 0, btc_symbol: str = "BTCU
     }
     for series, field in raw.items():
         data[:, series, :] = field.T[rows.order]
-    data[:, BASIS, :] = np.where(
-        panel.has_mark[rows.order, None], panel.mark_close.T[rows.order] / data[:, CLOSE, :] - 1.0, np.nan
-    )
+    basis = np.where(mark_is_known(panel), panel.mark_close / panel.close - 1.0, np.nan)
+    data[:, BASIS, :] = basis.T[rows.order]
     names = [panel.symbols[k] for k in rows.order]
     _fill_all(data, first_bar - SIGNAL_BARS)
     _fill_market_series(data, names.index(btc_symbol) if btc_symbol in names else -1)

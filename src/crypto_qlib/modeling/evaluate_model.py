@@ -154,6 +154,14 @@ def _by_symbol(
     )
 
 
+def rank_ic_series(scores: ScorePanel, labels: Labels) -> tuple[list[str], list[float]]:
+    """Return (ISO close times, RankIC of each scored bar); bars without three (score, label) pairs are left out."""
+    rows = np.searchsorted(labels.ts_open + labels.frame_ns, scores.as_of_ns)
+    values = rank_information_coefficients(scores.expected_return, labels.values[rows])
+    known = np.flatnonzero(np.isfinite(values))
+    return [iso(int(scores.as_of_ns[k])) for k in known], [float(values[k]) for k in known]
+
+
 def write_performance(performance: ModelPerformance, folder: Path, stamp: dict[str, Any] | None = None) -> Path:
     """Write ``model_performance_report.json`` into ``folder`` and return its path.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,14 @@ from qlib.data.dataset import DatasetH
 from qlib.data.dataset.handler import DataHandlerLP
 
 from crypto_qlib.core.errors import UserError
+from crypto_qlib.data_collector.panel import load_panel
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
+from crypto_qlib.feature_engineering.feature_generator import build_features, settings_for_panel
 from crypto_qlib.feature_engineering.qlib_handler import CryptoHandler
-from crypto_qlib.modeling.labels import Labels
+from crypto_qlib.modeling.labels import Labels, make_labels
 from crypto_qlib.modeling.splits import TimeSplit
+from crypto_qlib.settings.schema import FeatureSettings, ModelSettings
+from crypto_qlib.store.lake import Kind, Lake
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,40 @@ class SegmentData:
     label: npt.NDArray[np.float64]
     bar: npt.NDArray[np.int64]
     names: tuple[str, ...]
+
+
+class LakeHandler(CryptoHandler):
+    """Qlib handler that builds features and labels straight from the parquet lake; for ``qrun`` YAML.
+
+    Parameters
+    ----------
+    lake : str or Path
+        Folder of the lake (``Paths.lake``).
+    symbols : sequence of str, optional
+        Symbols of the panel; all cleaned ones by default.
+    bars : str
+        Bar length, e.g. ``1h``.
+    features, model : mapping, optional
+        Values of the ``features`` and ``model`` sections of ``config.yaml``; the label comes from ``model``.
+    instruments, start_time, end_time, **processors
+        As in :class:`CryptoHandler`.
+    """
+
+    def __init__(
+        self,
+        lake: str | Path,
+        symbols: Sequence[str] | None = None,
+        bars: str = "1h",
+        features: Mapping[str, Any] | None = None,
+        model: Mapping[str, Any] | None = None,
+        **rest: Any,
+    ) -> None:
+        store = Lake(Path(lake))
+        panel = load_panel(store, tuple(symbols or store.symbols(Kind.CLEAN, bars)), bars)
+        wanted, _ = settings_for_panel(panel, FeatureSettings.model_validate(dict(features or {})))
+        frame = build_features(panel, wanted)
+        labels = make_labels(panel, ModelSettings.model_validate(dict(model or {})))
+        super().__init__(frame=frame, labels={labels.kind: frame.at_rows(labels.values)}, **rest)
 
 
 def make_dataset(frame: FeatureFrame, labels: Labels, split: TimeSplit) -> DatasetH:
