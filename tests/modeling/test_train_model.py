@@ -70,6 +70,7 @@ def test_nothing_after_the_validation_labels_changes_the_model_by_a_bit(trained:
     assert again.model.calibration == trained.model.calibration
 
 
+@pytest.mark.slow  # two OpenMP threads spin when the machine is busy
 def test_training_again_gives_the_same_bytes_whatever_the_threads(trained: Trained, tmp_path: Path) -> None:
     one = trained.settings.model_copy(update={"threads": 2})
     again = train_model(trained.frame, trained.labels, one, tmp_path)
