@@ -58,6 +58,7 @@ class FakeExchange:
     quotes: list[Ticker] = field(default_factory=list)
     kill_at: int = -1
     stutter_every: int = 0
+    dies_after: int = -1
     refused: frozenset[str] = frozenset()
     shows_unfinished: bool = False
     calls: list[tuple[str, str, int, int]] = field(default_factory=list)
@@ -66,7 +67,9 @@ class FakeExchange:
         self.calls.append((verb, symbol, start_ns, end_ns))
         if len(self.calls) == self.kill_at:
             raise KilledError
-        if self.stutter_every and len(self.calls) % self.stutter_every == 0:
+        if 0 <= self.dies_after < len(self.calls):
+            raise RetryLater("busy", retry_after_s=0.0)
+        if self.stutter_every and verb != "instruments" and len(self.calls) % self.stutter_every == 0:
             raise RetryLater("busy", retry_after_s=0.0)
         if symbol in self.refused:
             raise DoNotRetry(f"{symbol} is suspended", code="51021")

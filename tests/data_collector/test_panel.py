@@ -54,6 +54,15 @@ def test_a_window_is_cut_exactly_and_may_reach_beyond_the_data(lake: Lake) -> No
     assert off_grid.ts_open.tolist() == [T0 + 91 * H, T0 + 92 * H]
 
 
+def test_the_last_bar_of_a_long_history_is_on_the_grid(tmp_path: Path) -> None:
+    """2**53 ns are 104 days: a grid counted in floating point loses its last bar after a year."""
+    lake = Lake(tmp_path)
+    lake.write_bars(Kind.CANDLES, "1h", "AUSDT", walk(1, 8760))
+    panel = load_panel(lake, ["AUSDT"], "1h", kind=Kind.CANDLES)
+    assert panel.n_bars == 8760
+    assert np.isfinite(panel.close).all()
+
+
 def test_an_empty_window_and_an_uncleaned_lake_are_clear_errors(lake: Lake) -> None:
     with pytest.raises(UserError, match="no candles 1h bars of AUSDT from 2026-01-01T00:00:00Z"):
         load_panel(lake, ["AUSDT"], "1h", T0 + 365 * NS_PER_DAY, kind=Kind.CANDLES)

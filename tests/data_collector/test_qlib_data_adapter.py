@@ -100,7 +100,7 @@ def test_a_store_that_does_not_exist_is_one_clear_line(tmp_path: Path) -> None:
         init_qlib(Paths(tmp_path))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(cuts=st.lists(st.integers(1, N), max_size=4), torn=st.integers(0, 40))
 def test_appending_in_any_steps_and_torn_appends_end_in_the_bytes_of_a_new_store(
     cuts: list[int], torn: int, panel: MarketPanel, tmp_path_factory: pytest.TempPathFactory

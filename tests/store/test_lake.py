@@ -80,7 +80,7 @@ def test_the_later_write_wins_and_corrections_are_counted(tmp_path: Path) -> Non
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     blocks=st.lists(st.tuples(st.integers(0, 190), st.integers(0, 60)), max_size=8),
     rng=st.randoms(use_true_random=False),
@@ -198,7 +198,7 @@ def test_documents_keep_rows_and_facts(tmp_path: Path) -> None:
 _RANGES = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), max_size=6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(_RANGES, st.tuples(st.integers(0, 50), st.integers(0, 50)))
 def test_ranges_behave_like_sets_of_instants(ranges: list[tuple[int, int]], whole: tuple[int, int]) -> None:
     taken = {t for a, b in ranges for t in range(a, b)}
@@ -209,7 +209,7 @@ def test_ranges_behave_like_sets_of_instants(ranges: list[tuple[int, int]], whol
     assert {t for a, b in left for t in range(a, b)} == set(range(*whole)) - taken
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.sets(st.integers(0, 30)), _RANGES, st.integers(0, 100), st.integers(0, 100))
 def test_missing_bars_are_the_grid_less_what_is_there_or_known_to_be_empty(
     slots: set[int], empty: list[tuple[int, int]], start: int, end: int

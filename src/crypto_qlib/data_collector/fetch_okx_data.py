@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from crypto_qlib.core.clock import FRAME_NS, NS_PER_DAY, floor_ts, iso
-from crypto_qlib.core.errors import DoNotRetry, RetryLater, UserError
+from crypto_qlib.core.errors import DoNotRetry, RetryLater, SkipCycle, UserError
 from crypto_qlib.core.instrument import Instrument, InstrumentState
 from crypto_qlib.core.market import BarBlock, FundingBlock
 from crypto_qlib.data_collector.contract_archive import archive_instruments, archive_tiers
@@ -34,7 +34,8 @@ from crypto_qlib.store.lake import EVENT, Kind, Lake, Series, Upsert, event_rows
 
 T = TypeVar("T")
 
-_TRIES: Final = 6
+_TRIES: Final = 3
+"""The gateway retries short troubles itself; this outlasts a longer one."""
 _TIERS_MAX_AGE_NS: Final = NS_PER_DAY
 
 
@@ -146,7 +147,7 @@ async def update_data(
     span = wanted_span(settings, now_ns)
     with lake.writing():
         collector = _Collector(gateway, lake, settings, now_ns, span)
-        listed = archive_instruments(lake, await collector.ask(gateway.instruments), now_ns)
+        listed = archive_instruments(lake, await gateway.instruments(), now_ns)
         try:
             async with asyncio.TaskGroup() as group:
                 jobs = [group.create_task(collector.update(s, listed.get(s), progress)) for s in symbols]
@@ -186,7 +187,7 @@ class _Collector:
         self._slots = asyncio.Semaphore(settings.concurrency)
 
     async def ask(self, question: Callable[[], Awaitable[T]]) -> T:
-        """Return the answer, trying again after :class:`RetryLater` up to six times with growing pauses."""
+        """Return the answer, trying again after :class:`RetryLater` up to three times with growing pauses."""
         for attempt in range(_TRIES):
             try:
                 async with self._slots:
@@ -208,7 +209,7 @@ class _Collector:
             for step in steps:
                 try:
                     result = await step(result)
-                except DoNotRetry as e:
+                except (DoNotRetry, SkipCycle) as e:
                     result = replace(result, notes=(*result.notes, e.message))
                 progress(share)
         times = await _in_thread(read_times, self._lake, Series(Kind.CANDLES, self._settings.frame, symbol), *self._span)

@@ -64,7 +64,7 @@ def load_panel(
         )
     first = min(int(ts[0]) for ts in seen) if start_ns is None else -(-start_ns // frame_ns) * frame_ns
     last = max(int(ts[-1]) for ts in seen) if end_ns is None else floor_ts(end_ns - 1, frame_ns)
-    grid = np.arange(first, last + 1, frame_ns, dtype=np.int64)
+    grid = first + frame_ns * np.arange((last - first) // frame_ns + 1, dtype=np.int64)
     columns = {name: np.full((grid.size, len(symbols)), np.nan) for name in PANEL_FIELDS}
     has_mark = np.zeros(len(symbols), dtype=np.bool_)
     for j, (symbol, block) in enumerate(zip(symbols, bars, strict=True)):
