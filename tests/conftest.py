@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The first call of a compiled function takes seconds when its cache is cold: time says nothing about a property.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -251,3 +251,30 @@ def test_the_snapshot_liquidation_price_is_where_the_position_dies(leverage: flo
     exchange.end_bar()
     assert not exchange.snapshot(ME).positions
     assert exchange.closed_positions(ME)[0].exit_kind is ExitKind.LIQUIDATION
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(list(Side)))
+def test_two_consistent_halves_of_a_bar_are_never_worse_than_the_bar(seed: int, side: Side) -> None:
+    """Finer data can only take pessimism away: the whole bar assumes the adverse extreme came first."""
+    rng = np.random.default_rng(seed)
+    path = 100.0 + np.concatenate([[0.0], rng.normal(0.0, 5.0, 4)])
+    middle = int(rng.integers(1, 4))
+
+    def bar(points: np.ndarray) -> B:
+        return B(points[0], points.max(), points.min(), points[-1])
+
+    stop, target = (100.0 * (1 - side.sign * sign * rng.uniform(0.02, 0.12)) for sign in (1, -1))
+
+    def equity(rows: list[B]) -> float:
+        exchange = SimulatedExchange([listed("AUSDT")], PLAIN, 0)
+        exchange.open_account(ME, 150.0, FEES)
+        exchange.begin_bar(venue_bar(0, {"AUSDT": B(100, 100, 100, 100)}))
+        exchange.submit(ME, OrderRequest("", "AUSDT", side, 10, protection=Protection(stop, target)))
+        exchange.end_bar()
+        for k, row in enumerate(rows):
+            exchange.begin_bar(venue_bar(k + 1, {"AUSDT": row}))
+            exchange.end_bar()
+        return exchange.snapshot(ME).equity
+
+    assert equity([bar(path[: middle + 1]), bar(path[middle:])]) >= equity([bar(path)]) - 1e-9

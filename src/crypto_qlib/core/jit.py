@@ -2,11 +2,17 @@
 
 ``njit`` compiles in nopython mode, releases the GIL, caches machine code on disk and never uses
 fast-math, so results are the same bit for bit on every run and thread count.
+
+numba drops cached machine code when the function's *own* file changes, but not when a function it calls in another file
+does, although that one is compiled into it. So the stamp of each cache also covers the stamps of the compiled functions,
+and the values of the constants, that the function's module imports.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
 
 import numba
@@ -18,4 +24,39 @@ R = TypeVar("R")
 def njit(function: Callable[P, R]) -> Callable[P, R]:
     """Compile ``function`` on first call; NaN and infinity follow IEEE 754."""
     compiled: Any = numba.njit(cache=True, nogil=True, fastmath=False)(function)
-    return compiled  # type: ignore[no-any-return]
+    return _stamped(compiled, function)  # type: ignore[no-any-return]
+
+
+def njit_lent(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile ``function`` like :func:`njit`, without counting references to the arrays it is lent.
+
+    For functions of a hot loop that pass many arrays on: counting references costs an atomic operation an array and call.
+    Such a function must not create arrays (views are fine) nor keep any beyond the call.
+    """
+    compiled: Any = numba.njit(cache=True, nogil=True, fastmath=False, _nrt=False)(function)
+    return _stamped(compiled, function)  # type: ignore[no-any-return]
+
+
+def _stamped(compiled: Any, function: Callable[..., Any]) -> Any:
+    """Widen the stamp of the function's cache by what its module imports."""
+    cache_file = compiled._cache._cache_file
+    digest = hashlib.sha256(repr(sorted(_imported_stamps(function))).encode()).hexdigest()
+    cache_file._source_stamp = (*cache_file._source_stamp, digest)
+    return compiled
+
+
+def _imported_stamps(function: Callable[..., Any]) -> Iterator[tuple[str, str]]:
+    """Yield (name, stamp) of every compiled function of another module, and of every constant, among the globals."""
+    for name, value in function.__globals__.items():
+        if isinstance(value, bool | int | float | str) and not name.startswith("__"):
+            yield name, repr(value)
+        elif isinstance(value, ModuleType) and value.__name__.startswith("crypto_qlib"):
+            for inner, attribute in vars(value).items():
+                yield from _stamp_of(f"{name}.{inner}", attribute, function.__module__)
+        else:
+            yield from _stamp_of(name, value, function.__module__)
+
+
+def _stamp_of(name: str, value: object, own_module: str) -> Iterator[tuple[str, str]]:
+    if hasattr(value, "py_func") and value.py_func.__module__ != own_module:
+        yield name, repr(value._cache._cache_file._source_stamp)  # type: ignore[attr-defined]

@@ -28,7 +28,9 @@ def check_instrument(execution: Execution, symbol: str) -> Refusal | None:
     instrument = execution.listing.instrument(symbol)
     if not instrument.is_listed(execution.clock.now_ns()):
         return Refusal(RefusalCode.NOT_LISTED, f"instrument {symbol} is not listed at this time")
-    if instrument.state in (InstrumentState.SUSPEND, InstrumentState.PREOPEN):
+    # An instrument that expired later still traded before its delisting instant.
+    is_past = instrument.state is InstrumentState.EXPIRED and instrument.delisted_ns is not None
+    if instrument.state is not InstrumentState.LIVE and not is_past:
         return Refusal(RefusalCode.SUSPENDED, f"instrument {symbol} does not trade: {instrument.state.value}")
     has_price = execution.board.row(symbol) is not None if execution.board.bar else execution.board.last(symbol) > 0.0
     return None if has_price else Refusal(RefusalCode.NO_PRICE, f"instrument {symbol} has no price now")
