@@ -1,0 +1,169 @@
+"""The headline figures in words: sentences a person understands, for the page, the terminal and the log."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+BANNERS: Final = {
+    "simulated": (
+        "Simulated prices",
+        "The market of this run is invented by a seeded simulator. The figures say how the machinery works, nothing about real "
+        "markets.",
+    ),
+    "replay": (
+        "Real market history, simulated execution",
+        "Prices, volumes and funding are recorded history replayed; orders, slippage, margin and liquidations are simulated on "
+        "top of them.",
+    ),
+    "exchange": (
+        "Real market history, simulated execution",
+        "Prices, volumes and funding come from the exchange's public history; orders, slippage, margin and liquidations are "
+        "simulated on top of them.",
+    ),
+}
+"""(headline, explanation) by kind of market."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One figure of the page's head: name, value in words, a hint, and whether it is good (+1), bad (-1) or neither."""
+
+    label: str
+    value: str
+    hint: str
+    tone: int = 0
+
+
+def percent(fraction: float | None, digits: int = 1, *, sign: bool = False) -> str:
+    """Return ``0.1234`` as ``12.3 %``; ``n/a`` where there is no such figure."""
+    if fraction is None or not math.isfinite(fraction):
+        return "n/a"
+    text = f"{100.0 * fraction:+,.{digits}f}" if sign else f"{100.0 * fraction:,.{digits}f}"
+    return f"{text} %".replace("-", "\u2212")
+
+
+def money(amount: float | None, *, sign: bool = False) -> str:
+    """Return ``-1234.5`` as ``-1,234 USDT`` (with a true minus sign); ``n/a`` where there is no such figure."""
+    if amount is None or not math.isfinite(amount):
+        return "n/a"
+    digits = 0 if abs(amount) >= 100.0 else 2  # noqa: PLR2004 - cents matter below a hundred
+    text = f"{amount:+,.{digits}f}" if sign else f"{amount:,.{digits}f}"
+    return f"{text} USDT".replace("-", "\u2212")
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Return ``value`` with ``digits`` decimals; ``n/a`` where there is no such figure."""
+    if value is None or not math.isfinite(value):
+        return "n/a"
+    return f"{value:,.{digits}f}".replace("-", "\u2212")
+
+
+def _tone(value: float) -> int:
+    return 0 if not math.isfinite(value) or value == 0.0 else 1 if value > 0.0 else -1
+
+
+def tiles(p: dict[str, Any]) -> list[Tile]:
+    """Return the figures of the page's head from the performance dictionary."""
+    r, t, x, c = p["returns"], p["trades"], p["exposure"], p["costs"]
+    received, paid = c["funding_received"], c["funding_paid"]
+    liquidations = int(p["liquidations"]["count"])
+    penalties = money(p["liquidations"]["penalties"])
+    funding = received - paid
+    flows = f"received {money(received)}, paid {money(paid)}"
+    won = f"of {t['count']:,} closed trades; profit factor {number(t['profit_factor'])}"
+    under = f"longest {number(r['longest_drawdown_days'], 0)} days under water"
+    total, ratio, daily = r["total_return"], r["sharpe"], number(r["sharpe_daily"])
+    return [
+        Tile("Return", percent(total, sign=True), f"over {p['period']['days']:,.0f} days, after all costs", _tone(total)),
+        Tile("Sharpe ratio", number(ratio), f"per year; {daily} from daily returns", _tone(ratio)),
+        Tile("Max drawdown", percent(r["max_drawdown"]), under),
+        Tile("Win rate", percent(t["win_rate"]), won),
+        Tile("Mean leverage", f"{number(x['mean_leverage'])}\u00d7", f"at most {number(x['max_leverage'])}\u00d7 of equity"),
+        Tile("Open positions", number(x["mean_open"], 1), f"on average, at most {x['max_open']:.0f}"),
+        Tile("Fees", money(c["fees"]), f"slippage {money(c['slippage'])}"),
+        Tile("Funding", money(funding, sign=True), flows, _tone(funding)),
+        Tile("Turnover", f"{number(p['turnover_per_year'], 0)}\u00d7", "of mean equity per year, both sides counted"),
+        Tile("Liquidations", f"{liquidations}", f"penalties {penalties}", -1 if liquidations else 0),
+    ]
+
+
+def sentences(p: dict[str, Any]) -> list[str]:
+    """Return what happened, in a few plain sentences."""
+    r, period, bench = p["returns"], p["period"], p["benchmarks"]
+    total = r["total_return"]
+    verb = "gained" if total >= 0.0 else "lost"
+    lines = [
+        f"From {period['start'][:10]} to {period['end'][:10]} the strategy {verb} {percent(abs(total))} "
+        f"({money(p['attribution']['total'], sign=True)} on {money(r['initial_equity'])}) after fees, slippage and funding."
+    ]
+    btc, basket = bench["btc"]["total_return"], bench["equal_weight"]["total_return"]
+    held = f"BTC held over the same time returned {percent(btc, sign=True)}, " if math.isfinite(btc) else ""
+    lines.append(f"{held}an equal-weight basket of the universe {percent(basket, sign=True)}, both without leverage or costs.")
+    lines.append(_gross_and_costs(p))
+    m = r["mean_return_per_bar"]
+    if math.isfinite(m["low"]):
+        clear = "is" if m["low"] > 0.0 or m["high"] < 0.0 else "is not"
+        lines.append(
+            f"The mean return per bar {clear} distinguishable from zero: {1e4 * m['mean']:+.3f} bp, 95 % interval "
+            f"{1e4 * m['low']:+.3f} to {1e4 * m['high']:+.3f} bp (block bootstrap).".replace("-", "\u2212")
+        )
+    if p["ambiguous_bars"]["count"]:
+        lines.append(
+            f"In {p['ambiguous_bars']['count']:,} bars the order of events inside the bar is unknown; the worse outcome is "
+            f"booked. The kindest order would have added {money(p['ambiguous_bars']['best_case_gain'])} at most."
+        )
+    return lines
+
+
+def _gross_and_costs(p: dict[str, Any]) -> str:
+    a = p["attribution"]
+    gross = a["long_price"] + a["short_price"]
+    costs = a["fees"] + a["slippage"] + a["funding"] + a["liquidation"]
+    verdict = ""
+    if gross > 0.0 > gross + costs:
+        verdict = " The signal earned money, and costs took more than all of it."
+    elif gross <= 0.0:
+        verdict = " The positions lost money even before costs."
+    return f"Price moves brought {money(gross, sign=True)}, costs and funding {money(costs, sign=True)}.{verdict}"
+
+
+def model_line(model: dict[str, Any] | None) -> str:
+    """Return the model's out-of-sample RankIC in words; empty where there is none."""
+    rank_ic = (model or {}).get("rank_ic")
+    if not isinstance(rank_ic, dict) or rank_ic.get("mean") is None:
+        return ""
+    error = rank_ic.get("standard_error")
+    spread = f" \u00b1 {error:.4f}" if error is not None else ""
+    return f"{rank_ic['mean']:.4f}{spread} over {rank_ic.get('n_bars', 0):,} bars".replace("-", "\u2212")
+
+
+def summary(p: dict[str, Any], page: str) -> list[str]:
+    """Return the human summary of a run, one line a fact.
+
+    Parameters
+    ----------
+    p : dict
+        The performance dictionary.
+    page : str
+        Where the report lies.
+    """
+    r, t, x, c, a = p["returns"], p["trades"], p["exposure"], p["costs"], p["attribution"]
+    rank_ic = model_line(p["model"]) or "n/a"
+    return [
+        f"Market            {BANNERS[p['market']][0]}, {p['period']['start'][:10]} to {p['period']['end'][:10]}, "
+        f"{p['period']['symbols']} symbols",
+        f"RankIC            {rank_ic} (out of sample)",
+        f"Return            {percent(r['total_return'], sign=True)} ({money(a['total'], sign=True)}); "
+        f"BTC held {percent(p['benchmarks']['btc']['total_return'], sign=True)}",
+        f"Sharpe            {number(r['sharpe'])}, max drawdown {percent(r['max_drawdown'])}",
+        f"Trades            {t['count']:,}, {percent(t['win_rate'])} won, expectancy {money(t['expectancy'], sign=True)}",
+        f"Turnover          {number(p['turnover_per_year'], 0)}x equity a year",
+        f"Costs             fees {money(c['fees'])}, slippage {money(c['slippage'])}, "
+        f"funding {money(c['funding_received'] - c['funding_paid'], sign=True)}",
+        f"Liquidations      {p['liquidations']['count']}",
+        f"Open positions    {number(x['mean_open'], 1)} on average, {x['max_open']:.0f} at most",
+        f"Leverage          {number(x['mean_leverage'])}x on average, {number(x['max_leverage'])}x at most",
+        f"Report            {page}",
+    ]
