@@ -90,8 +90,9 @@ def bars_from(rows: Sequence[Sequence[str]]) -> BarBlock:
         return BarBlock.empty()
     ordered = sorted(rows, key=lambda row: int(row[0]))
     columns = list(zip(*ordered, strict=True))
-    ts_open = np.array(columns[0], dtype=np.int64) * NS_PER_MS
-    first, high, low, close = (np.array(columns[k], dtype=np.float64) for k in range(1, 5))
+    # Plain int() and float() parse strings several times faster than numpy does.
+    ts_open = np.fromiter(map(int, columns[0]), np.int64, len(ordered)) * NS_PER_MS
+    first, high, low, close = (np.fromiter(map(float, columns[k]), np.float64, len(ordered)) for k in range(1, 5))
     if len(columns) < _CANDLE_COLUMNS:
         unknown = np.full(ts_open.size, np.nan)
         return BarBlock(ts_open, first, high, low, close, unknown, unknown)

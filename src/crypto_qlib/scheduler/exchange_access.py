@@ -157,7 +157,9 @@ def embedded_exchange(settings: Settings) -> EmbeddedExchange:
         paper_equity=exchange.paper_equity,
         fees=FeeSchedule(costs.maker_fee, costs.taker_fee),
         venue=VenueConfig(costs.impact_y, costs.half_spread_bps, settings.backtest.max_bar_volume_share),
+        # Wider than OKX on purpose: a first run downloads a year of everything.
         funding_retention_days=None,
+        mark_page_limit=300,
     )
     return EmbeddedExchange(source, options, load_or_create_credentials(Paths(settings.store.root).exchange))
 

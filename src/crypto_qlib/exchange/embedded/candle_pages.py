@@ -132,4 +132,8 @@ def _price_strings(column: npt.NDArray[np.float64], decimals: int) -> list[str]:
 
 
 def _strings(column: npt.NDArray[np.float64]) -> list[str]:
+    texts = list(map(repr, column.tolist()))
+    # Exponents, NaN and infinity are rare: one look at the whole column saves a look at every value.
+    if np.isfinite(column).all() and not any("e" in text for text in texts):
+        return [text.removesuffix(".0") for text in texts]
     return [num(value) for value in column.tolist()]

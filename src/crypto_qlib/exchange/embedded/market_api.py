@@ -25,7 +25,7 @@ BAR_NAMES: Final[dict[str, int]] = {
 RECENT_BARS: Final = 1440
 """How many of the newest bars ``market/candles`` reaches; older ones are in ``market/history-candles``."""
 _LAST_LIMIT: Final = 300
-_MARK_LIMIT: Final = 100
+OKX_MARK_LIMIT: Final = 100
 _DEFAULT_LIMIT: Final = 100
 _FAR_MS: Final = 2**62
 _MAX_BOOK: Final = 400
@@ -41,10 +41,13 @@ class MarketApi:
         The market at the server's time.
     book_model : BookModel
         Spread and depth of the books.
+    mark_page_limit : int
+        Most rows of a page of mark or index candles; OKX's is 100.
     """
 
-    def __init__(self, window: MarketWindow, book_model: BookModel) -> None:
+    def __init__(self, window: MarketWindow, book_model: BookModel, mark_page_limit: int = OKX_MARK_LIMIT) -> None:
         self._window = window
+        self._mark_limit = mark_page_limit
         self._book_model = book_model
         self._pages = CandlePages(window.source)
 
@@ -133,7 +136,7 @@ class MarketApi:
         if not frame_ns or frame_ns % self._window.source.base_frame_ns:
             raise WireRefusal("51000", "bar")
         before, after = call.whole("before"), call.whole("after")
-        limit = call.limit(_DEFAULT_LIMIT, _LAST_LIMIT if kind is PriceKind.LAST else _MARK_LIMIT)
+        limit = call.limit(_DEFAULT_LIMIT, _LAST_LIMIT if kind is PriceKind.LAST else self._mark_limit)
         before_ms, after_ms = (-1 if before is None else before), (_FAR_MS if after is None else after)
         rows: list[bytes] = []
         if not is_history:
