@@ -37,11 +37,17 @@ def njit_lent(function: Callable[P, R]) -> Callable[P, R]:
     return _stamped(compiled, function)  # type: ignore[no-any-return]
 
 
+_digests: dict[str, str] = {}
+"""Digest of what each module imports, made at its first compiled function, when its imports are done."""
+
+
 def _stamped(compiled: Any, function: Callable[..., Any]) -> Any:
     """Widen the stamp of the function's cache by what its module imports."""
+    module = function.__module__
+    if module not in _digests:
+        _digests[module] = hashlib.sha256(repr(sorted(_imported_stamps(function))).encode()).hexdigest()
     cache_file = compiled._cache._cache_file
-    digest = hashlib.sha256(repr(sorted(_imported_stamps(function))).encode()).hexdigest()
-    cache_file._source_stamp = (*cache_file._source_stamp, digest)
+    cache_file._source_stamp = (*cache_file._source_stamp, _digests[module])
     return compiled
 
 
