@@ -162,6 +162,7 @@ def performance(
             "bars": int(result.ts_open.size),
             "bar_seconds": result.frame_ns / 1e9,
             "symbols": len(result.symbols),
+            "idle_since": _idle_since(result),
         },
         "returns": {
             "initial_equity": result.initial_equity,
@@ -189,6 +190,15 @@ def performance(
         "symbols_without_own_mark": list(result.unmarked),
         "model": model_performance,
     }
+
+
+def _idle_since(result: BacktestResult) -> str:
+    """Return the time of the last close with a position, where the rest (over a twentieth of the run) has none; else empty."""
+    held = np.flatnonzero(result.series["n_open"])
+    last = int(held[-1]) if held.size else -1
+    if last < 0 or result.ts_open.size - 1 - last <= result.ts_open.size // 20:
+        return ""
+    return iso(int(result.ts_close[last]))
 
 
 def _net(result: BacktestResult) -> FloatArray:

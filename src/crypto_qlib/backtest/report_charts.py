@@ -34,6 +34,7 @@ _LAYOUT: Final = {
     "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
+    "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "#b4bcc6", "activecolor": "#2457a6"},
 }
 
 
@@ -47,6 +48,10 @@ def _stride(n: int) -> int:
 
 def _rounded(values: FloatArray, digits: int) -> list[float | None]:
     return [None if not np.isfinite(v) else round(float(v), digits) for v in values]
+
+
+def _significant(values: FloatArray) -> list[float | None]:
+    return [None if not np.isfinite(v) else float(f"{v:.6g}") for v in values]
 
 
 def _line(x: Any, y: FloatArray, name: str, colour: str, width: float = 1.4, digits: int = 1) -> Any:
@@ -147,12 +152,14 @@ def rank_ic_chart(ts: list[str], values: list[float], window: int) -> str:
 
 
 def candle_chart(panel: MarketPanel, result: BacktestResult, symbol: str, most_bars: int = 500) -> str:
-    """Return the last candles of ``symbol`` with every entry and exit on them."""
-    column, first = result.symbols.index(symbol), max(result.ts_open.size - most_bars, 0)
-    rows = np.searchsorted(panel.ts_open, result.ts_open[first:])
-    j = panel.symbols.index(symbol)
-    x = _times(result.ts_open[first:])
-    prices = {name: [float(f"{v:.6g}") for v in getattr(panel, name)[rows, j]] for name in ("open", "high", "low", "close")}
+    """Return the candles of ``symbol`` up to its last fill, with every entry and exit on them."""
+    column, j = result.symbols.index(symbol), panel.symbols.index(symbol)
+    bars = result.fills["bar"][result.fills["symbol"] == column]
+    stop = min(int(bars.max(initial=0)) + most_bars // 25 + 1, result.ts_open.size)
+    first = max(stop - most_bars, 0)
+    rows = np.searchsorted(panel.ts_open, result.ts_open[first:stop])
+    x = _times(result.ts_open[first:stop])
+    prices = {name: _significant(getattr(panel, name)[rows, j]) for name in ("open", "high", "low", "close")}
     figure = go.Figure(
         go.Candlestick(
             x=x, **prices, name=symbol, increasing={"line": {"color": "#8fbf9f", "width": 1}},
@@ -169,7 +176,7 @@ def candle_chart(panel: MarketPanel, result: BacktestResult, symbol: str, most_b
             text = [f"{r}: {side} {abs(n):,} lots" for r, n in zip(chosen["reason"], chosen["lots"], strict=True)]
             figure.add_trace(
                 go.Scatter(
-                    x=chosen["ts"].dt.strftime("%Y-%m-%d %H:%M"), y=[float(f"{v:.6g}") for v in chosen["price"]],
+                    x=chosen["ts"].dt.strftime("%Y-%m-%d %H:%M"), y=_significant(chosen["price"].to_numpy()),
                     mode="markers", name=f"{name}, {side}", hovertext=text,
                     marker={"symbol": shape, "size": 11, "color": colour, "line": {"width": 2, "color": colour}},
                 )

@@ -32,6 +32,7 @@ _STYLE: Final[Any] = {
     "axes.titlelocation": "left",
     "legend.frameon": False,
 }
+_LEGEND_ABOVE: Final[Any] = {"loc": "lower left", "bbox_to_anchor": (-0.01, 0.985), "ncols": 3}
 _MOST_SYMBOLS: Final = 40
 _MOST_COLUMNS: Final = 1_500
 
@@ -75,8 +76,8 @@ def draw_pnl_curve(curves: Curves, result: BacktestResult, title: str, footer: s
         top.axhline(result.initial_equity, color="#9aa2ad", lw=0.8, ls="--")
         top.yaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
         top.set_ylabel("equity, USDT")
-        top.set_title(title)
-        top.legend(loc="upper left", ncols=3)
+        top.set_title(title, pad=26)
+        top.legend(**_LEGEND_ABOVE)
         depth = -100.0 * drawdown(curves.equity)
         middle.fill_between(ts, depth, 0.0, color=LOSS, alpha=0.35, lw=0)
         middle.plot(ts, depth, color=LOSS, lw=0.8)
@@ -115,10 +116,10 @@ def draw_exposure_history(result: BacktestResult, title: str, footer: str, path:
         longs, shorts = np.maximum(share, 0.0).sum(axis=1), np.minimum(share, 0.0).sum(axis=1)
         top.fill_between(ts, longs, color=STRATEGY, alpha=0.35, lw=0, label="long")
         top.fill_between(ts, shorts, color=LOSS, alpha=0.35, lw=0, label="short")
-        top.plot(ts, longs + shorts, color="#2c3e50", lw=1.1, label="net")
+        top.plot(ts, longs + shorts, color="#2c3e50", lw=0.7, label="net")
         top.set_ylabel("% of equity")
-        top.set_title(title)
-        top.legend(loc="upper left", ncols=3)
+        top.set_title(title, pad=26)
+        top.legend(**_LEGEND_ABOVE)
         step = max(1, -(-share.shape[0] // _MOST_COLUMNS))
         shown = share[::step][:, order].T
         bound = float(np.nanpercentile(np.abs(shown[shown != 0.0]), 98)) if np.any(shown) else 1.0

@@ -109,6 +109,10 @@ def sentences(p: dict[str, Any]) -> list[str]:
             f"The mean return per bar {clear} distinguishable from zero: {1e4 * m['mean']:+.3f} bp, 95 % interval "
             f"{1e4 * m['low']:+.3f} to {1e4 * m['high']:+.3f} bp (block bootstrap).".replace("-", "\u2212")
         )
+    idle = p["period"]["idle_since"]
+    if idle:
+        why = ", when the drawdown limit was reached" if p["vetoes"].get("drawdown") else ""
+        lines.append(f"Nothing was held after {idle[:16].replace('T', ' ')}{why}: the rest of the curve is flat.")
     if p["ambiguous_bars"]["count"]:
         lines.append(
             f"In {p['ambiguous_bars']['count']:,} bars the order of events inside the bar is unknown; the worse outcome is "
