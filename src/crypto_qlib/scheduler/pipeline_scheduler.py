@@ -23,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from crypto_qlib.backtest.analysis_report import ReportFiles, summary_lines, write_report
+from crypto_qlib.backtest.analysis_report import PAGE, summary_lines, write_report
 from crypto_qlib.backtest.result import BacktestResult
 from crypto_qlib.backtest.run_backtest_leveraged import run_backtest_leveraged
 from crypto_qlib.core.clock import FRAME_NS, iso
@@ -38,15 +38,15 @@ from crypto_qlib.data_collector.contract_archive import load_instruments, load_t
 from crypto_qlib.data_collector.fetch_okx_data import update_data
 from crypto_qlib.data_collector.market_caps import CoinGeckoRanking
 from crypto_qlib.data_collector.panel import load_panel
-from crypto_qlib.data_collector.qlib_data_adapter import write_qlib_store
+from crypto_qlib.data_collector.qlib_data_adapter import update_from_panel
 from crypto_qlib.data_collector.quality_report import write_quality_report
 from crypto_qlib.data_collector.universe_history import UniverseSnapshot, universe_snapshots
 from crypto_qlib.exchange.gateway import Gateway
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame, load_feature_frame, save_feature_frame
-from crypto_qlib.feature_engineering.feature_generator import build_features
+from crypto_qlib.feature_engineering.feature_generator import build_features, settings_for_panel
 from crypto_qlib.live_trading.paper_view import PaperView
 from crypto_qlib.live_trading.runner import PaperResult
-from crypto_qlib.modeling.evaluate_model import ModelPerformance, evaluate_model, write_performance
+from crypto_qlib.modeling.evaluate_model import ModelPerformance, evaluate_model, rank_ic_series, write_performance
 from crypto_qlib.modeling.labels import Labels, make_labels
 from crypto_qlib.modeling.registry import champion_id, model_folder, promote
 from crypto_qlib.modeling.train_model import SUMS_FILE, TrainedModel, load_model, predict_scores, train_model
@@ -200,7 +200,7 @@ class Pipeline:
             if self._book.is_current("qlib", key, self.paths.qlib):
                 skipped("unchanged")
             else:
-                write_qlib_store(self._panel(), self.settings.data.frame, self.paths.qlib)
+                update_from_panel(self.paths, self._panel())
                 self._book.complete("qlib", key, {})
         frame = self._features()
         return Said((f"features: {len(frame.names)} for {frame.n_rows:,} rows ({frame.values.nbytes / 2**30:.2f} GiB)",))
@@ -225,7 +225,11 @@ class Pipeline:
 
     def evaluate(self) -> Said:
         """Measure the model out of sample."""
-        return Said(performance_lines(self._performance()))
+        model = self._model()
+        with self._step("evaluate"):
+            performance, _ = self._performance(model)
+            write_performance(performance, model_folder(self.paths.models, self._train_key()), self._identity(model))
+        return Said(performance_lines(performance))
 
     def backtest(self) -> Said:
         """Trade the scores and write the report, unless this very report exists."""
@@ -234,13 +238,13 @@ class Pipeline:
         folder = self.paths.reports / stamp["run_id"]
         with self._step("backtest and report") as skipped:
             record = self._book.record("backtest")
-            if record is not None and self._book.is_current("backtest", stamp["run_id"], folder / "report.html"):
+            if record is not None and self._book.is_current("backtest", stamp["run_id"], folder / PAGE):
                 skipped("unchanged")
                 return Said(tuple(record.output["lines"]))
             result = self._traded(model)
-            performance = self._performance(quiet=True).to_json()
-            files = write_report(result, self._panel(), self.settings, stamp, performance, folder)
-            lines = self._backtest_lines(result, performance, files)
+            performance, rolling = self._performance(model)
+            files = write_report(result, self._panel(), self.settings, stamp, performance.to_json(), folder, rolling)
+            lines = tuple(summary_lines(files))
             self._book.complete("backtest", stamp["run_id"], {"lines": list(lines)})
         return Said(lines)
 
@@ -346,7 +350,11 @@ class Pipeline:
                 skipped("unchanged")
                 return load_feature_frame(self.paths.features)
             advance = self._reporter.progress("feature sets", 1.0)
-            frame = build_features(self._panel(), self.settings.features, advance)
+            panel = self._panel()
+            wanted, left_out = settings_for_panel(panel, self.settings.features)
+            for line in left_out:
+                self._reporter.say(line)
+            frame = build_features(panel, wanted, advance)
             save_feature_frame(frame, self.paths.features)
             self._book.complete("features", key, {})
         return frame
@@ -364,14 +372,10 @@ class Pipeline:
         segment = {"test": "test", "valid+test": "", "all": ""}[self.settings.backtest.segment]
         return predict_scores(model, self._features(), segment=segment)
 
-    def _performance(self, *, quiet: bool = False) -> ModelPerformance:
-        del quiet
-        model = self._model()
-        folder = model_folder(self.paths.models, self._train_key())
-        with self._step("evaluate"):
-            performance = evaluate_model(predict_scores(model, self._features(), segment="test"), self._labels())
-            write_performance(performance, folder, self._identity(model))
-        return performance
+    def _performance(self, model: TrainedModel) -> tuple[ModelPerformance, tuple[list[str], list[float]]]:
+        """Return the out-of-sample figures, and the RankIC of each bar by the time it became known."""
+        scores, labels = predict_scores(model, self._features(), segment="test"), self._labels()
+        return evaluate_model(scores, labels), rank_ic_series(scores, labels)
 
     def _identity(self, model: TrainedModel) -> dict[str, Any]:
         return identity(self.collected.data_id, self.settings, model.sha256, self.settings.model.seed).stamp()
@@ -379,9 +383,6 @@ class Pipeline:
     def _traded(self, model: TrainedModel) -> BacktestResult:
         instruments, tiers = self._contracts()
         return run_backtest_leveraged(self._panel(), self._scores(model), instruments, tiers, self.settings)
-
-    def _backtest_lines(self, result: BacktestResult, performance: dict[str, Any], files: ReportFiles) -> tuple[str, ...]:
-        return tuple(summary_lines(result, performance, files))
 
     async def _session(self, gateway: Gateway, model: TrainedModel, stamp: dict[str, Any]) -> PaperResult:
         instruments, tiers = self._contracts()
