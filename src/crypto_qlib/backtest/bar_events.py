@@ -7,6 +7,7 @@ open, then the inside of the bar, adverse extreme first. Every rule is a call of
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +26,12 @@ from crypto_qlib.backtest.bookkeeping import (
     open_position,
     protection_price,
     refresh_margin,
+    settle_cross,
     settle_funding,
+    settle_isolated,
     write_ambiguous,
 )
-from crypto_qlib.core.jit import njit
+from crypto_qlib.core.jit import njit_lent
 from crypto_qlib.core.margin import requirement, unrealised_pnl
 from crypto_qlib.core.tiers import NO_TIER, tier_index
 from crypto_qlib.portfolio.decision import EXIT_TIME, Held, PlanRows
@@ -49,11 +52,12 @@ from crypto_qlib.venue.matching import (
     optimistic_exit,
 )
 
+RecordArray = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 
-@njit
+@njit_lent
 def close_delisted(rules: Rules, desk: Desk, t: int, ts_ns: int, delisted_ns: IntArray) -> None:
     """Close positions in symbols that trade no longer, at their last known mark."""
     for k in range(desk.totals[0].n_open - 1, -1, -1):
@@ -63,32 +67,73 @@ def close_delisted(rules: Rules, desk: Desk, t: int, ts_ns: int, delisted_ns: In
             close_position(rules, desk, t, j, DELISTED, mark, mark)
 
 
-@njit
+@njit_lent
 def start_cooldown(rules: Rules, desk: Desk, bar_close_ns: int, j: int) -> None:
     """Keep column ``j`` out for a while after a stop-out or liquidation."""
     desk.cooldown_until_ns[j] = bar_close_ns + rules.cooldown_bars * rules.frame_ns
 
 
-@njit
-def show_opens(desk: Desk, bars: Bars, t: int) -> None:
-    """Mark the open positions at the bar's mark open; a position without a bar keeps its last mark."""
+@njit_lent
+def fund_cross(rules: Rules, desk: Desk, bars: Bars, t: int) -> None:
+    """Mark the cross positions at the bar's open and settle their funding (step a); without a bar the last mark stays."""
     for k in range(desk.totals[0].n_open):
         j = desk.open_columns[k]
         if not math.isnan(bars.open[t, j]):
             desk.book[j].mark = bars.mark_open[t, j]
-
-
-@njit
-def fund_positions(rules: Rules, desk: Desk, bars: Bars, t: int) -> None:
-    """Settle funding of every position carried into the bar (step a)."""
     for k in range(desk.totals[0].n_open):
         j = desk.open_columns[k]
         rate = bars.funding_rate[t, j]
         if is_settlement(rate) and not math.isnan(bars.open[t, j]):
-            settle_funding(rules, desk, t, j, rate, bars.mark_open[t, j], False)
+            settle_cross(rules, desk, t, j, rate, bars.mark_open[t, j], False)
 
 
-@njit
+@njit_lent
+def next_at_open(
+    book: RecordArray, open_columns: IntArray, last_open: FloatArray, mark_open: FloatArray, funding_rate: FloatArray,
+    ledger: RecordArray, used: IntArray, t: int, start: int, settles: bool, taker_fee: float,
+) -> int:  # fmt: skip
+    """Return the next slot below ``start`` whose position the open sets off, settling isolated funding on the way; -1: none.
+
+    Takes single arrays, not the tuples of the other functions: it runs for every bar, and mostly nothing happens.
+    """
+    for k in range(start - 1, -1, -1):
+        j = open_columns[k]
+        price = last_open[t, j]
+        if math.isnan(price):
+            continue
+        mark = mark_open[t, j]
+        rate = funding_rate[t, j]
+        if settles and is_settlement(rate):
+            settle_isolated(book, ledger, used, taker_fee, t, j, rate, mark, False)
+        p = book[j]
+        code, _ = gap_exit(p.side, price, mark, p.stop, p.take, p.liq, False)
+        if code != NO_EXIT:
+            return k
+    return -1
+
+
+@njit_lent
+def next_inside(
+    book: RecordArray, open_columns: IntArray, last_open: FloatArray, last_high: FloatArray, last_low: FloatArray,
+    mark_high: FloatArray, mark_low: FloatArray, t: int, start: int,
+) -> int:  # fmt: skip
+    """Return the next slot below ``start`` with a level inside the bar's range, -1: none (as :func:`next_at_open`)."""
+    for k in range(start - 1, -1, -1):
+        j = open_columns[k]
+        if math.isnan(last_open[t, j]):
+            continue
+        p = book[j]
+        low = last_low[t, j]
+        high = last_high[t, j]
+        if p.side > 0.0:
+            if low <= p.stop or mark_low[t, j] <= p.liq or high >= p.take:
+                return k
+        elif high >= p.stop or mark_high[t, j] >= p.liq or low <= p.take:
+            return k
+    return -1
+
+
+@njit_lent
 def liquidation_step(
     rules: Rules, execution: Execution, state: StateArrays, version: int, desk: Desk, t: int, j: int, mark: float
 ) -> bool:
@@ -101,7 +146,7 @@ def liquidation_step(
     return False
 
 
-@njit
+@njit_lent
 def gap_position(
     rules: Rules, execution: Execution, state: StateArrays, bars: Bars, t: int, day: int, version: int, desk: Desk, j: int,
     bar_close_ns: int,
@@ -123,7 +168,7 @@ def gap_position(
             return
 
 
-@njit
+@njit_lent
 def inside_position(
     rules: Rules, execution: Execution, state: StateArrays, bars: Bars, t: int, day: int, version: int, desk: Desk, j: int,
     bar_close_ns: int,
@@ -155,7 +200,7 @@ def inside_position(
             return
 
 
-@njit
+@njit_lent
 def fill_exits(
     rules: Rules, state: StateArrays, bars: Bars, t: int, day: int, desk: Desk, rows: PlanRows, held: Held, n_exits: int
 ) -> None:
@@ -170,7 +215,7 @@ def fill_exits(
         close_position(rules, desk, t, j, TIME if rows.exit_reason[i] == EXIT_TIME else REPLACED, price, raw)
 
 
-@njit
+@njit_lent
 def may_enter(
     rules: Rules, state: StateArrays, version: int, desk: Desk, j: int, lots: int, leverage: float, price: float
 ) -> bool:
@@ -188,7 +233,7 @@ def may_enter(
     return fits
 
 
-@njit
+@njit_lent
 def fill_entries(
     rules: Rules, execution: Execution, state: StateArrays, bars: Bars, t: int, ts_ns: int, day: int, version: int,
     desk: Desk, rows: PlanRows, n_entries: int, delisted_ns: IntArray,
@@ -221,7 +266,7 @@ def fill_entries(
             settle_funding(rules, desk, t, j, rate, mark, True)
 
 
-@njit
+@njit_lent
 def cross_step(
     rules: Rules, execution: Execution, state: StateArrays, version: int, desk: Desk, t: int, marks: FloatArray,
     bar_close_ns: int,
@@ -253,7 +298,7 @@ def cross_step(
         desk.ledgers.liquidations[desk.ledgers.used[3] - 1].overshoot += overshoot
 
 
-@njit
+@njit_lent
 def cross_at(rules: Rules, desk: Desk, marks: FloatArray) -> tuple[float, float]:
     """Return (equity, requirement) of the cross account at ``marks``."""
     equity = desk.totals[0].cash
@@ -266,7 +311,7 @@ def cross_at(rules: Rules, desk: Desk, marks: FloatArray) -> tuple[float, float]
     return equity, need
 
 
-@njit
+@njit_lent
 def cross_at_open(
     rules: Rules, execution: Execution, state: StateArrays, version: int, desk: Desk, t: int, marks: FloatArray,
     bar_close_ns: int,
@@ -281,7 +326,7 @@ def cross_at_open(
         cross_step(rules, execution, state, version, desk, t, marks, bar_close_ns)
 
 
-@njit
+@njit_lent
 def cross_inside(
     rules: Rules, execution: Execution, state: StateArrays, bars: Bars, t: int, version: int, desk: Desk, marks: FloatArray,
     worst: FloatArray, bar_close_ns: int,
@@ -310,7 +355,7 @@ def cross_inside(
         cross_step(rules, execution, state, version, desk, t, marks, bar_close_ns)
 
 
-@njit
+@njit_lent
 def tell_ambiguous_cross(rules: Rules, bars: Bars, t: int, desk: Desk) -> None:
     """Tell every position of a cross liquidation that the bar's close alone would not have caused."""
     equity = desk.totals[0].cash
@@ -329,7 +374,7 @@ def tell_ambiguous_cross(rules: Rules, bars: Bars, t: int, desk: Desk) -> None:
         write_ambiguous(desk, t, j, LIQUIDATION, mark, NO_EXIT, mark, mark)
 
 
-@njit
+@njit_lent
 def refresh_all(rules: Rules, state: StateArrays, version: int, desk: Desk) -> None:
     """Look the maintenance rates up again because a new version of the tiers came into force."""
     for k in range(desk.totals[0].n_open):

@@ -22,8 +22,7 @@ from crypto_qlib.backtest.ledger_arrays import (
     Ledgers,
 )
 from crypto_qlib.core.costs import BPS, default_half_spread_bps, trading_fee
-from crypto_qlib.core.funding import capped_funding_cash_flow, funding_cash_flow
-from crypto_qlib.core.jit import njit
+from crypto_qlib.core.jit import njit_lent
 from crypto_qlib.core.margin import (
     initial_margin_cross,
     initial_margin_isolated,
@@ -35,7 +34,8 @@ from crypto_qlib.core.margin import (
 from crypto_qlib.core.tiers import tier_index
 from crypto_qlib.portfolio.market_panel import StateArrays
 from crypto_qlib.portfolio.rules import Rules
-from crypto_qlib.portfolio.sizing import column
+from crypto_qlib.portfolio.sizing import column, tier_count
+from crypto_qlib.venue.funding_clock import cross_funding, isolated_funding
 from crypto_qlib.venue.liquidation import PARTIAL_FROM_TIER, floor_at_zero, liquidation_items, partial_liquidation_lots
 from crypto_qlib.venue.matching import (
     LIQUIDATION,
@@ -123,20 +123,18 @@ class Desk(NamedTuple):
     ledgers: Ledgers
 
 
-@njit
+@njit_lent
 def maintenance_rate(state: StateArrays, version: int, j: int, lots: int) -> float:
     """Return the maintenance rate of a position of ``lots``; above the last tier, the last tier's."""
     bounds = state.tier_max[version, j]
     row = tier_index(lots * state.contracts_per_lot[j], bounds)
     if row < 0:
-        row = 0
-        while row + 1 < bounds.size and bounds[row + 1] > 0.0:
-            row += 1
+        row = tier_count(bounds) - 1
     rate: float = state.tier_mmr[version, j, row]
     return rate
 
 
-@njit
+@njit_lent
 def refresh_margin(rules: Rules, state: StateArrays, version: int, desk: Desk, j: int) -> None:
     """Look the position's maintenance rate up again and work out the mark that liquidates it."""
     p = desk.book[j]
@@ -144,14 +142,14 @@ def refresh_margin(rules: Rules, state: StateArrays, version: int, desk: Desk, j
     refresh_liquidation(rules, desk, j)
 
 
-@njit
+@njit_lent
 def refresh_liquidation(rules: Rules, desk: Desk, j: int) -> None:
     """Work out the mark that liquidates an isolated position; NaN in cross, where the account ratio decides."""
     p = desk.book[j]
     p.liq = math.nan if rules.cross else liquidation_price_isolated(p.side, p.qty, p.entry, p.margin, p.mmr, rules.taker_fee)
 
 
-@njit
+@njit_lent
 def half_spread_bps(rules: Rules, adv: float, tick_size: float, price: float) -> float:
     """Return the half spread of a fill at ``price``: the setting, or the ladder by turnover."""
     if rules.half_spread_bps >= 0.0:
@@ -159,7 +157,7 @@ def half_spread_bps(rules: Rules, adv: float, tick_size: float, price: float) ->
     return default_half_spread_bps(0.0 if math.isnan(adv) else adv, tick_size, price)
 
 
-@njit
+@njit_lent
 def market_price(rules: Rules, state: StateArrays, day: int, j: int, side: float, raw: float, lots: int) -> float:
     """Return the fill of a market order of ``lots`` at ``raw`` before slippage."""
     adv = column(state.adv, day, j)
@@ -168,7 +166,7 @@ def market_price(rules: Rules, state: StateArrays, day: int, j: int, side: float
     return taker_fill_price(side, raw, value, adv, column(state.sigma, day, j) / BPS, half, rules.impact_y, state.tick_size[j])
 
 
-@njit
+@njit_lent
 def protection_price(
     rules: Rules, execution: Execution, state: StateArrays, bars: Bars, t: int, day: int, j: int, side: float, raw: float,
     lots: int, code: int,
@@ -185,7 +183,7 @@ def protection_price(
     )  # fmt: skip
 
 
-@njit
+@njit_lent
 def write_fill(desk: Desk, t: int, j: int, kind: int, lots: int, price: float, raw: float, fee: float, pnl: float) -> None:
     """Write one execution of signed ``lots``; slippage is booked on the position."""
     ledgers = desk.ledgers
@@ -204,7 +202,7 @@ def write_fill(desk: Desk, t: int, j: int, kind: int, lots: int, price: float, r
     row.pnl = pnl
 
 
-@njit
+@njit_lent
 def insert_column(desk: Desk, j: int) -> None:
     """Add ``j`` to the open columns, keeping them increasing."""
     k = desk.totals[0].n_open
@@ -216,7 +214,7 @@ def insert_column(desk: Desk, j: int) -> None:
     desk.is_held[j] = True
 
 
-@njit
+@njit_lent
 def remove_column(desk: Desk, j: int) -> None:
     """Take ``j`` out of the open columns, keeping the order of the others."""
     n = desk.totals[0].n_open
@@ -230,7 +228,7 @@ def remove_column(desk: Desk, j: int) -> None:
     desk.is_held[j] = False
 
 
-@njit
+@njit_lent
 def open_position(
     rules: Rules, state: StateArrays, version: int, desk: Desk, t: int, ts_ns: int, j: int, side: float, lots: int,
     price: float, raw: float, mark: float, leverage: float, stop: float, take: float, rank: int, score: float,
@@ -273,7 +271,7 @@ def open_position(
     write_fill(desk, t, j, OPENING, signed, price, raw, fee, 0.0)
 
 
-@njit
+@njit_lent
 def close_position(rules: Rules, desk: Desk, t: int, j: int, kind: int, price: float, raw: float) -> None:
     """Close the whole position at ``price``; an isolated loss beyond its margin is the insurance fund's."""
     totals = desk.totals[0]
@@ -298,7 +296,7 @@ def close_position(rules: Rules, desk: Desk, t: int, j: int, kind: int, price: f
     finish_trade(desk, t, j, kind)
 
 
-@njit
+@njit_lent
 def finish_trade(desk: Desk, t: int, j: int, kind: int) -> None:
     """Write the trade of a position whose last part was just closed, and free its slot."""
     ledgers = desk.ledgers
@@ -330,7 +328,7 @@ def finish_trade(desk: Desk, t: int, j: int, kind: int) -> None:
     remove_column(desk, j)
 
 
-@njit
+@njit_lent
 def write_liquidation(
     desk: Desk, t: int, j: int, lots: int, is_partial: bool, mark: float, pnl: float, fee: float, penalty: float,
     overshoot: float,
@@ -351,7 +349,7 @@ def write_liquidation(
     row.overshoot = overshoot
 
 
-@njit
+@njit_lent
 def liquidate_whole(rules: Rules, desk: Desk, t: int, j: int, mark: float) -> None:
     """Take the whole position over at ``mark``: isolated, its margin is gone; cross, cash moves and the caller floors it."""
     p = desk.book[j]
@@ -373,7 +371,7 @@ def liquidate_whole(rules: Rules, desk: Desk, t: int, j: int, mark: float) -> No
     finish_trade(desk, t, j, LIQUIDATION)
 
 
-@njit
+@njit_lent
 def liquidate_part(rules: Rules, state: StateArrays, version: int, desk: Desk, t: int, j: int, lots: int, mark: float) -> None:
     """Cut ``lots`` off the position at ``mark``; pnl, fee and penalty come out of its margin (cross: cash)."""
     p = desk.book[j]
@@ -401,20 +399,18 @@ def liquidate_part(rules: Rules, state: StateArrays, version: int, desk: Desk, t
     refresh_margin(rules, state, version, desk, j)
 
 
-@njit
+@njit_lent
 def lots_to_liquidate(execution: Execution, state: StateArrays, version: int, desk: Desk, j: int) -> int:
     """Return how many lots one liquidation step takes: a part from tier 3 on, else everything."""
     lots: int = abs(desk.book[j].lots)
     bounds = state.tier_max[version, j]
-    n = 0
-    while n < bounds.size and bounds[n] > 0.0:
-        n += 1
+    n = tier_count(bounds)
     if not execution.partial_liquidation or n <= PARTIAL_FROM_TIER:
         return lots
     return partial_liquidation_lots(lots, state.contracts_per_lot[j], bounds[:n])
 
 
-@njit
+@njit_lent
 def cross_account(rules: Rules, desk: Desk) -> tuple[float, float, float]:
     """Return (equity, requirement, initial margin in use) of the cross account at current marks."""
     equity = desk.totals[0].cash
@@ -428,28 +424,41 @@ def cross_account(rules: Rules, desk: Desk) -> tuple[float, float, float]:
     return equity, need, used
 
 
-@njit
-def settle_funding(rules: Rules, desk: Desk, t: int, j: int, rate: float, mark: float, at_entry: bool) -> None:
-    """Settle funding of one position at ``mark``, capped so that its ratio stays at or above 1."""
-    p = desk.book[j]
-    flow = funding_cash_flow(p.side, p.qty, mark, rate)
-    if rules.cross:
-        equity, need, _ = cross_account(rules, desk)
-    else:
-        equity = p.margin + unrealised_pnl(p.side, p.qty, p.entry, mark)
-        need = requirement(p.qty, mark, p.mmr, rules.taker_fee)
-    flow = capped_funding_cash_flow(flow, equity, need)
+@njit_lent
+def settle_isolated(
+    book: RecordArray, rows: RecordArray, used: IntArray, taker_fee: float, t: int, j: int, rate: float, mark: float,
+    at_entry: bool,
+) -> None:  # fmt: skip
+    """Settle funding of one isolated position at ``mark`` into its margin, capped so that its ratio stays at or above 1."""
+    p = book[j]
+    flow = isolated_funding(p.side, p.qty, p.entry, p.margin, mark, rate, p.mmr, taker_fee)
     if at_entry and flow >= 0.0:
         return
     p.funding += flow
-    if rules.cross:
-        desk.totals[0].cash += flow
-    else:
-        p.margin += flow
-        refresh_liquidation(rules, desk, j)
-    ledgers = desk.ledgers
-    row = ledgers.funding[ledgers.used[N_FUNDING]]
-    ledgers.used[N_FUNDING] += 1
+    p.margin += flow
+    p.liq = liquidation_price_isolated(p.side, p.qty, p.entry, p.margin, p.mmr, taker_fee)
+    write_settlement(p, rows[used[N_FUNDING]], t, j, rate, mark, flow)
+    used[N_FUNDING] += 1
+
+
+@njit_lent
+def settle_cross(rules: Rules, desk: Desk, t: int, j: int, rate: float, mark: float, at_entry: bool) -> None:
+    """Settle funding of one cross position at ``mark`` in cash, capped by the account's equity above its requirement."""
+    p = desk.book[j]
+    equity, need, _ = cross_account(rules, desk)
+    flow = cross_funding(p.side, p.qty, mark, rate, equity, need)
+    if at_entry and flow >= 0.0:
+        return
+    p.funding += flow
+    desk.totals[0].cash += flow
+    used = desk.ledgers.used
+    write_settlement(p, desk.ledgers.funding[used[N_FUNDING]], t, j, rate, mark, flow)
+    used[N_FUNDING] += 1
+
+
+@njit_lent
+def write_settlement(p: Any, row: Any, t: int, j: int, rate: float, mark: float, flow: float) -> None:
+    """Write one settlement of position record ``p`` to ledger record ``row``."""
     row.bar = t
     row.symbol = j
     row.trade = p.trade
@@ -458,7 +467,17 @@ def settle_funding(rules: Rules, desk: Desk, t: int, j: int, rate: float, mark: 
     row.mark = mark
 
 
-@njit
+@njit_lent
+def settle_funding(rules: Rules, desk: Desk, t: int, j: int, rate: float, mark: float, at_entry: bool) -> None:
+    """Settle funding of one position; ``at_entry``: a fill at the very instant pays but does not receive."""
+    if rules.cross:
+        settle_cross(rules, desk, t, j, rate, mark, at_entry)
+    else:
+        ledgers = desk.ledgers
+        settle_isolated(desk.book, ledgers.funding, ledgers.used, rules.taker_fee, t, j, rate, mark, at_entry)
+
+
+@njit_lent
 def write_ambiguous(
     desk: Desk, t: int, j: int, booked_kind: int, booked: float, kindest_kind: int, kindest: float, close: float
 ) -> None:

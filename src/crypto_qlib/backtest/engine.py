@@ -28,18 +28,20 @@ from crypto_qlib.backtest.bar_events import (
     cross_inside,
     fill_entries,
     fill_exits,
-    fund_positions,
+    fund_cross,
     gap_position,
     inside_position,
+    next_at_open,
+    next_inside,
     refresh_all,
-    show_opens,
 )
 from crypto_qlib.backtest.bookkeeping import Bars, Desk, Execution, cross_account
 from crypto_qlib.backtest.inputs import BacktestInputs, PreparedRun, prepare
 from crypto_qlib.backtest.ledger_arrays import POSITION, SERIES, TOTALS, new_ledgers, taken
 from crypto_qlib.backtest.result import BacktestResult, gather
-from crypto_qlib.core.jit import njit
+from crypto_qlib.core.jit import njit_lent
 from crypto_qlib.core.margin import initial_margin_cross, unrealised_pnl
+from crypto_qlib.portfolio.contract_table import NEVER_NS
 from crypto_qlib.portfolio.decision import (
     Held,
     PlanRows,
@@ -53,16 +55,18 @@ from crypto_qlib.portfolio.decision import (
 )
 from crypto_qlib.portfolio.market_panel import StateArrays
 from crypto_qlib.portfolio.rules import Rules
-from crypto_qlib.portfolio.selection import VetoLog
+from crypto_qlib.portfolio.selection import VetoLog, note_veto
+from crypto_qlib.portfolio.veto import VetoRule
 
 RecordArray = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 _LEDGER_ROWS: Final = 16_384
+_SLOTS: Final = int(VetoRule.SLOTS)
 
 
-@njit
+@njit_lent
 def hold_positions(desk: Desk, held: Held, is_cross: bool) -> int:
     """Copy the open positions to ``held`` in the order of their columns; return how many."""
     n: int = desk.totals[0].n_open
@@ -79,68 +83,108 @@ def hold_positions(desk: Desk, held: Held, is_cross: bool) -> int:
     return n
 
 
-@njit
-def any_due(rules: Rules, desk: Desk, as_of_ns: int) -> bool:
+@njit_lent
+def any_due(holding_ns: int, book: RecordArray, open_columns: IntArray, n_open: int, as_of_ns: int) -> bool:
     """Return whether a position has been held for its whole time."""
-    holding_ns = rules.holding_bars * rules.frame_ns
-    for k in range(desk.totals[0].n_open):  # noqa: SIM110 - compiled code has no generator expressions
-        if as_of_ns - desk.book[desk.open_columns[k]].opened_ns >= holding_ns:
+    for k in range(n_open):  # noqa: SIM110 - compiled code has no generator expressions
+        if as_of_ns - book[open_columns[k]].opened_ns >= holding_ns:
             return True
     return False
 
 
-@njit
-def account_equity(desk: Desk) -> float:
-    """Return cash plus isolated margin plus unrealised PnL at current marks."""
-    equity: float = desk.totals[0].cash
-    for k in range(desk.totals[0].n_open):
-        p = desk.book[desk.open_columns[k]]
-        equity += p.margin + unrealised_pnl(p.side, p.qty, p.entry, p.mark)
-    return equity
-
-
-@njit
-def mark_bar(rules: Rules, bars: Bars, t: int, desk: Desk, series: RecordArray, exposure: FloatArray) -> None:
-    """Mark the positions at the bar's mark close and write the account's row."""
-    totals = desk.totals[0]
+@njit_lent
+def mark_bar(
+    book: RecordArray, open_columns: IntArray, totals: RecordArray, close: FloatArray, mark_close: FloatArray, t: int,
+    is_cross: bool, series: RecordArray, exposure: FloatArray,
+) -> None:  # fmt: skip
+    """Mark the positions at the bar's mark close and write the account's row; a position without a bar keeps its mark."""
+    total = totals[0]
     row = series[t]
-    equity = totals.cash
-    used = maintenance = gross = net = 0.0
-    for k in range(totals.n_open):
-        j = desk.open_columns[k]
-        p = desk.book[j]
-        mark = bars.mark_close[t, j]
-        if not math.isnan(mark):
-            p.mark = mark
+    equity = total.cash
+    used = 0.0
+    maintenance = 0.0
+    gross = 0.0
+    net = 0.0
+    for k in range(total.n_open):
+        j = open_columns[k]
+        p = book[j]
+        if not math.isnan(close[t, j]):
+            p.mark = mark_close[t, j]
         value = p.qty * p.mark
         signed = p.side * value
         equity += p.margin + unrealised_pnl(p.side, p.qty, p.entry, p.mark)
-        used += value / p.leverage if rules.cross else p.margin
+        used += value / p.leverage if is_cross else p.margin
         maintenance += value * p.mmr
         gross += value
         net += signed
         if exposure.shape[0] > 0:
             exposure[t, j] = signed
     row.equity = equity
-    row.cash = totals.cash
+    row.cash = total.cash
     row.used_margin = used
     row.maintenance = maintenance
     row.gross = gross
     row.net = net
-    row.n_open = totals.n_open
-    totals.peak = max(totals.peak, equity)
+    row.n_open = total.n_open
+    total.equity = equity
+    total.peak = max(total.peak, equity)
 
 
-@njit
-def ledgers_nearly_full(desk: Desk, room: int) -> bool:
+@njit_lent
+def follow_clock(
+    rules: Rules, state: StateArrays, day_start: IntArray, version_start: IntArray, desk: Desk, ts_ns: int
+) -> None:
+    """Step to the daily figures and tiers in force at ``ts_ns``."""
+    totals = desk.totals[0]
+    while totals.day + 1 < day_start.size and day_start[totals.day + 1] <= ts_ns:
+        totals.day += 1
+    old = totals.version
+    while totals.version + 1 < version_start.size and version_start[totals.version + 1] <= ts_ns:
+        totals.version += 1
+    if totals.version != old:
+        refresh_all(rules, state, totals.version, desk)
+
+
+@njit_lent
+def is_nearly_full(used: IntArray, n_rows: int, room: int) -> bool:
     """Return whether one more bar might not fit into the ledgers."""
-    most = 0
-    for k in range(desk.ledgers.used.size):
-        most = max(most, desk.ledgers.used[k])
-    return most + room > desk.ledgers.fills.size
+    is_full: bool = max(used[0], used[1], used[2], used[3], used[4]) + room > n_rows
+    return is_full
 
 
-@njit
+@njit_lent
+def next_change(day_start: IntArray, version_start: IntArray, day: int, version: int) -> int:
+    """Return the next instant at which daily figures or tiers change; the largest integer where there is none."""
+    change = NEVER_NS
+    if day + 1 < day_start.size:
+        change = min(change, day_start[day + 1])
+    if version + 1 < version_start.size:
+        change = min(change, version_start[version + 1])
+    return change
+
+
+@njit_lent
+def plan_bar(
+    rules: Rules, state: StateArrays, state_as_of: IntArray, ts_ns: int, expected_return: FloatArray,
+    win_probability: FloatArray, desk: Desk, held: Held, scratch: Scratch, rows: PlanRows, log: VetoLog,
+) -> tuple[int, int]:  # fmt: skip
+    """Decide at the open of a bar with the account as it stood at the close before; return (exits, entries)."""
+    totals = desk.totals[0]
+    while totals.state_row + 1 < state_as_of.size and state_as_of[totals.state_row + 1] <= ts_ns:
+        totals.state_row += 1
+    n_held = hold_positions(desk, held, rules.cross)
+    available = totals.cash
+    if rules.cross:
+        equity, _, used = cross_account(rules, desk)
+        available = equity - used
+    return plan_orders(
+        rules, state, totals.state_row, totals.day, totals.version, ts_ns, totals.equity, max(available, 0.0), totals.peak,
+        expected_return[totals.score_row], win_probability[totals.score_row], held, n_held, 0, desk.is_held,
+        desk.cooldown_until_ns, scratch, rows, log,
+    )  # fmt: skip
+
+
+@njit_lent
 def run_bars(  # noqa: PLR0912, PLR0915 - the numbered algorithm of the module
     rules: Rules,
     execution: Execution,
@@ -166,73 +210,76 @@ def run_bars(  # noqa: PLR0912, PLR0915 - the numbered algorithm of the module
     start: int,
     stop: int,
     room: int,
+    first_delisting_ns: int,
 ) -> int:
     """Run bars ``start`` to ``stop`` and return the first bar not run: ``stop``, or earlier where a ledger is nearly full."""
     totals = desk.totals[0]
+    book, columns, used = desk.book, desk.open_columns, desk.ledgers.used
+    funding_rows, n_rows = desk.ledgers.funding, desk.ledgers.fills.size
+    open_, high, low, close, mark_open = bars.open, bars.high, bars.low, bars.close, bars.mark_open
+    mark_high, mark_low, mark_close, funding_rate = bars.mark_high, bars.mark_low, bars.mark_close, bars.funding_rate
     every_ns = rules.frame_ns * rules.decide_every_bars
+    never_replaces = rules.replace_margin == math.inf
     for t in range(start, stop):
-        if ledgers_nearly_full(desk, room):
+        if is_nearly_full(used, n_rows, room):
             return t
         ts = bars.ts_open[t]
         bar_close_ns = ts + frame_ns
-        while totals.day + 1 < day_start.size and day_start[totals.day + 1] <= ts:
-            totals.day += 1
-        if totals.version + 1 < version_start.size and version_start[totals.version + 1] <= ts:
-            while totals.version + 1 < version_start.size and version_start[totals.version + 1] <= ts:
-                totals.version += 1
-            refresh_all(rules, state, totals.version, desk)
-        day = totals.day
-        version = totals.version
+        if ts >= totals.next_change:
+            follow_clock(rules, state, day_start, version_start, desk, ts)
+            totals.next_change = next_change(day_start, version_start, totals.day, totals.version)
         n_exits = 0
         n_entries = 0
         while totals.score_row < score_as_of.size and score_as_of[totals.score_row] < ts:
             totals.score_row += 1
         decides = totals.score_row < score_as_of.size and score_as_of[totals.score_row] == ts and ts % every_ns == 0
+        if decides and never_replaces and totals.n_open >= rules.max_open and totals.equity > 0.0:
+            # What the whole decision would say, without making it.
+            note_veto(log, ts, _SLOTS, -1, float(rules.max_open), float(totals.n_open))
+            decides = False
         if decides:
-            while totals.state_row + 1 < state_as_of.size and state_as_of[totals.state_row + 1] <= ts:
-                totals.state_row += 1
-            n_held = hold_positions(desk, held, rules.cross)
-            equity = account_equity(desk)
-            available = totals.cash
-            if rules.cross:
-                cross_equity, _, used = cross_account(rules, desk)
-                available = cross_equity - used
-            n_exits, n_entries = plan_orders(
-                rules, state, totals.state_row, day, version, ts, equity, max(available, 0.0), totals.peak,
-                expected_return[totals.score_row], win_probability[totals.score_row], held, n_held, 0, desk.is_held,
-                desk.cooldown_until_ns, scratch, rows, log,
-            )  # fmt: skip
-        elif any_due(rules, desk, ts):
+            n_exits, n_entries = plan_bar(
+                rules, state, state_as_of, ts, expected_return, win_probability, desk, held, scratch, rows, log
+            )
+        elif any_due(rules.holding_bars * rules.frame_ns, book, columns, totals.n_open, ts):
             n_exits = plan_time_exits(rules, ts, held, hold_positions(desk, held, rules.cross), scratch, rows)
         if totals.n_open > 0:
-            close_delisted(rules, desk, t, ts, delisted_ns)
-            show_opens(desk, bars, t)
-            fund_positions(rules, desk, bars, t)
+            if ts >= first_delisting_ns:
+                close_delisted(rules, desk, t, ts, delisted_ns)
             if rules.cross:
-                cross_at_open(rules, execution, state, version, desk, t, marks, bar_close_ns)
-            for k in range(totals.n_open - 1, -1, -1):
-                j = desk.open_columns[k]
-                if not math.isnan(bars.open[t, j]):
-                    gap_position(rules, execution, state, bars, t, day, version, desk, j, bar_close_ns)
+                fund_cross(rules, desk, bars, t)
+                cross_at_open(rules, execution, state, totals.version, desk, t, marks, bar_close_ns)
+            k = totals.n_open
+            while True:
+                k = next_at_open(
+                    book, columns, open_, mark_open, funding_rate, funding_rows, used, t, k, not rules.cross, rules.taker_fee
+                )
+                if k < 0:
+                    break
+                gap_position(rules, execution, state, bars, t, totals.day, totals.version, desk, columns[k], bar_close_ns)
         if n_exits > 0:
-            fill_exits(rules, state, bars, t, day, desk, rows, held, n_exits)
+            fill_exits(rules, state, bars, t, totals.day, desk, rows, held, n_exits)
         if n_entries > 0:
-            fill_entries(rules, execution, state, bars, t, ts, day, version, desk, rows, n_entries, delisted_ns)
+            fill_entries(
+                rules, execution, state, bars, t, ts, totals.day, totals.version, desk, rows, n_entries, delisted_ns
+            )  # fmt: skip
         if totals.n_open > 0:
             if rules.cross:
-                cross_inside(rules, execution, state, bars, t, version, desk, marks, worst, bar_close_ns)
-            for k in range(totals.n_open - 1, -1, -1):
-                j = desk.open_columns[k]
-                if not math.isnan(bars.open[t, j]):
-                    inside_position(rules, execution, state, bars, t, day, version, desk, j, bar_close_ns)
-        mark_bar(rules, bars, t, desk, series, exposure)
+                cross_inside(rules, execution, state, bars, t, totals.version, desk, marks, worst, bar_close_ns)
+            k = totals.n_open
+            while True:
+                k = next_inside(book, columns, open_, high, low, mark_high, mark_low, t, k)
+                if k < 0:
+                    break
+                inside_position(rules, execution, state, bars, t, totals.day, totals.version, desk, columns[k], bar_close_ns)
+        mark_bar(book, columns, desk.totals, close, mark_close, t, rules.cross, series, exposure)
     return stop
 
 
 def new_desk(n_symbols: int, capacity: int, n_ledger_rows: int, equity: float) -> Desk:
     """Return an account of ``equity`` USDT without positions."""
     totals = np.zeros(1, TOTALS)
-    totals["cash"] = totals["peak"] = equity
+    totals["cash"] = totals["equity"] = totals["peak"] = equity
     return Desk(
         np.zeros(n_symbols, POSITION),
         totals,
@@ -273,7 +320,7 @@ def run_prepared(run: PreparedRun) -> BacktestResult:
         t = run_bars(
             rules, run.execution, run.state, run.state_as_of, run.day_start, run.version_start, run.delisted_ns, run.bars,
             run.frame_ns, run.score_as_of, run.expected_return, run.win_probability, desk, held, scratch, rows,
-            log, marks, worst, series, exposure, t, n_bars, room,
+            log, marks, worst, series, exposure, t, n_bars, room, int(run.delisted_ns.min()),
         )  # fmt: skip
         parts.append(taken(desk.ledgers))
     return gather(run, series, exposure, parts, desk, log)

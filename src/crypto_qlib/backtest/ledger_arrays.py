@@ -148,16 +148,17 @@ POSITION: Final = np.dtype(
 TOTALS: Final = np.dtype(
     [
         ("cash", np.float64),
+        ("equity", np.float64),
         ("peak", np.float64),
         ("n_open", np.int64),
         ("n_trades", np.int64),
         ("n_rejected", np.int64),
         ("n_cut", np.int64),
-        ("n_unmarked", np.int64),
         ("score_row", np.int64),
         ("state_row", np.int64),
         ("day", np.int64),
         ("version", np.int64),
+        ("next_change", np.int64),
     ]
 )
 """What the loop carries from bar to bar beside the positions."""

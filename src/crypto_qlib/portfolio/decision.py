@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crypto_qlib.core.account import AccountState, OpenPosition
-from crypto_qlib.core.jit import njit
+from crypto_qlib.core.jit import njit_lent
 from crypto_qlib.core.order import ExitKind, Side
 from crypto_qlib.core.signal import Scores
 from crypto_qlib.portfolio.market_columns import CORRELATION_BARS
@@ -142,7 +142,7 @@ def new_veto_log(n_rows: int) -> VetoLog:
     return VetoLog(np.zeros(N_RULES, np.int64), np.zeros(1, np.int64), np.zeros((n_rows, 3), np.int64), np.zeros((n_rows, 2)))
 
 
-@njit
+@njit_lent
 def plan_time_exits(rules: Rules, as_of_ns: int, held: Held, n_held: int, scratch: Scratch, rows: PlanRows) -> int:
     """Write the exits of positions held long enough; return how many."""
     holding_ns = rules.holding_bars * rules.frame_ns
@@ -157,7 +157,7 @@ def plan_time_exits(rules: Rules, as_of_ns: int, held: Held, n_held: int, scratc
     return n
 
 
-@njit
+@njit_lent
 def staying_book(state: StateArrays, day: int, equity: float, available: float, held: Held, n: int, scratch: Scratch) -> Book:
     """Return the exposure of the positions that are not leaving."""
     gross = net = beta_net = 0.0
@@ -171,7 +171,7 @@ def staying_book(state: StateArrays, day: int, equity: float, available: float, 
     return Book(equity, available, gross, net, beta_net)
 
 
-@njit
+@njit_lent
 def most_correlated(
     state: StateArrays, row: int, j: int, side: float, held: Held, n_held: int, scratch: Scratch, rows: PlanRows,
     n_entries: int,
@@ -190,7 +190,7 @@ def most_correlated(
     return highest
 
 
-@njit
+@njit_lent
 def weakest_position(
     state: StateArrays, row: int, expected_return: FloatArray, held: Held, n_held: int, scratch: Scratch
 ) -> tuple[int, float]:
@@ -202,14 +202,16 @@ def weakest_position(
             continue
         j = held.symbol[k]
         r = expected_return[j]
-        value = (0.0 if math.isnan(r) else held.side[k] * r) - expected_funding_cost(state, row, j, held.side[k])
+        value = (0.0 if math.isnan(r) else held.side[k] * r) - expected_funding_cost(
+            held.side[k], column(state.funding_rate, row, j), column(state.funding_settlements, row, j)
+        )
         if value < lowest:
             slot = k
             lowest = value
     return slot, lowest
 
 
-@njit
+@njit_lent
 def without_position(state: StateArrays, day: int, book: Book, held: Held, k: int) -> Book:
     """Return the book after position ``k`` has left: its margin is free again, less its unrealised loss."""
     value = held.qty[k] * held.mark[k]
@@ -222,7 +224,7 @@ def without_position(state: StateArrays, day: int, book: Book, held: Held, k: in
     )  # fmt: skip
 
 
-@njit
+@njit_lent
 def with_position(state: StateArrays, day: int, book: Book, j: int, side: float, sized: Sized, taker_fee: float) -> Book:
     """Return the book after the new position was opened at its reference price."""
     value = sized.lots * state.base_per_lot[j] * sized.price
@@ -233,7 +235,7 @@ def with_position(state: StateArrays, day: int, book: Book, j: int, side: float,
     )  # fmt: skip
 
 
-@njit
+@njit_lent
 def entries_open(rules: Rules, as_of_ns: int, equity: float, peak: float, free: int, n_staying: int, log: VetoLog) -> bool:
     """Return whether anything may be opened at all, and note the rule that forbids it."""
     if not equity > 0.0:
@@ -248,7 +250,7 @@ def entries_open(rules: Rules, as_of_ns: int, equity: float, peak: float, free: 
     return True
 
 
-@njit
+@njit_lent
 def plan_orders(  # noqa: PLR0912 - the numbered algorithm of the module
     rules: Rules,
     state: StateArrays,
@@ -341,7 +343,7 @@ def plan_orders(  # noqa: PLR0912 - the numbered algorithm of the module
     return n_exits, n_entries
 
 
-@njit
+@njit_lent
 def write_entry(rows: PlanRows, n: int, j: int, side: float, sized: Sized, score: float) -> None:
     """Write entry ``n`` of a plan."""
     rows.symbol[n] = j

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crypto_qlib.core.clock import NS_PER_DAY
-from crypto_qlib.core.jit import njit
+from crypto_qlib.core.jit import njit_lent
 from crypto_qlib.portfolio.market_columns import CORRELATION_BARS
 from crypto_qlib.portfolio.market_panel import StateArrays
 from crypto_qlib.portfolio.rules import Rules
@@ -71,7 +71,7 @@ class VetoLog(NamedTuple):
     values: FloatArray
 
 
-@njit
+@njit_lent
 def note_veto(log: VetoLog, as_of_ns: int, rule: int, j: int, limit: float, actual: float) -> None:
     """Count a refusal and, where there is room, log it."""
     log.counts[rule] += 1
@@ -85,46 +85,55 @@ def note_veto(log: VetoLog, as_of_ns: int, rule: int, j: int, limit: float, actu
         log.used[0] = k + 1
 
 
-@njit
+@njit_lent
 def static_refusal(  # noqa: PLR0911 - one return for each rule that refuses
-    rules: Rules, state: StateArrays, row: int, day: int, j: int, side: float, as_of_ns: int, cooldown_until_ns: int
+    is_side_on: bool,
+    is_blacklisted: bool,
+    as_of_ns: int,
+    delisted_ns: int,
+    age: float,
+    max_age: int,
+    close: float,
+    listed_days: float,
+    min_listing_days: float,
+    adv: float,
+    min_turnover: float,
+    cooldown_bars_left: float,
 ) -> tuple[int, float, float]:
-    """Return (rule, limit, actual) of the first rule that keeps symbol ``j`` out whatever its score, or -1."""
-    if not (rules.allow_long if side > 0.0 else rules.allow_short):
-        return _SIDE_OFF, 0.0, side
-    if state.blacklisted[j]:
+    """Return (rule, limit, actual) of the first rule that keeps a symbol out whatever its score, or -1.
+
+    Plain numbers alone, so that the loop over symbols costs nothing but the comparisons.
+    """
+    if not is_side_on:
+        return _SIDE_OFF, math.nan, math.nan
+    if is_blacklisted:
         return _BLACKLIST, math.nan, math.nan
-    if as_of_ns >= state.delisted_ns[j]:
+    if as_of_ns >= delisted_ns:
         return _DELISTING, math.nan, math.nan
-    age = column(state.age, row, j)
-    if age >= rules.max_data_age_bars or not column(state.close, row, j) > 0.0:
-        return _STALE, float(rules.max_data_age_bars), age
-    if rules.min_listing_days > 0.0:
-        listed_days = (as_of_ns - state.listed_ns[j]) / NS_PER_DAY
-        if listed_days < rules.min_listing_days:
-            return _LISTING_AGE, rules.min_listing_days, listed_days
-    if rules.min_daily_turnover > 0.0:
-        adv = column(state.adv, day, j)
-        if not adv >= rules.min_daily_turnover:
-            return _LIQUIDITY, rules.min_daily_turnover, adv
-    if as_of_ns < cooldown_until_ns:
-        return _COOLDOWN, 0.0, float(cooldown_until_ns - as_of_ns) / rules.frame_ns
+    if age >= max_age or not close > 0.0:
+        return _STALE, float(max_age), age
+    if listed_days < min_listing_days:
+        return _LISTING_AGE, min_listing_days, listed_days
+    if min_turnover > 0.0 and not adv >= min_turnover:
+        return _LIQUIDITY, min_turnover, adv
+    if cooldown_bars_left > 0.0:
+        return _COOLDOWN, 0.0, cooldown_bars_left
     return _PASSED, 0.0, 0.0
 
 
-@njit
-def expected_funding_cost(state: StateArrays, row: int, j: int, side: float) -> float:
+@njit_lent
+def expected_funding_cost(side: float, rate: float, settlements: float) -> float:
     """Return what funding is expected to take from a position over the holding time, a fraction of notional (< 0: income)."""
-    return side * column(state.funding_rate, row, j) * column(state.funding_settlements, row, j)
+    return side * rate * settlements
 
 
-@njit
+@njit_lent
 def reference_notional(rules: Rules, equity: float) -> float:
     """Return the order size slippage is forecast for while ranking: an even share of the gross cap, within the position cap."""
     return equity * min(rules.max_position_fraction, rules.max_gross / rules.max_open)
 
 
-@njit
+@njit_lent
 def rank_candidates(
     rules: Rules,
     state: StateArrays,
@@ -154,13 +163,20 @@ def rank_candidates(
         Results.
     """
     notional = reference_notional(rules, equity)
+    ns_per_bar = float(rules.frame_ns)
     for j in range(expected_return.size):
         rank[j] = OUT
         r = expected_return[j]
         if is_taken[j] or not abs(r) > 0.0:
             continue
         side = 1.0 if r > 0.0 else -1.0
-        rule, limit, actual = static_refusal(rules, state, row, day, j, side, as_of_ns, cooldown_until_ns[j])
+        adv = column(state.adv, day, j)
+        rule, limit, actual = static_refusal(
+            rules.allow_long if side > 0.0 else rules.allow_short, state.blacklisted[j], as_of_ns, state.delisted_ns[j],
+            column(state.age, row, j), rules.max_data_age_bars, column(state.close, row, j),
+            (as_of_ns - state.listed_ns[j]) / NS_PER_DAY, rules.min_listing_days, adv, rules.min_daily_turnover,
+            (cooldown_until_ns[j] - as_of_ns) / ns_per_bar,
+        )  # fmt: skip
         if rule != _PASSED:
             note_veto(log, as_of_ns, rule, j, limit, actual)
             continue
@@ -168,15 +184,18 @@ def rank_candidates(
         if p < rules.min_win_probability:
             note_veto(log, as_of_ns, _MIN_WIN, j, rules.min_win_probability, p)
             continue
-        cost = 2.0 * (rules.taker_fee + expected_slippage(rules, state, day, j, notional))
-        net[j] = abs(r) - cost - expected_funding_cost(state, row, j, side)
-        if net[j] < rules.min_net_return:
-            note_veto(log, as_of_ns, _MIN_NET, j, rules.min_net_return, net[j])
+        half, sigma = column(state.half_spread, day, j), column(state.sigma, day, j)
+        cost = 2.0 * (rules.taker_fee + expected_slippage(half, adv, sigma, rules.impact_y, notional))
+        rate, settlements = column(state.funding_rate, row, j), column(state.funding_settlements, row, j)
+        value = abs(r) - cost - expected_funding_cost(side, rate, settlements)
+        if value < rules.min_net_return:
+            note_veto(log, as_of_ns, _MIN_NET, j, rules.min_net_return, value)
             continue
-        rank[j] = net[j] * (1.0 if math.isnan(p) else 2.0 * p)
+        net[j] = value
+        rank[j] = value * (1.0 if math.isnan(p) else 2.0 * p)
 
 
-@njit
+@njit_lent
 def best_candidate(rank: FloatArray) -> int:
     """Return the column of the highest rank, the lowest one on a tie, or -1 where none is left."""
     best = -1
@@ -188,7 +207,7 @@ def best_candidate(rank: FloatArray) -> int:
     return best
 
 
-@njit
+@njit_lent
 def correlation(returns: FloatArray, end: int, i: int, j: int) -> float:
     """Return the correlation of two symbols' latest returns before row ``end``; NaN below ``MIN_COMMON_RETURNS`` in common."""
     n = 0

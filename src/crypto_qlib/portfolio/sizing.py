@@ -27,7 +27,7 @@ import numpy.typing as npt
 from crypto_qlib.core.clock import NS_PER_DAY
 from crypto_qlib.core.costs import BPS, slippage_bps, slipped_price
 from crypto_qlib.core.instrument import floor_lots, round_price_against
-from crypto_qlib.core.jit import njit
+from crypto_qlib.core.jit import njit_lent
 from crypto_qlib.core.margin import max_leverage_for_stop
 from crypto_qlib.core.tiers import NO_TIER, tier_index
 from crypto_qlib.portfolio.market_panel import StateArrays
@@ -78,27 +78,32 @@ class Sized(NamedTuple):
     take: float
 
 
-@njit
+@njit_lent
 def column(values: npt.NDArray[np.float64], row: int, j: int) -> float:
     """Return ``values[row, j]``; a column with one row holds for every moment."""
     value: float = values[row if values.shape[0] > 1 else 0, j]
     return value
 
 
-@njit
-def expected_slippage(rules: Rules, state: StateArrays, day: int, j: int, order_notional: float) -> float:
-    """Return the slippage a taker order is expected to pay, a fraction of its notional; unknown volatility: half spread."""
-    half = column(state.half_spread, day, j)
-    if rules.impact_y == 0.0:
+@njit_lent
+def expected_slippage(half: float, adv: float, sigma: float, impact_y: float, order_notional: float) -> float:
+    """Return the slippage a taker order is expected to pay, a fraction of its notional; unknown volatility: half spread.
+
+    Parameters
+    ----------
+    half : float
+        Half spread, basis points.
+    adv, sigma : float
+        Daily turnover (USDT) and volatility (fraction); NaN for unknown.
+    """
+    if impact_y == 0.0:
         return half * BPS
-    adv = column(state.adv, day, j)
-    sigma = column(state.sigma, day, j)
     turnover = 0.0 if math.isnan(adv) else adv
     sigma_bps = 0.0 if math.isnan(sigma) else sigma / BPS
-    return min(slippage_bps(order_notional, turnover, sigma_bps, half, rules.impact_y), MAX_BPS) * BPS
+    return min(slippage_bps(order_notional, turnover, sigma_bps, half, impact_y), MAX_BPS) * BPS
 
 
-@njit
+@njit_lent
 def clamped_distance(atrs: float, atr: float, low: float, high: float) -> float:
     """Return ``atrs * atr`` inside ``[low, high]``; equal bounds need no ATR, NaN where the ATR is needed and unknown."""
     if low == high:
@@ -106,7 +111,7 @@ def clamped_distance(atrs: float, atr: float, low: float, high: float) -> float:
     return min(max(atrs * atr, low), high) if not math.isnan(atr) else math.nan
 
 
-@njit
+@njit_lent
 def wanted_notional(
     rules: Rules, equity: float, leverage: float, loss: float, weight: float, net: float, sigma: float
 ) -> float:
@@ -120,7 +125,7 @@ def wanted_notional(
     return fixed * weight if rules.sizing == SCORE_WEIGHTED else fixed
 
 
-@njit
+@njit_lent
 def tightest_room(rules: Rules, book: Book, side: float, beta: float, largest: float) -> tuple[float, int, float, float]:
     """Return (room in USDT, rule, limit, actual) of the book cap that leaves a new position the least room."""
     room, code, limit, actual = rules.max_position_fraction * book.equity, _POSITION_CAP, rules.max_position_fraction, 0.0
@@ -140,28 +145,40 @@ def tightest_room(rules: Rules, book: Book, side: float, beta: float, largest: f
     return room, code, limit, actual
 
 
-@njit
-def fitted_leverage(rules: Rules, state: StateArrays, version: int, j: int, lots: int, distance: float) -> tuple[float, int]:
+class Contract(NamedTuple):
+    """The contract rules of one symbol: its tiers as views, the rest as numbers."""
+
+    tier_max: npt.NDArray[np.float64]
+    tier_mmr: npt.NDArray[np.float64]
+    tier_leverage: npt.NDArray[np.float64]
+    contracts_per_lot: float
+    max_leverage: float
+
+
+@njit_lent
+def fitted_leverage(
+    wanted: float, contract: Contract, lots: int, distance: float, buffer: float, taker_fee: float
+) -> tuple[float, int]:
     """Return (leverage, tier row) allowed for ``lots``: wanted, instrument, tier and stop-to-liquidation caps, step 0.01.
 
     The tier row is ``NO_TIER`` above the last tier; the leverage may come out below 1, which no position can have.
     """
-    row = tier_index(lots * state.contracts_per_lot[j], state.tier_max[version, j])
+    row = tier_index(lots * contract.contracts_per_lot, contract.tier_max)
     if row == NO_TIER:
         return 0.0, row
-    cap = min(rules.leverage, state.max_leverage[j])
-    cap = min(cap, state.tier_leverage[version, j, row])
-    cap = min(cap, max_leverage_for_stop(distance, rules.liquidation_buffer, state.tier_mmr[version, j, row], rules.taker_fee))
+    cap = min(wanted, contract.max_leverage)
+    cap = min(cap, contract.tier_leverage[row])
+    cap = min(cap, max_leverage_for_stop(distance, buffer, contract.tier_mmr[row], taker_fee))
     return math.floor(cap * LEVERAGE_STEP + _SLACK) / LEVERAGE_STEP, row
 
 
-@njit
+@njit_lent
 def refused(code: int, limit: float, actual: float) -> Sized:
     """Return the refusal ``code`` as a size."""
     return Sized(code, limit, actual, 0, 0.0, math.nan, math.nan, math.nan)
 
 
-@njit
+@njit_lent
 def size_position(  # noqa: PLR0911 - one return for each rule that refuses
     rules: Rules,
     state: StateArrays,
@@ -201,8 +218,14 @@ def size_position(  # noqa: PLR0911 - one return for each rule that refuses
     smallest = max(state.min_lots[j], 1.0)
     if room < smallest * per_lot * close:
         return refused(code, limit, actual)
-    leverage, tier = fitted_leverage(rules, state, version, j, 1, distance)
-    slip = expected_slippage(rules, state, day, j, room)
+    contract = Contract(
+        state.tier_max[version, j], state.tier_mmr[version, j], state.tier_leverage[version, j],
+        state.contracts_per_lot[j], state.max_leverage[j],
+    )  # fmt: skip
+    half = column(state.half_spread, day, j)
+    adv = column(state.adv, day, j)
+    leverage, tier = fitted_leverage(rules.leverage, contract, 1, distance, rules.liquidation_buffer, rules.taker_fee)
+    slip = expected_slippage(half, adv, sigma, rules.impact_y, room)
     loss = distance + 2.0 * (rules.taker_fee + slip)
     wish = wanted_notional(rules, book.equity, leverage, loss, weight, net, sigma)
     if math.isnan(wish):
@@ -210,12 +233,12 @@ def size_position(  # noqa: PLR0911 - one return for each rule that refuses
     risk_cap = book.equity * rules.risk_per_trade / loss
     notional = min(wish, risk_cap, room)
     # The slippage of the final size is not above that of the room it was first worked out for.
-    price = slipped_price(close, side, expected_slippage(rules, state, day, j, notional) / BPS)
+    price = slipped_price(close, side, expected_slippage(half, adv, sigma, rules.impact_y, notional) / BPS)
     lots = floor_lots(notional / price, per_lot)
     for _ in range(_TIER_PASSES):
-        leverage, tier = fitted_leverage(rules, state, version, j, lots, distance)
+        leverage, tier = fitted_leverage(rules.leverage, contract, lots, distance, rules.liquidation_buffer, rules.taker_fee)
         if tier == NO_TIER:
-            lots = _largest_lots(state, version, j)
+            lots = _largest_lots(contract)
             continue
         if leverage < 1.0:
             return refused(_LEVERAGE, 1.0, leverage)
@@ -227,7 +250,7 @@ def size_position(  # noqa: PLR0911 - one return for each rule that refuses
             break
         lots = fitting
     if tier == NO_TIER or leverage < 1.0:
-        return refused(_TIER, math.nan, lots * state.contracts_per_lot[j])
+        return refused(_TIER, math.nan, lots * contract.contracts_per_lot)
     free = book.available * (1.0 - MARGIN_SLACK) / (1.0 / leverage + rules.taker_fee)
     if free < lots * per_lot * price:
         lots = floor_lots(max(free, 0.0) / price, per_lot)
@@ -242,8 +265,16 @@ def size_position(  # noqa: PLR0911 - one return for each rule that refuses
     return Sized(ACCEPTED, 0.0, 0.0, lots, leverage, price, stop, target)
 
 
-@njit
-def _largest_lots(state: StateArrays, version: int, j: int) -> int:
+@njit_lent
+def tier_count(bounds: npt.NDArray[np.float64]) -> int:
+    """Return how many of the padded upper bounds are tiers."""
+    n = bounds.size
+    while n > 1 and bounds[n - 1] < 0.0:
+        n -= 1
+    return n
+
+
+@njit_lent
+def _largest_lots(contract: Contract) -> int:
     """Return the largest position the last tier allows, in lots."""
-    bounds = state.tier_max[version, j]
-    return floor_lots(np.max(bounds), state.contracts_per_lot[j])
+    return floor_lots(contract.tier_max[tier_count(contract.tier_max) - 1], contract.contracts_per_lot)

@@ -1,0 +1,5 @@
+"""Run the benchmarks: ``python -m benchmarks [WORKLOAD ...]``."""
+
+from benchmarks.workload_product import main
+
+main()
