@@ -14,7 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import crypto_qlib
 from crypto_qlib.settings.document import flat_values
 from crypto_qlib.settings.schema import Settings
 
@@ -43,6 +42,7 @@ NUMERIC_LIBRARIES = ("lightgbm", "numba", "numpy", "pandas", "pyqlib", "scikit-l
 """Libraries whose version can change a number."""
 
 _DIGITS = 16
+_PACKAGE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def has_no_effect(key: str) -> bool:
 def code_identity() -> str:
     """Return a hash of this package's sources and of the versions of the numeric libraries."""
     versions = "\n".join(f"{name}=={metadata.version(name)}" for name in NUMERIC_LIBRARIES)
-    return _digest((source_identity(Path(crypto_qlib.__file__).parent) + versions).encode())
+    return _digest((source_identity(_PACKAGE) + versions).encode())
 
 
 def source_identity(folder: Path) -> str:
