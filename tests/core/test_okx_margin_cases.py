@@ -281,3 +281,20 @@ def test_every_kind_of_case_is_answered() -> None:
     kinds = {case["kind"] for case in cases()}
     assert {kind for kind in kinds if not kind.startswith("contrast")} <= set(ANSWERS)
     assert len(cases()) >= 35
+
+
+def test_every_recorded_tier_table_loads_and_gets_stricter_with_size() -> None:
+    families = json.loads(TIERS_FILE.read_text())["families"]
+    loaded = 0
+    for family in families.values():
+        rows = family.get("tiers")
+        if not rows:
+            continue
+        table = table_of(rows)
+        assert np.all(np.diff(table.mmr) > 0)
+        assert np.all(np.diff(table.max_leverage) < 0)
+        for row, bound in enumerate(table.max_contracts):
+            assert table.row(float(bound)) == row
+            assert table.leverage_cap(float(bound)) == table.max_leverage[row]
+        loaded += 1
+    assert loaded >= 2

@@ -96,6 +96,16 @@ def test_a_bad_leverage_is_refused(leverage: float, code: RefusalCode, limit: fl
     assert exchange.leverage(ME, "AUSDT", ISOLATED) == 10.0
 
 
+def test_leverage_cannot_be_lowered_below_what_pending_orders_can_afford() -> None:
+    exchange = market()
+    order(50, kind=OrderKind.LIMIT, price=90.0)(exchange)  # 450 at 10x; 900 at 5x, and 4.5 of fee
+    assert exchange.set_leverage(ME, "AUSDT", ISOLATED, 5.0) is None
+    refused = exchange.set_leverage(ME, "AUSDT", ISOLATED, 4.0)  # 1125
+    assert refused is not None
+    assert refused.code is Code.INSUFFICIENT_MARGIN
+    assert exchange.leverage(ME, "AUSDT", ISOLATED) == 5.0
+
+
 def test_a_client_id_is_refused_while_its_order_is_pending_and_free_afterwards() -> None:
     exchange = market()
     order(1, kind=OrderKind.LIMIT, price=90.0, client_id="x")(exchange)

@@ -36,12 +36,12 @@ class MarginDesk:
         if leverage > cap * (1.0 + _SLACK):
             return Refusal(RefusalCode.LEVERAGE_ABOVE_CAP, f"leverage of {key[0]} is above its cap", cap, leverage)
         held = account.positions.get(key)
-        if held is not None:
+        refusal = self._afford_pending(account, key, leverage)
+        if refusal is None and held is not None:
             refusal = self._relever(account, key, held, leverage)
-            if refusal is not None:
-                return refusal
-        account.leverage[key] = leverage
-        return None
+        if refusal is None:
+            account.leverage[key] = leverage
+        return refusal
 
     def adjust(self, account: VenueAccount, symbol: str, amount: float) -> Refusal | None:
         """Move ``amount`` USDT from cash into an isolated position's margin, or back out if negative."""
@@ -78,6 +78,20 @@ class MarginDesk:
         sizes.append(abs(held.position.lots) if held else 0)
         row = table.row(max(sizes) * instrument.lot_size)
         return 0.0 if row == NO_TIER else min(float(table.max_leverage[row]), instrument.max_leverage)
+
+    def _afford_pending(self, account: VenueAccount, key: PositionKey, leverage: float) -> Refusal | None:
+        """Refuse a leverage at which the pending orders would freeze more than is free."""
+
+        def wanted(owner: VenueAccount, of: PositionKey) -> float:
+            return leverage if of == key else self._execution.leverage(owner, of)
+
+        listing, board = self._execution.listing, self._execution.board
+        now = frozen_margin(account, account.pending, listing, board, self._execution.leverage)
+        then = frozen_margin(account, account.pending, listing, board, wanted)
+        free = free_margin(account, board, now, key[1])
+        if then - now > max(free, 0.0) + _SLACK:
+            return Refusal(RefusalCode.INSUFFICIENT_MARGIN, "pending orders need more margin than is free", free, then - now)
+        return None
 
     def _relever(self, account: VenueAccount, key: PositionKey, held: HeldPosition, leverage: float) -> Refusal | None:
         p = held.position
