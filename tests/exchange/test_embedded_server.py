@@ -236,8 +236,14 @@ json_values = st.recursive(
 )
 KNOWN = ("instId", "tdMode", "side", "ordType", "sz", "px", "clOrdId", "attachAlgoOrds", "lever", "mgnMode", "algoId", "newSz")
 plausible = st.sampled_from(["BTC-USDT-SWAP", "isolated", "buy", "market", "limit", "1", "0", "-1", "1e400", "NaN", "", "a-b"])
+GOOD = {
+    "instId": "BTC-USDT-SWAP", "tdMode": "isolated", "mgnMode": "isolated", "side": "buy", "ordType": "market", "sz": "1",
+    "lever": "3", "posMode": "net_mode", "type": "add", "amt": "1", "slTriggerPx": "90000", "newSz": "2",
+}  # fmt: skip
 bodies = st.one_of(
     json_values,
+    # One thing wrong in something otherwise well-formed reaches further than noise does.
+    st.builds(lambda good, name, value: good | {name: value}, st.just(GOOD), st.sampled_from(KNOWN), plausible | json_values),
     st.dictionaries(st.sampled_from(KNOWN), plausible | json_values, max_size=8),
     st.lists(st.dictionaries(st.sampled_from(KNOWN), plausible | json_values, max_size=8), max_size=3),
 )

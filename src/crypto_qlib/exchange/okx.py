@@ -11,7 +11,7 @@ from typing import Final
 
 from crypto_qlib.core.account import AccountState, OpenPosition
 from crypto_qlib.core.clock import NS_PER_MS
-from crypto_qlib.core.errors import DoNotRetry, HaltTrading, OutcomeUnknown, RetryLater
+from crypto_qlib.core.errors import CryptoQlibError, DoNotRetry, HaltTrading, OutcomeUnknown
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.order import ExitKind, Fill, MarginMode, OrderKind, OrderRequest, OrderStatus, Side
 from crypto_qlib.exchange import okx_parsing as parse
@@ -128,7 +128,7 @@ class OkxGateway(OkxMarketData):
         )
         try:
             return await self.order(request.symbol, request.client_order_id) or accepted
-        except RetryLater:
+        except CryptoQlibError:
             # The order exists, only the look at it failed: what is certain is reported, the rest is reconciled later.
             return accepted
 

@@ -60,6 +60,8 @@ class AccountApi:
             "ip": "", "kycLv": "", "label": "paper", "level": "Lv1", "levelTmp": "", "liquidationGear": "-1", "mainUid": uid,
             "mgnIsoMode": "automatic", "opAuth": "0", "perm": "read_only,trade", "roleType": "0", "spotOffsetType": "",
             "spotRoleType": "0", "spotTraderInsts": [], "traderInsts": [], "uid": uid,
+            "acctStpMode": "cancel_maker", "enableSpotBorrow": False, "spotBorrowAutoRepay": False, "feeType": "0", "type": "0",
+            "settleCcy": "USDT", "settleCcyList": ["USDT"],
         }  # fmt: skip
         return envelope([row])
 

@@ -36,6 +36,7 @@ _ZERO_BALANCE: Final = dict.fromkeys(
         "spotInUseAmt", "spotIsoBal", "stgyEq", "twap", "uplLiab", "disEq",
     ), "0"
 )  # fmt: skip
+_EMPTY_FILL: Final = dict.fromkeys(("fillFwdPx", "fillIdxPx", "fillMarkPx", "fillMarkVol", "fillPxUsd", "fillPxVol"), "")
 
 
 def balance_row(state: AccountSnapshot) -> Row:
@@ -102,7 +103,7 @@ def bill_row(bill: Bill, instrument: Instrument | None) -> Row:
     """Return a row of ``account/bills``; ``balChg`` moves cash, ``posBalChg`` the position's isolated margin."""
     size = instrument.contracts(abs(bill.signed_lots)) if instrument else abs(bill.cash_change)
     amount = bill.cash_change + bill.margin_change
-    return {
+    row: Row = {
         "bal": num(bill.cash_balance), "balChg": num(bill.cash_change), "billId": str(BILL_ID_BASE + bill.bill_id),
         "ccy": "USDT", "clOrdId": bill.client_order_id, "execType": "", "fee": num(-bill.fee), "from": "", "to": "",
         "instId": instrument.inst_id if instrument else "", "instType": "SWAP" if instrument else "", "interest": "0",
@@ -110,7 +111,9 @@ def bill_row(bill: Bill, instrument: Instrument | None) -> Row:
         "pnl": num(bill.funding if bill.kind is BillKind.FUNDING else bill.pnl), "posBal": "",
         "posBalChg": num(bill.margin_change), "px": "" if math.isnan(bill.price) else num(bill.price), "sz": num(size),
         "subType": _bill_subtype(bill, amount), "tag": "", "ts": ms(bill.ts_ns), "type": _BILL_TYPES[bill.kind],
+        "fillTime": ms(bill.ts_ns) if bill.kind is BillKind.TRADE else "", "tradeId": "0",
     }  # fmt: skip
+    return _EMPTY_FILL | row
 
 
 def signed_size(lots: int, instrument: Instrument) -> str:

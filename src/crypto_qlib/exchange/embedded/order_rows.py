@@ -37,7 +37,7 @@ _EMPTY_ALGO: Final = dict.fromkeys(
     (
         "activePx", "amendPxOnTriggerType", "callbackRatio", "callbackSpread", "ccy", "chaseType", "chaseVal", "clOrdId",
         "failReason", "maxChaseType", "maxChaseVal", "moveTriggerPx", "ordPx", "pxLimit", "pxSpread", "pxVar",
-        "quickMgnType", "szLimit", "tag", "tgtCcy", "timeInterval", "triggerPx", "triggerPxType", "actualPx",
+        "quickMgnType", "szLimit", "tag", "tgtCcy", "timeInterval", "triggerPx", "triggerPxType", "actualPx", "activePxType",
     ), ""
 )  # fmt: skip
 
@@ -94,6 +94,8 @@ def algo_row(algo: AlgoOrder, instrument: Instrument, leverage: float, last: flo
         "linkedOrd": {"ordId": ""}, "ordId": child, "ordIdList": [child] if child else [], "ordType": algo.kind,
         "posSide": "net", "reduceOnly": "true", "side": "sell" if algo.closes_long else "buy", "state": algo.state, "sz": size,
         "tdMode": algo.key[1].value, "triggerTime": ms(algo.updated_ns) if child else "", "uTime": ms(algo.updated_ns),
+        "ctVal": num(instrument.ct_val), "notionalUsd": num(algo.lots * instrument.base_per_lot * last),
+        "uly": instrument.inst_id.removesuffix("-SWAP"),
     }  # fmt: skip
     return _EMPTY_ALGO | row | _levels(algo.protection)
 

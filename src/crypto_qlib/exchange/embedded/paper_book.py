@@ -106,6 +106,7 @@ class _Account:
     bills_read: int = 0
     algos: dict[int, AlgoOrder] = field(default_factory=dict)
     live: dict[PositionKey, int] = field(default_factory=dict)
+    lots: dict[PositionKey, int] = field(default_factory=dict)
     tags: dict[int, str] = field(default_factory=dict)
     algo_client_ids: dict[PositionKey, str] = field(default_factory=dict)
 
@@ -163,8 +164,6 @@ class PaperBook:
         """Take in what happened since the last call."""
         for event in self._exchange.drain_events():
             self._take(event)
-        for account_id, account in self._accounts.items():
-            self._cancel_orphans(account_id, account)
 
     def _take(self, event: VenueEvent) -> None:
         account = self._of(event.account_id)
@@ -190,9 +189,12 @@ class PaperBook:
         number = len(account.fills) + 1
         account.fills.append(PaperFill(event.fill, bill, event.margin_mode, event.pnl, number, child_id))
         key = (event.fill.symbol, event.margin_mode)
+        account.lots[key] = account.lots.get(key, 0) + event.fill.signed_lots
         fired = _PROTECTIVE.get(event.fill.exit_kind) if event.fill.exit_kind and child_id else None
         if fired and key in account.live:
             self._end(account, key, "effective", event.ts_ns, child_id, fired)
+        elif account.lots[key] == 0 and key in account.live:
+            self._end(account, key, "canceled", event.ts_ns)
 
     def _take_protection(self, account: _Account, event: ProtectionSet) -> None:
         key = (event.symbol, event.margin_mode)
@@ -200,23 +202,13 @@ class PaperBook:
             self._end(account, key, "canceled", event.ts_ns)
         if event.protection is None:
             return
-        positions = self._exchange.snapshot(event.account_id).positions
-        size = next((p.position.lots for p in positions if (p.position.symbol, p.position.margin_mode) == key), 0)
-        if size == 0:
-            size = next(f.fill.signed_lots for f in reversed(account.fills) if f.fill.symbol == event.symbol)
+        size = account.lots.get(key, 0)
         number, self._next_algo = self._next_algo, self._next_algo + 1
         name = account.algo_client_ids.pop(key, "")
         account.algos[number] = AlgoOrder(
             number, name, key, event.protection, size > 0, abs(size), event.ts_ns, event.ts_ns
         )  # fmt: skip
         account.live[key] = number
-
-    def _cancel_orphans(self, account_id: str, account: _Account) -> None:
-        if not account.live:
-            return
-        held = {(p.position.symbol, p.position.margin_mode) for p in self._exchange.snapshot(account_id).positions}
-        for key in [key for key in account.live if key not in held]:
-            self._end(account, key, "canceled", self._exchange.now_ns)
 
     def _of(self, account_id: str) -> _Account:
         return self._accounts.setdefault(account_id, _Account())
