@@ -45,7 +45,8 @@ def test_why_a_position_was_closed(name: str, entry: IntentRow, fill: Fill, kind
     ("name", "ts", "until"),
     [
         ("inside bar 12: from its close at 13", 12 * H + 5, 16 * H),
-        ("stamped with the close itself: that bar's close", 13 * H, 16 * H),
+        ("a gap at the open of bar 12", 12 * H, 16 * H),
+        ("a moment before the close", 13 * H - 1_000_000, 16 * H),
     ],
 )
 def test_a_stop_out_cools_down_from_the_close_of_its_bar(name: str, ts: int, until: int) -> None:

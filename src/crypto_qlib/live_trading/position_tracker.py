@@ -91,7 +91,7 @@ class PositionTracker:
             return None
         kind = self._exit_kind(fill, intent, before)
         if kind in COOLING_EXITS:
-            closes = floor_ts(fill.ts_ns - 1, self._frame_ns) + self._frame_ns if fill.ts_ns else 0
+            closes = floor_ts(fill.ts_ns, self._frame_ns) + self._frame_ns
             self._cooldown_until_ns[fill.symbol] = closes + self._cooldown_ns
         if after == 0:
             self._entry.pop(fill.symbol, None)
