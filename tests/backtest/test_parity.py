@@ -1,0 +1,156 @@
+"""The compiled engine and the exchange driven event by event in plain Python give the same run."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from backtest_tapes import LOOSE, Tape, inputs
+from crypto_qlib.backtest.engine import run_backtest
+from crypto_qlib.backtest.inputs import BacktestInputs
+from crypto_qlib.backtest.reference import ReferenceRun, run_reference
+from crypto_qlib.backtest.result import BacktestResult
+from crypto_qlib.core.clock import NS_PER_HOUR, NS_PER_MS
+from crypto_qlib.core.instrument import Instrument
+from crypto_qlib.core.market import MarketPanel
+from crypto_qlib.core.order import ExitKind
+from crypto_qlib.core.signal import ScorePanel
+from crypto_qlib.core.tiers import TierHistory, TierTable
+from crypto_qlib.portfolio.rules import Rules
+from crypto_qlib.venue.matching import EXIT_KIND_BY_CODE
+
+Row = tuple[float, ...]
+
+
+def grouped(rows: list[tuple[tuple[int, str], Row]]) -> dict[tuple[int, str], list[Row]]:
+    result: dict[tuple[int, str], list[Row]] = defaultdict(list)
+    for key, row in rows:
+        result[key].append(row)
+    return result
+
+
+def assert_same(a: dict[tuple[int, str], list[Row]], b: dict[tuple[int, str], list[Row]]) -> None:
+    assert sorted(a) == sorted(b)
+    for key, rows in a.items():
+        np.testing.assert_allclose(rows, b[key], rtol=1e-9, atol=1e-9, err_msg=str(key))
+
+
+def assert_parity(run: BacktestInputs) -> tuple[BacktestResult, ReferenceRun]:
+    fast, slow = run_backtest(run), run_reference(run)
+    t0, frame = int(fast.ts_open[0]), fast.frame_ns
+    codes = {kind: code for code, kind in EXIT_KIND_BY_CODE.items()}
+
+    def bar(ts_ns: int) -> int:
+        return (ts_ns - t0) // frame
+
+    f = fast.fills
+    engine_fills = [((int(r["bar"]), fast.symbols[r["symbol"]]), (r["lots"], r["price"], r["fee"], r["kind"])) for r in f]
+    venue_fills = [
+        ((bar(x.ts_ns), x.symbol), (x.signed_lots, x.price, x.fee, codes[x.exit_kind] if x.exit_kind else 0))
+        for x in slow.fills
+    ]
+    assert_same(grouped(engine_fills), grouped(venue_fills))
+    engine_funding = [((int(r["bar"]), fast.symbols[r["symbol"]]), (r["amount"], r["rate"], r["mark"])) for r in fast.funding]
+    venue_funding = [((bar(x.ts_ns), x.symbol), (x.amount, x.rate, x.mark)) for x in slow.funding]
+    assert_same(grouped(engine_funding), grouped(venue_funding))
+    engine_liq = [
+        ((int(r["bar"]), fast.symbols[r["symbol"]]), (r["lots"], r["mark"], r["pnl"], r["fee"], r["penalty"]))
+        for r in fast.liquidations
+    ]
+    venue_liq = [((bar(x.ts_ns), x.symbol), (x.signed_lots, x.mark, x.pnl, x.fee, x.penalty)) for x in slow.liquidations]
+    assert_same(grouped(engine_liq), grouped(venue_liq))
+    np.testing.assert_allclose(fast.equity, slow.equity, rtol=1e-9, atol=1e-9 * run.initial_equity)
+    return fast, slow
+
+
+TAPES = [
+    ("calm", Tape(seed=1, volatility=0.005), {}),
+    ("wild", Tape(seed=2, volatility=0.04), {}),
+    ("crash while long and short", Tape(seed=3, crash_at=60), {}),
+    ("bars missing", Tape(seed=4, missing=0.1), {}),
+    ("mark off last", Tape(seed=5, basis=0.01, volatility=0.03), {}),
+    ("thin volume cuts entries", Tape(seed=6, thin=True), {}),
+    ("a symbol ends mid-way", Tape(seed=7, delist=True), {}),
+    ("no stop near, so liquidation comes first", Tape(seed=8, crash_at=50, volatility=0.03),
+     {"min_stop_distance": 0.6, "max_stop_distance": 0.6, "liquidation_buffer": -1.0}),
+    ("tier by tier", Tape(seed=9, crash_at=70, crash=-0.2, volatility=0.03),
+     {"min_stop_distance": 0.6, "max_stop_distance": 0.6, "liquidation_buffer": -1.0, "position_fraction": 0.3}),
+    ("equal risk with caps and replacement", Tape(seed=10),
+     {"sizing": 0, "risk_per_trade": 0.02, "max_gross": 2.0, "max_net": 0.5, "replace_margin": 0.005}),
+    ("every fourth bar", Tape(seed=11), {"decide_every_bars": 4, "holding_bars": 10}),
+    ("targets near", Tape(seed=13), {"min_take_distance": 0.03, "max_take_distance": 0.03, "replace_margin": 1.0}),
+    ("correlation and beta caps", Tape(seed=12, n_bars=260), {"max_correlation": 0.6, "max_beta": 1.0}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("cross", [False, True], ids=["isolated", "cross"])
+@pytest.mark.parametrize(("tape", "changes"), [(t, c) for _, t, c in TAPES], ids=[name for name, _, _ in TAPES])
+def test_engine_and_exchange_give_the_same_run(tape: Tape, changes: dict[str, float], cross: bool) -> None:
+    equity = 200_000.0 if tape.seed == 9 else 10_000.0
+    fast, _ = assert_parity(inputs(tape, LOOSE._replace(**changes, cross=cross), equity))
+    assert fast.fills.size > 10, "a tape on which nothing happens proves nothing"
+
+
+def test_the_tapes_reach_every_way_a_position_can_end() -> None:
+    kinds: set[ExitKind] = set()
+    for _, tape, changes in TAPES:
+        equity = 200_000.0 if tape.seed == 9 else 10_000.0
+        result = run_backtest(inputs(tape, LOOSE._replace(**changes), equity))
+        kinds |= {EXIT_KIND_BY_CODE[k] for k in np.unique(result.fills["kind"]) if k}
+    assert kinds == {
+        ExitKind.STOP, ExitKind.TAKE_PROFIT, ExitKind.TIME, ExitKind.REPLACED, ExitKind.LIQUIDATION,
+        ExitKind.PARTIAL_LIQUIDATION, ExitKind.DELISTED,
+    }  # fmt: skip
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    seed=st.integers(0, 10_000),
+    volatility=st.sampled_from([0.005, 0.02, 0.06]),
+    crash_at=st.integers(-1, 60),
+    missing=st.sampled_from([0.0, 0.2]),
+    basis=st.sampled_from([0.0, 0.02]),
+    leverage=st.sampled_from([1.0, 5.0, 50.0]),
+    stop=st.sampled_from([0.01, 0.05, 0.5]),
+    cross=st.booleans(),
+)
+def test_random_markets_give_the_same_run(
+    seed: int, volatility: float, crash_at: int, missing: float, basis: float, leverage: float, stop: float, cross: bool
+) -> None:
+    tape = Tape(seed, 80, 4, volatility, crash_at, -0.3, missing, basis)
+    rules = LOOSE._replace(
+        leverage=leverage, min_stop_distance=stop, max_stop_distance=stop, liquidation_buffer=-1.0, cross=cross
+    )
+    assert_parity(inputs(tape, rules, 50_000.0))
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+@pytest.mark.parametrize("cross", [False, True], ids=["isolated", "cross"])
+def test_real_hours_of_the_april_2025_sell_off_give_the_same_run(shared: Path, cross: bool) -> None:
+    assert_parity(real_slice(shared, LOOSE._replace(cross=cross, max_open=5)))
+
+
+def real_slice(shared: Path, rules: Rules) -> BacktestInputs:
+    frame = pd.read_parquet(shared / "data" / "okx_perp_1h.parquet")
+    frame = frame[(frame.ts >= "2025-03-20") & (frame.ts < "2025-04-15")]
+    columns = {k: frame.pivot_table(index="ts", columns="symbol", values=k) for k in ("open", "high", "low", "close", "volume")}
+    names = [c for c in columns["close"].columns if columns["close"][c].notna().all()][:12]
+    symbols = tuple(n.split("/")[0] + "USDT" for n in names)
+    o, h, lo, c, v = (np.ascontiguousarray(columns[k][names].to_numpy(np.float64)) for k in columns)
+    ts = columns["close"].index.as_unit("ms").asi8 * NS_PER_MS
+    rng = np.random.default_rng(3)
+    funding = np.full(c.shape, np.nan)
+    funding[::8] = rng.normal(1e-4, 2e-4, funding[::8].shape)
+    panel = MarketPanel(symbols, NS_PER_HOUR, ts, o, h, lo, c, v, v * c, o, h, lo, c, funding, np.zeros(len(symbols), bool))
+    expected = rng.normal(0.0, 0.03, c.shape)
+    scores = ScorePanel(ts + NS_PER_HOUR, symbols, expected, np.full(c.shape, 0.6), np.full(c.shape, np.nan))
+    table = TierTable(np.array([1e5, 1e7]), np.array([0.004, 0.01]), np.array([0.01, 0.02]), np.array([50.0, 25.0]))
+    listed = {s: Instrument(s, s, s[:-4], 0.1, 0.00001, 1.0, 1.0) for s in symbols}
+    return BacktestInputs(panel, scores, listed, dict.fromkeys(symbols, TierHistory([table])), rules, 100_000.0)
