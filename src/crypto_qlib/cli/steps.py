@@ -43,10 +43,12 @@ def run_step(context: typer.Context, step: Callable[[Pipeline], StepResult], *ov
     wanted = asked(context)
     settings, secrets = wanted.settings(*overrides), wanted.secrets()
     log_to_terminal(settings.monitoring.log_level)
-    with RichReporter(err()) as reporter:
+    screen = err()
+    with RichReporter(screen) as reporter:
+        from crypto_qlib.cli.paper_table import PaperScreen
         from crypto_qlib.scheduler.pipeline_scheduler import Pipeline
 
-        result = step(Pipeline(settings, secrets, reporter))
+        result = step(Pipeline(settings, secrets, reporter, PaperScreen(screen)))
     console = out()
     for line in result.summary_lines():
         console.print(escape(line))
