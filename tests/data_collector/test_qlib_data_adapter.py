@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qlib.data import D
+from qlib.workflow import R
 
 from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_HOUR
 from crypto_qlib.core.errors import UserError
@@ -93,6 +94,29 @@ def test_qlib_has_day_bars_and_sees_appended_bars_at_once(tmp_path: Path, panel:
     assert days.index[0].value == T0
     np.testing.assert_array_equal(days["$open"], float32(panel.open[0 : 24 * 20 : 24, 0]))
     np.testing.assert_array_equal(days["$close"], float32(panel.close[23 : 24 * 20 : 24, 0]))
+
+
+@pytest.mark.slow  # MLflow builds its database
+@pytest.mark.filterwarnings("default")
+def test_runs_are_recorded_beside_the_database_and_nothing_falls_into_the_current_folder(
+    tmp_path: Path, panel: MarketPanel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    paths = Paths(tmp_path / "work space")
+    update_from_panel(paths, panel.rows(0, 30))
+    init_qlib(paths)
+    for _ in range(2):
+        with R.start(experiment_name="trial"):
+            R.log_params(a=1)
+            R.save_objects(**{"thing.pkl": {"x": 1}})
+            assert R.load_object("thing.pkl") == {"x": 1}
+            run = R.get_recorder().id
+    assert len(R.search_records([R.exp_manager.get_exp(experiment_name="trial").id])) == 2
+    assert len(R.list_recorders(experiment_name="trial")) == 2
+    assert list(here.iterdir()) == []
+    assert (paths.root / "mlflow_files/trial" / run / "artifacts/thing.pkl").is_file()
 
 
 def test_a_store_that_does_not_exist_is_one_clear_line(tmp_path: Path) -> None:

@@ -2,19 +2,26 @@
 
 Traps of Qlib 0.9.7 worked round here: its regions know only stock markets (limits, lots, session hours), so a region
 ``crypto`` is registered; ``1h`` does not parse, so frames are renamed; caches never see new bars, so they are cleared; worker
-pools are slower than one process at this size; MLflow's file store is in maintenance mode, so runs go to SQLite.
+pools are slower than one process at this size; MLflow's file store is in maintenance mode, so runs go to SQLite, with their
+files beside it (MLflow would drop them into the current folder) and without a copy of whatever git repository that folder is.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import qlib
+from mlflow.exceptions import MlflowException
 from qlib.config import _default_region_config
 from qlib.data import D
 from qlib.data.cache import H
+from qlib.utils.exceptions import ExpAlreadyExistError
+from qlib.workflow.exp import MLflowExperiment
+from qlib.workflow.expm import MLflowExpManager
+from qlib.workflow.recorder import MLflowRecorder
 
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.market import MarketPanel
@@ -79,11 +86,7 @@ def init_qlib(paths: Paths) -> None:
         expression_cache=None,
         dataset_cache=None,
         logging_level=logging.WARNING,
-        exp_manager={
-            "class": "MLflowExpManager",
-            "module_path": "qlib.workflow.expm",
-            "kwargs": {"uri": f"sqlite:///{paths.mlflow.resolve()}", "default_exp_name": EXPERIMENT},
-        },
+        exp_manager=recorder_config(paths.mlflow),
     )
     forget_cached_bars()
 
@@ -91,3 +94,55 @@ def init_qlib(paths: Paths) -> None:
 def qlib_symbols(frame: str) -> list[str]:
     """Return the instruments Qlib lists at ``frame``; :func:`init_qlib` must have run."""
     return sorted(D.list_instruments(D.instruments(), freq=QLIB_FREQ[frame], as_list=True))
+
+
+def recorder_config(database: Path, experiment: str = EXPERIMENT) -> dict[str, Any]:
+    """Return Qlib's ``exp_manager`` entry for runs recorded in the SQLite file ``database``, their files beside it.
+
+    Parameters
+    ----------
+    database : Path
+        ``Paths.mlflow``; files go to ``<database without suffix>_files/``.
+    experiment : str
+        Experiment of runs that name none.
+    """
+    return {
+        "class": SqliteExpManager.__name__,
+        "module_path": __name__,
+        "kwargs": {"uri": f"sqlite:///{database.resolve()}", "default_exp_name": experiment},
+    }
+
+
+class _Recorder(MLflowRecorder):  # type: ignore[misc]
+    def _log_uncommitted_code(self) -> None:
+        """Record no diff of the current folder's repository: it is the user's, and our own code is named by the run id."""
+
+
+class _Experiment(MLflowExperiment):  # type: ignore[misc]
+    def create_recorder(self, recorder_name: str | None = None) -> _Recorder:
+        """Return a recorder that keeps the run's own files only."""
+        return _Recorder(self.id, self._uri, recorder_name or self._default_rec_name)
+
+
+class SqliteExpManager(MLflowExpManager):  # type: ignore[misc]
+    """Qlib's experiment manager on an MLflow SQLite database, with the runs' files beside the database."""
+
+    def create_exp(self, experiment_name: str | None = None) -> _Experiment:
+        """Create the experiment ``experiment_name``, its files below ``<database>_files``."""
+        database = Path(self.uri.removeprefix("sqlite:///"))
+        files = database.with_name(f"{database.stem}_files") / str(experiment_name)
+        try:
+            created = self.client.create_experiment(experiment_name, artifact_location=files.as_uri())
+        except MlflowException as e:
+            if e.error_code == "RESOURCE_ALREADY_EXISTS":
+                raise ExpAlreadyExistError from e
+            raise
+        return _Experiment(created, experiment_name, self.uri)
+
+    def _get_exp(self, experiment_id: str | None = None, experiment_name: str | None = None) -> _Experiment:
+        found = super()._get_exp(experiment_id=experiment_id, experiment_name=experiment_name)
+        return _Experiment(found.id, found.name, self.uri)
+
+    def search_records(self, experiment_ids: Any = None, **kwargs: Any) -> Any:
+        """Search runs; at most 50,000, because MLflow refuses Qlib's own default of 100,000."""
+        return super().search_records(experiment_ids, **{"max_results": 50_000, **kwargs})
