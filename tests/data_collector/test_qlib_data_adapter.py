@@ -54,7 +54,7 @@ def float32(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float32)
 
 
-@pytest.mark.filterwarnings("default")  # Qlib and what it imports warn of their own past
+@pytest.mark.filterwarnings("ignore")  # Qlib and what it imports warn of their own past
 def test_qlib_reads_what_the_panel_says(tmp_path: Path, panel: MarketPanel) -> None:
     paths = Paths(tmp_path)
     update_from_panel(paths, panel)
@@ -81,7 +81,7 @@ def test_qlib_reads_what_the_panel_says(tmp_path: Path, panel: MarketPanel) -> N
         assert frame["$vwap"].notna().sum() == frame["$close"].notna().sum() == frame["$factor"].sum()
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 def test_qlib_has_day_bars_and_sees_appended_bars_at_once(tmp_path: Path, panel: MarketPanel) -> None:
     paths = Paths(tmp_path)
     update_from_panel(paths, panel.rows(0, N - 30))
@@ -97,7 +97,7 @@ def test_qlib_has_day_bars_and_sees_appended_bars_at_once(tmp_path: Path, panel:
 
 
 @pytest.mark.slow  # MLflow builds its database
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 def test_runs_are_recorded_beside_the_database_and_nothing_falls_into_the_current_folder(
     tmp_path: Path, panel: MarketPanel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,12 +163,10 @@ def record_run(database: Path, experiment: str, params: Mapping[str, Any], metri
     from qlib.config import REG_US  # noqa: PLC0415
     from qlib.workflow import R  # noqa: PLC0415
 
+    from crypto_qlib.data_collector.qlib_data_adapter import recorder_config  # noqa: PLC0415
+
     database.parent.mkdir(parents=True, exist_ok=True)
-    manager = {
-        "class": "MLflowExpManager",
-        "module_path": "qlib.workflow.expm",
-        "kwargs": {"uri": f"sqlite:///{database.resolve()}", "default_exp_name": experiment},
-    }
+    manager = recorder_config(database, experiment)
     qlib.init(provider_uri=str(database.parent), region=REG_US, exp_manager=manager, logging_level=30, skip_if_reg=False)
     with R.start(experiment_name=experiment):
         R.log_params(**dict(params))
