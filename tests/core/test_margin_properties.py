@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from crypto_qlib.core import margin
+from crypto_qlib.core.account_math import available_equity
 from crypto_qlib.core.costs import default_half_spread_bps, slippage_bps, slipped_price, trading_fee
 from crypto_qlib.core.funding import capped_funding_cash_flow, funding_cash_flow
 from crypto_qlib.core.instrument import Instrument, floor_lots, round_price_against
@@ -317,3 +320,23 @@ def test_nan_in_gives_nan_out() -> None:
     assert math.isnan(margin.liquidation_price_isolated(1.0, nan, 1.0, 1.0, 0.01, 0.0005))
     assert math.isnan(margin.unrealised_pnl(1.0, 1.0, nan, 1.0))
     assert math.isnan(margin.margin_ratio_isolated(1.0, 1.0, 1.0, 1.0, nan, 0.01, 0.0))
+    assert math.isnan(available_equity(nan, 1.0))
+
+
+@pytest.mark.slow
+def test_every_margin_formula_gives_the_same_on_arrays_as_one_by_one() -> None:
+    rng = np.random.default_rng(5)
+    arguments = {
+        "side": rng.choice([-1.0, 1.0], 20),
+        "leverage": rng.uniform(1, 50, 20),
+        "mmr": rng.uniform(0.004, 0.1, 20),
+        "taker_fee": rng.uniform(0.0, 0.001, 20),
+    }
+    functions = [f for f in vars(margin).values() if hasattr(f, "py_func")]
+    assert len(functions) >= 18
+    for function in functions:
+        names = inspect.signature(function.py_func).parameters
+        columns = [arguments[name] if name in arguments else rng.uniform(1.0, 2.0, 20) for name in names]
+        together = function(*columns)
+        one_by_one = [function(*(float(x) for x in row)) for row in zip(*columns, strict=True)]
+        assert together.tolist() == one_by_one, function.py_func.__name__

@@ -256,6 +256,9 @@ CROSS_ACCOUNTS = [
     Tape("a cross account dies at a gap of the mark open", "opens at 88: 99 - 120 below zero; the floor is zero",
          [FLAT, B(88, 90, 88, 90)], {0: [order(10, mode=CROSS)]}, [BOUGHT, (1, -10, 88.0, LIQ)], cash=0.0, equity=0.0, start=100.0,
          config=replace(PLAIN, default_leverage=25.0)),
+    Tape("a gap of the mark open liquidates a cross account before its stop", "the stop at 95 comes too late at 88",
+         [FLAT, B(88, 90, 88, 90)], {0: [order(10, stop=95, mode=CROSS)]}, [BOUGHT, (1, -10, 88.0, LIQ)], cash=0.0, equity=0.0,
+         start=100.0, config=replace(PLAIN, default_leverage=25.0)),
     Tape("a stop nearer than death saves a cross account", "99 - 50 at the stop is above 10.45: it closes at 95 instead",
          [FLAT, B(100, 100, 85, 90)], {0: [order(10, stop=95, mode=CROSS)]}, [BOUGHT, (1, -10, 95.0, STOP)],
          cash=100 - 1 - 50 - 0.95, start=100.0, config=replace(PLAIN, default_leverage=25.0)),
@@ -321,3 +324,24 @@ def test_tape(tape: Tape) -> None:
 
 def test_there_are_at_least_forty_tapes_with_distinct_names() -> None:
     assert len({tape.name for tape in ALL}) == len(ALL) >= 40
+
+
+@pytest.mark.parametrize(
+    ("name", "pnl", "fee", "penalty", "overshoot"),
+    [
+        # -200 and 0.8 against 100 of margin
+        ("a gapped stop never costs more than the margin", -200.0, 0.8, 0.0, 100.8),
+        # 10 x (50 - 100), 0.1 % and 1 % of 500: 505.5 against 100 of margin
+        ("an isolated liquidation costs the margin and nothing else", -500.0, 0.5, 5.0, 405.5),
+        # at the exact trigger nothing is missing: 10 x 8.99898..., 0.910..., 9.10...
+        ("a liquidation nearer than the stop wins", 10 * (LONG_LIQ - 100), LONG_LIQ / 100, LONG_LIQ / 10, 0.0),
+    ],
+)
+def test_what_the_margin_could_not_pay_is_the_insurance_funds(
+    name: str, pnl: float, fee: float, penalty: float, overshoot: float
+) -> None:
+    bill = run(next(tape for tape in ALL if tape.name == name)).bills(ME)[-1]
+    assert (bill.pnl, bill.fee, bill.penalty) == pytest.approx((pnl, fee, penalty))
+    assert bill.overshoot == pytest.approx(overshoot, abs=1e-9)
+    assert bill.margin_change == pytest.approx(-100.0)
+    assert bill.cash_change == pytest.approx(0.0, abs=1e-9)

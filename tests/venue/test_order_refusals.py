@@ -137,6 +137,18 @@ def test_isolated_profit_backs_no_other_position_but_cross_profit_does() -> None
         assert (again.status is OrderStatus.FILLED) is backs
 
 
+def test_cross_profit_cannot_be_given_to_an_isolated_position() -> None:
+    exchange = market(cash=510.0)
+    order(50, mode=CROSS)(exchange)  # 505 of cash stay, 500 of them back the position
+    exchange.end_bar()
+    exchange.begin_bar(venue_bar(1, {"AUSDT": B(150, 150, 150, 150)}))  # 2500 of profit, no cash
+    assert order(40, mode=CROSS)(exchange).status is OrderStatus.FILLED
+    refused = order(40)(exchange)  # 600 of margin and 6 of fee against 499 of cash
+    assert refused.refusal is not None
+    assert refused.refusal.code is Code.INSUFFICIENT_MARGIN
+    assert refused.refusal.limit == pytest.approx(499.0)
+
+
 def test_a_price_outside_the_band_is_refused() -> None:
     exchange = market(config=replace(PLAIN, price_band=0.05))
     assert order(1, kind=OrderKind.LIMIT, price=106.0)(exchange).refusal.code is Code.PRICE_OUTSIDE_BAND  # type: ignore[union-attr]

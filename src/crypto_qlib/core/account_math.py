@@ -1,7 +1,8 @@
 """Figures of a whole account: equity, what is available, leverage in use, the multi-currency ratio.
 
-All money is in USDT (USD for the multi-currency figures). NaN in gives NaN out; every function works on scalars and on
-equally shaped arrays. Source: OKX API v5 ``/account/balance``; formulas checked against real payloads in the golden tests.
+All money is in USDT (USD for the multi-currency figures). NaN in gives NaN out; every function works on scalars and,
+but for :func:`available_equity`, on equally shaped arrays. Source: OKX API v5 ``/account/balance``; formulas checked
+against real payloads in the golden tests.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def account_equity(cash: float, cross_upl: float, isolated_eq: float) -> float:
 @njit
 def available_equity(equity: float, frozen: float) -> float:
     """Return ``max(0, equity - frozen)`` (OKX ``availEq``); ``frozen`` is margin in use plus what orders set aside."""
-    return max(0.0, equity - frozen)
+    return max(equity - frozen, 0.0)
 
 
 @njit
