@@ -82,6 +82,17 @@ def test_features_do_not_depend_on_the_price_unit() -> None:
             np.testing.assert_allclose(other.values[:, j], FRAME.values[:, j], rtol=2e-4, atol=1e-6, err_msg=name)
 
 
+def test_a_dead_market_gives_no_infinities() -> None:
+    # Real venues go on printing flat bars without volume for days after the last trade of a delisted coin.
+    panel = noise_panel(400, 4, seed=6)
+    for name in PANEL_PRICES:
+        getattr(panel, name)[150:, 2] = panel.close[149, 2]
+    for name in ("volume", "quote_volume"):
+        getattr(panel, name)[150:, 2] = 0.0
+    frame = build_features(panel, ALL)
+    assert not np.isinf(frame.values).any()
+
+
 def test_every_feature_has_values_once_its_look_back_is_filled() -> None:
     whole = build_features(noise_panel(N_BARS, 5, seed=4), ALL)
     tail = whole.values[whole.row_span(lookback_bars(ALL, NS_PER_HOUR), N_BARS)]
