@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -205,3 +206,37 @@ async def test_a_repaired_lake_fetches_what_was_deleted(tmp_path: Path, complete
     assert len(lake.delete_damaged()) == 2
     await update_data(fake, lake, list(fake.last), SETTINGS, NOW)  # type: ignore[arg-type]
     assert files(tmp_path) == complete
+
+
+_CHILD = """
+import asyncio, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_fetch_okx_data import NOW, SETTINGS, exchange
+from crypto_qlib.data_collector.fetch_okx_data import update_data
+from crypto_qlib.store.lake import Lake
+fake = exchange()
+print("ready", flush=True)
+asyncio.run(update_data(fake, Lake(Path(sys.argv[2])), list(fake.last), SETTINGS, NOW))
+"""
+
+
+@pytest.mark.slow
+async def test_a_process_killed_without_warning_leaves_a_readable_lake_and_the_next_run_completes_it(
+    tmp_path: Path, complete: dict[str, str]
+) -> None:
+    for delay in (0.0, 0.02, 0.05, 0.1, 0.2):
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", _CHILD, str(Path(__file__).parent), str(tmp_path), stdout=asyncio.subprocess.PIPE
+        )
+        assert child.stdout is not None
+        assert await child.stdout.readline() == b"ready\n"
+        await asyncio.sleep(delay)
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+        assert Lake(tmp_path).damaged() == []
+    fake = exchange()
+    await update_data(fake, Lake(tmp_path), list(fake.last), SETTINGS, NOW)  # type: ignore[arg-type]
+    assert files(tmp_path) == complete
+    assert not list(tmp_path.rglob("*.tmp"))  # noqa: ASYNC240 - nothing else runs

@@ -313,10 +313,11 @@ class Lake:
 
     def delete_damaged(self) -> list[Path]:
         """Delete damaged files and what was remembered of their series, so that the next update fetches them again."""
-        found = self.damaged()
-        for path in found:
-            path.unlink()
-            (path.parent / "asked.json").unlink(missing_ok=True)
+        with self.writing():
+            found = self.damaged()
+            for path in found:
+                path.unlink()
+                (path.parent / "asked.json").unlink(missing_ok=True)
         return found
 
 
