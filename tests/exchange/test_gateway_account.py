@@ -9,7 +9,7 @@ import pytest
 
 from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_HOUR
 from crypto_qlib.core.costs import trading_fee
-from crypto_qlib.core.errors import DoNotRetry, RetryLater, UserError
+from crypto_qlib.core.errors import DoNotRetry, OutcomeUnknown, RetryLater, UserError
 from crypto_qlib.core.order import ExitKind, MarginMode, OrderKind, OrderRequest, OrderStatus, Protection, Side
 from crypto_qlib.exchange.embedded.server import EmbeddedExchange
 from crypto_qlib.exchange.okx import OkxGateway
@@ -225,3 +225,15 @@ async def test_card_40_funding_moves_the_margin_of_an_isolated_position(
     mark = market.mark_bars("BTCUSDT", NS_PER_HOUR, settled, settled + NS_PER_HOUR).open[0]
     assert [bill.ts_ns for bill in paid] == [settled]
     assert paid[0].funding == pytest.approx(-20 * 0.1 * 0.01 * mark * rate)
+
+
+async def test_card_41_an_order_that_got_no_answer_is_unknown_and_is_not_sent_again(
+    exchange: EmbeddedExchange, gateway: OkxGateway
+) -> None:
+    await gateway.place(order("a1", lots=1))
+    await exchange.stop()
+    with pytest.raises(OutcomeUnknown) as lost:
+        await gateway.place(order("a2", lots=1))
+    assert lost.value.client_order_id == "a2"
+    sent = [taken.client_order_id for taken in exchange.venue.exchange.orders(exchange.credentials.key)]
+    assert sent == ["a1"]

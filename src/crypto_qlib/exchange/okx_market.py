@@ -102,11 +102,11 @@ class OkxMarketData:
         while oldest_ms > start_ms:
             query = {"instId": inst_id, "bar": BAR_NAMES[frame], "after": str(oldest_ms), "limit": _PAGE}
             rows = await self._session.public(what, endpoint, query)
-            if not rows and endpoint is history:
+            reached_ms = min([oldest_ms, *(int(row[0]) for row in rows)])
+            if endpoint is history and reached_ms == oldest_ms:
                 break
-            endpoint = history
+            endpoint, oldest_ms = history, reached_ms
             by_open.update((int(row[0]), row) for row in rows if row[-1] == "1" and int(row[0]) >= start_ms)
-            oldest_ms = min([oldest_ms, *(int(row[0]) for row in rows)])
         return parse.bars_from(list(by_open.values()))
 
     async def funding_history(self, symbol: str, start_ns: int, end_ns: int) -> FundingBlock:
