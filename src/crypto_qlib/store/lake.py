@@ -107,8 +107,6 @@ class Lake:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    # Where things lie -----------------------------------------------------------------------------------------------
-
     def folder(self, series: Series) -> Path:
         """Return the folder of ``series``.
 
@@ -131,8 +129,6 @@ class Lake:
         if not folder.is_dir():
             return ()
         return tuple(sorted(p.name for p in folder.iterdir() if self.months(Series(kind, frame, p.name))))
-
-    # Series ---------------------------------------------------------------------------------------------------------
 
     def upsert(self, series: Series, rows: Columns) -> Upsert:
         """Merge ``rows`` into ``series``; a row of an instant that exists replaces it.
@@ -222,8 +218,6 @@ class Lake:
         last = first if len(months) == 1 else self._read_file(series.kind, months[-1], ())[TIME]
         return int(first[0]), int(last[-1])
 
-    # Bars and funding in the package's own types --------------------------------------------------------------------
-
     def write_bars(self, kind: Kind, frame: str, symbol: str, block: BarBlock) -> Upsert:
         """Merge bars into ``candles`` or ``mark``, see :meth:`upsert`."""
         rows: Columns = {TIME: block.ts_open, **{n: getattr(block, n) for n in _VALUES[kind]}}
@@ -247,8 +241,6 @@ class Lake:
         rows = self.read(Series(Kind.FUNDING, EVENT, symbol), start_ns, end_ns)
         return FundingBlock(rows[TIME], rows["rate"])
 
-    # What was asked and answered with nothing -----------------------------------------------------------------------
-
     def asked(self, series: Series) -> list[Range]:
         """Return the ranges in which the source is known to have no more than what is stored."""
         return read_ranges(self.folder(series) / "asked.json")
@@ -257,8 +249,6 @@ class Lake:
         """Add ``ranges`` to :meth:`asked`; call it only after the rows of the same answer are stored."""
         known = self.asked(series)
         write_ranges(self.folder(series) / "asked.json", [*known, *ranges])
-
-    # Documents ------------------------------------------------------------------------------------------------------
 
     def write_document(self, kind: Kind, name: str, table: pa.Table, meta: Mapping[str, Any] | None = None) -> bool:
         """Replace the document ``kind/name`` by ``table``; return whether it changed."""
@@ -272,8 +262,6 @@ class Lake:
     def documents(self, kind: Kind) -> tuple[str, ...]:
         """Return the names of the documents of ``kind``, in alphabetical order."""
         return tuple(sorted(p.stem for p in (self.root / kind).glob("*.parquet") if not is_scratch(p)))
-
-    # Care -----------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def writing(self) -> Iterator[None]:

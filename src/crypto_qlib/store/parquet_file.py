@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -71,7 +72,8 @@ def write_atomic(path: Path, content: bytes) -> bool:
             os.fsync(f.fileno())
         scratch.replace(path)
     except OSError as e:
-        scratch.unlink(missing_ok=True) if scratch.parent.is_dir() and os.access(scratch.parent, os.W_OK) else None
+        with suppress(OSError):  # the folder itself may be what cannot be written
+            scratch.unlink(missing_ok=True)
         raise UserError(
             f"cannot write {path}: {e.strerror or e}", "free disk space, mend permissions, or set store.root"
         ) from e
