@@ -1,7 +1,7 @@
 """How well scores order outcomes: IC, RankIC, hit ratio, quantile spread, calibration error. Arrays in, numbers out.
 
-Scores and outcomes are time-major ``(n_bars, n_symbols)``; pairs where either is NaN are left out. Outcomes of neighbouring bars
-overlap (a 24-bar return shares 23 bars with the next one), so standard errors are Newey-West with the horizon as lag.
+Scores and outcomes are time-major ``(n_bars, n_symbols)``; pairs where either is NaN are left out. Outcomes of neighbouring
+bars overlap (a 24-bar return shares 23 bars with the next one), so standard errors are Newey-West with the horizon as lag.
 """
 
 from __future__ import annotations
