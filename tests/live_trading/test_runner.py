@@ -210,6 +210,14 @@ async def test_the_rolling_window_equals_the_tape(tmp_path: Path) -> None:
     assert window.symbols == SYMBOLS
 
 
+async def test_history_that_ends_days_ago_is_filled_up_whole() -> None:
+    exchange = FakeExchange(TAPE, FIRST)
+    feed = MarketFeed(exchange, TAPE.known_until(FIRST - 55 * NS_PER_HOUR), FeedConfig("1h", 58), {})
+    window, fresh = await feed.update(FIRST)
+    assert np.array_equal(window.close, TAPE.known_until(FIRST).close[2:])
+    assert fresh.share == 1.0
+
+
 async def test_waiting_for_real_bars_sleeps_until_a_moment_after_the_close() -> None:
     slept: list[float] = []
 

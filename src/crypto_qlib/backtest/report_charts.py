@@ -187,5 +187,6 @@ def candle_chart(panel: MarketPanel, result: BacktestResult, symbol: str, most_b
 
 def _json(figure: Any, height: int) -> str:
     figure.update_layout(**_LAYOUT, height=height)
+    figure.update_yaxes(title_font_size=12)
     # "</" would end the script element the JSON is put into
     return str(figure.to_json()).replace("</", "<\\/")

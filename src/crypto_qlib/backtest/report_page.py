@@ -58,7 +58,7 @@ def trade_rows(result: BacktestResult) -> list[dict[str, Any]]:
                 "side": row["side"],
                 "entry": entry.strftime("%Y-%m-%d %H:%M"),
                 "exit": out.strftime("%Y-%m-%d %H:%M"),
-                "bars": int((out.value - entry.value) // result.frame_ns) + 1,
+                "bars": int((out.value - entry.value) // result.frame_ns),
                 "notional": f"{row['qty'] * row['entry_price']:,.0f}",
                 "leverage": f"{row['leverage']:.1f}",
                 "entry_price": f"{row['entry_price']:.6g}",

@@ -87,6 +87,7 @@ class MarketFeed:
         self._interval_ns = {s: funding_interval_h.get(s, 8) * NS_PER_HOUR for s in history.symbols}
         self._permits = asyncio.Semaphore(config.concurrency)
         self.panel = history.rows(max(history.n_bars - config.window_bars, 0), history.n_bars)
+        self._asked_until_ns = self.known_until_ns
 
     @property
     def known_until_ns(self) -> int:
@@ -105,6 +106,7 @@ class MarketFeed:
             if answer is not None:
                 self._fill(fields, column, answer)
         self.panel = _panel(self.panel, self.panel.ts_open, fields)
+        self._asked_until_ns = self.known_until_ns
         self.panel = self.panel.rows(max(self.panel.n_bars - self._config.window_bars, 0), self.panel.n_bars)
         return self.panel, freshness(self.panel, as_of_ns)
 
@@ -119,9 +121,14 @@ class MarketFeed:
         self.panel = _panel(panel, np.concatenate([panel.ts_open, ts]), fields)
 
     def _first_unknown(self, column: int) -> int:
-        """Return the open of the first bar after the last one known; nothing further back than two days is asked for again."""
+        """Return the open of the first bar after the last one known.
+
+        What was asked for before is asked for again only within the last two days: a symbol that stopped trading has no more.
+        """
         known = np.flatnonzero(np.isfinite(self.panel.close[:, column]))
-        oldest = max(self.panel.n_bars - max(2 * 24 * NS_PER_HOUR // self.panel.frame_ns, 2), 0)
+        two_days = max(2 * 24 * NS_PER_HOUR // self.panel.frame_ns, 2)
+        never_asked = (self._asked_until_ns - int(self.panel.ts_open[0])) // self.panel.frame_ns
+        oldest = max(min(self.panel.n_bars - two_days, never_asked), 0)
         return int(self.panel.ts_open[min(max(oldest, known[-1] + 1 if known.size else 0), self.panel.n_bars - 1)])
 
     async def _ask(self, symbol: str, as_of_ns: int) -> _Answer | None:
