@@ -220,10 +220,10 @@ def may_enter(
     rules: Rules, state: StateArrays, version: int, desk: Desk, j: int, lots: int, leverage: float, price: float
 ) -> bool:
     """Return whether the venue would take the order: tier, leverage cap and free margin at the fill price."""
-    tier = tier_index(lots * state.contracts_per_lot[j], state.tier_max[version, j])
+    tier = tier_index(lots * state.contracts[j].contracts_per_lot, state.tier_max[version, j])
     if tier == NO_TIER or leverage > state.tier_leverage[version, j, tier] * (1.0 + MARGIN_TOLERANCE):
         return False
-    value = lots * state.base_per_lot[j] * price
+    value = lots * state.contracts[j].base_per_lot * price
     need = value / leverage + value * rules.taker_fee
     free = desk.totals[0].cash
     if rules.cross:
@@ -249,7 +249,7 @@ def fill_entries(
             totals.n_rejected += 1
             continue
         price = market_price(rules, state, day, j, side, raw, wanted)
-        lots = fillable_lots(wanted, bars.volume[t, j], state.base_per_lot[j], execution.max_bar_volume_share)
+        lots = fillable_lots(wanted, bars.volume[t, j], state.contracts[j].base_per_lot, execution.max_bar_volume_share)
         if lots <= 0 or not may_enter(rules, state, version, desk, j, wanted, rows.leverage[i], price):
             totals.n_rejected += 1
             continue

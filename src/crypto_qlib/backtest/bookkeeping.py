@@ -34,7 +34,7 @@ from crypto_qlib.core.margin import (
 from crypto_qlib.core.tiers import tier_index
 from crypto_qlib.portfolio.market_panel import StateArrays
 from crypto_qlib.portfolio.rules import Rules
-from crypto_qlib.portfolio.sizing import column, tier_count
+from crypto_qlib.portfolio.sizing import tier_count, today
 from crypto_qlib.venue.funding_clock import cross_funding, isolated_funding
 from crypto_qlib.venue.liquidation import PARTIAL_FROM_TIER, floor_at_zero, liquidation_items, partial_liquidation_lots
 from crypto_qlib.venue.matching import (
@@ -77,6 +77,17 @@ class Execution(NamedTuple):
     take_profit_in_entry_bar: bool = False
     doubled_stop_spread: bool = True
     funding_at_entry: bool = True
+
+
+EXECUTION: Final = np.dtype(
+    [(name, np.float64 if isinstance(value, float) else np.bool_) for name, value in Execution._field_defaults.items()]
+)
+"""Record form of :class:`Execution`."""
+
+
+def execution_record(execution: Execution) -> Any:
+    """Return ``execution`` as the record compiled functions take."""
+    return np.array([tuple(execution)], EXECUTION)[0]
 
 
 class Bars(NamedTuple):
@@ -127,7 +138,7 @@ class Desk(NamedTuple):
 def maintenance_rate(state: StateArrays, version: int, j: int, lots: int) -> float:
     """Return the maintenance rate of a position of ``lots``; above the last tier, the last tier's."""
     bounds = state.tier_max[version, j]
-    row = tier_index(lots * state.contracts_per_lot[j], bounds)
+    row = tier_index(lots * state.contracts[j].contracts_per_lot, bounds)
     if row < 0:
         row = tier_count(bounds) - 1
     rate: float = state.tier_mmr[version, j, row]
@@ -160,10 +171,12 @@ def half_spread_bps(rules: Rules, adv: float, tick_size: float, price: float) ->
 @njit_lent
 def market_price(rules: Rules, state: StateArrays, day: int, j: int, side: float, raw: float, lots: int) -> float:
     """Return the fill of a market order of ``lots`` at ``raw`` before slippage."""
-    adv = column(state.adv, day, j)
-    half = half_spread_bps(rules, adv, state.tick_size[j], raw)
-    value = lots * state.base_per_lot[j] * raw
-    return taker_fill_price(side, raw, value, adv, column(state.sigma, day, j) / BPS, half, rules.impact_y, state.tick_size[j])
+    adv = today(state.daily, day, j).adv
+    half = half_spread_bps(rules, adv, state.contracts[j].tick_size, raw)
+    value = lots * state.contracts[j].base_per_lot * raw
+    return taker_fill_price(
+        side, raw, value, adv, today(state.daily, day, j).sigma / BPS, half, rules.impact_y, state.contracts[j].tick_size
+    )
 
 
 @njit_lent
@@ -174,11 +187,11 @@ def protection_price(
     """Return the fill of a triggered stop or take-profit."""
     if code != STOP or not execution.doubled_stop_spread:
         return market_price(rules, state, day, j, side, raw, lots)
-    adv = column(state.adv, day, j)
-    half = half_spread_bps(rules, adv, state.tick_size[j], raw)
-    value = lots * state.base_per_lot[j] * raw
+    adv = today(state.daily, day, j).adv
+    half = half_spread_bps(rules, adv, state.contracts[j].tick_size, raw)
+    value = lots * state.contracts[j].base_per_lot * raw
     return stop_fill_price(
-        side, raw, value, adv, column(state.sigma, day, j) / BPS, half, rules.impact_y, state.tick_size[j],
+        side, raw, value, adv, today(state.daily, day, j).sigma / BPS, half, rules.impact_y, state.contracts[j].tick_size,
         bars.high[t, j], bars.low[t, j], bars.quote_volume[t, j],
     )  # fmt: skip
 
@@ -236,7 +249,7 @@ def open_position(
     """Open a position of ``lots`` at ``price``: margin and fee leave cash (cross: the fee alone)."""
     totals = desk.totals[0]
     p = desk.book[j]
-    qty = lots * state.base_per_lot[j]
+    qty = lots * state.contracts[j].base_per_lot
     fee = trading_fee(qty, price, rules.taker_fee)
     margin = 0.0 if rules.cross else initial_margin_isolated(qty, price, leverage)
     signed = lots if side > 0.0 else -lots
@@ -375,7 +388,7 @@ def liquidate_whole(rules: Rules, desk: Desk, t: int, j: int, mark: float) -> No
 def liquidate_part(rules: Rules, state: StateArrays, version: int, desk: Desk, t: int, j: int, lots: int, mark: float) -> None:
     """Cut ``lots`` off the position at ``mark``; pnl, fee and penalty come out of its margin (cross: cash)."""
     p = desk.book[j]
-    qty = lots * state.base_per_lot[j]
+    qty = lots * state.contracts[j].base_per_lot
     pnl, fee, penalty = liquidation_items(p.side, qty, p.entry, mark, p.mmr, rules.taker_fee)
     overshoot = 0.0
     if rules.cross:
@@ -394,7 +407,7 @@ def liquidate_part(rules: Rules, state: StateArrays, version: int, desk: Desk, t
     write_liquidation(desk, t, j, signed, True, mark, pnl, fee, penalty, overshoot)
     write_fill(desk, t, j, PARTIAL_LIQUIDATION, signed, mark, mark, fee, pnl)
     p.lots += signed
-    p.qty = abs(p.lots) * state.base_per_lot[j]
+    p.qty = abs(p.lots) * state.contracts[j].base_per_lot
     p.touched_bar = t
     refresh_margin(rules, state, version, desk, j)
 
@@ -407,7 +420,7 @@ def lots_to_liquidate(execution: Execution, state: StateArrays, version: int, de
     n = tier_count(bounds)
     if not execution.partial_liquidation or n <= PARTIAL_FROM_TIER:
         return lots
-    return partial_liquidation_lots(lots, state.contracts_per_lot[j], bounds[:n])
+    return partial_liquidation_lots(lots, state.contracts[j].contracts_per_lot, bounds[:n])
 
 
 @njit_lent

@@ -35,7 +35,7 @@ from crypto_qlib.backtest.bar_events import (
     next_inside,
     refresh_all,
 )
-from crypto_qlib.backtest.bookkeeping import Bars, Desk, Execution, cross_account
+from crypto_qlib.backtest.bookkeeping import Bars, Desk, Execution, cross_account, execution_record
 from crypto_qlib.backtest.inputs import BacktestInputs, PreparedRun, prepare
 from crypto_qlib.backtest.ledger_arrays import POSITION, SERIES, TOTALS, new_ledgers, taken
 from crypto_qlib.backtest.result import BacktestResult, gather
@@ -54,7 +54,7 @@ from crypto_qlib.portfolio.decision import (
     plan_time_exits,
 )
 from crypto_qlib.portfolio.market_panel import StateArrays
-from crypto_qlib.portfolio.rules import Rules
+from crypto_qlib.portfolio.rules import Rules, rules_record
 from crypto_qlib.portfolio.selection import VetoLog, note_veto
 from crypto_qlib.portfolio.veto import VetoRule
 
@@ -318,7 +318,7 @@ def run_prepared(run: PreparedRun) -> BacktestResult:
     t = run.first_bar
     while t < n_bars:
         t = run_bars(
-            rules, run.execution, run.state, run.state_as_of, run.day_start, run.version_start, run.delisted_ns, run.bars,
+            rules_record(rules), execution_record(run.execution), run.state, run.state_as_of, run.day_start, run.version_start, run.delisted_ns, run.bars,
             run.frame_ns, run.score_as_of, run.expected_return, run.win_probability, desk, held, scratch, rows,
             log, marks, worst, series, exposure, t, n_bars, room, int(run.delisted_ns.min()),
         )  # fmt: skip

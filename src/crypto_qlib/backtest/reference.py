@@ -22,7 +22,7 @@ from crypto_qlib.core.order import ExitKind, Fill, MarginMode, OrderRequest, Pro
 from crypto_qlib.core.signal import Scores
 from crypto_qlib.portfolio.decision import decide
 from crypto_qlib.portfolio.plan import PlannedOrder, client_order_id
-from crypto_qlib.portfolio.sizing import column
+from crypto_qlib.portfolio.sizing import today
 from crypto_qlib.venue.market_board import VenueBar
 from crypto_qlib.venue.records import Bill, FundingPaid, Liquidated, VenueEvent
 from crypto_qlib.venue.simulator import SimulatedExchange
@@ -185,8 +185,8 @@ class _Driver:
             b.volume[t],
             b.quote_volume[t],
             b.funding_rate[t],
-            np.array([column(a.adv, day, j) for j in n]),
-            np.array([column(a.sigma, day, j) / BPS for j in n]),
+            np.array([today(a.daily, day, j)["adv"] for j in n]),
+            np.array([today(a.daily, day, j)["sigma"] / BPS for j in n]),
         )
 
     def _send(self, ts: int, order: PlannedOrder) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from crypto_qlib.core.clock import FRAME_NS, floor_ts, iso
 from crypto_qlib.core.errors import UserError
-from crypto_qlib.core.market import PANEL_FIELDS, BarBlock, MarketPanel
+from crypto_qlib.core.market import PANEL_FIELDS, BarBlock, FloatArray, IntArray, MarketPanel
 from crypto_qlib.data_collector.panel import funding_on_grid
 from crypto_qlib.venue.market_source import MarketSource
 
@@ -73,7 +73,7 @@ def panel_of_source(
     return MarketPanel(columns, frame_ns, grid, has_mark=has_mark, **fields)
 
 
-def _fill(fields: dict[str, np.ndarray], j: int, grid: np.ndarray, bars: BarBlock, prefix: str) -> None:  # type: ignore[type-arg]
+def _fill(fields: dict[str, FloatArray], j: int, grid: IntArray, bars: BarBlock, prefix: str) -> None:
     rows = (bars.ts_open - grid[0]) // (grid[1] - grid[0] if grid.size > 1 else 1)
     for name in _LAST[:4] if prefix else _LAST:
         fields[prefix + name][rows, j] = getattr(bars, name)

@@ -30,7 +30,7 @@ from crypto_qlib.portfolio.market_columns import CORRELATION_BARS
 from crypto_qlib.portfolio.market_panel import StateArrays, state_arrays
 from crypto_qlib.portfolio.market_state import MarketState
 from crypto_qlib.portfolio.plan import Plan, PlannedOrder
-from crypto_qlib.portfolio.rules import Rules
+from crypto_qlib.portfolio.rules import Rules, rules_record
 from crypto_qlib.portfolio.selection import (
     OUT,
     VetoLog,
@@ -40,7 +40,7 @@ from crypto_qlib.portfolio.selection import (
     note_veto,
     rank_candidates,
 )
-from crypto_qlib.portfolio.sizing import ACCEPTED, Book, Sized, column, size_position
+from crypto_qlib.portfolio.sizing import ACCEPTED, Book, Sized, column, size_position, today
 from crypto_qlib.portfolio.veto import N_RULES, Veto, VetoRule
 
 FloatArray = npt.NDArray[np.float64]
@@ -164,7 +164,7 @@ def staying_book(state: StateArrays, day: int, equity: float, available: float, 
     for k in range(n):
         if not scratch.is_leaving[k]:
             value = held.qty[k] * held.mark[k]
-            beta = column(state.beta, day, held.symbol[k])
+            beta = today(state.daily, day, held.symbol[k]).beta
             gross += value
             net += held.side[k] * value
             beta_net += held.side[k] * value * (1.0 if math.isnan(beta) else beta)
@@ -215,7 +215,7 @@ def weakest_position(
 def without_position(state: StateArrays, day: int, book: Book, held: Held, k: int) -> Book:
     """Return the book after position ``k`` has left: its margin is free again, less its unrealised loss."""
     value = held.qty[k] * held.mark[k]
-    beta = column(state.beta, day, held.symbol[k])
+    beta = today(state.daily, day, held.symbol[k]).beta
     signed = held.side[k] * value
     released = held.margin[k] + min(held.upl[k], 0.0)
     return Book(
@@ -227,8 +227,8 @@ def without_position(state: StateArrays, day: int, book: Book, held: Held, k: in
 @njit_lent
 def with_position(state: StateArrays, day: int, book: Book, j: int, side: float, sized: Sized, taker_fee: float) -> Book:
     """Return the book after the new position was opened at its reference price."""
-    value = sized.lots * state.base_per_lot[j] * sized.price
-    beta = column(state.beta, day, j)
+    value = sized.lots * state.contracts[j].base_per_lot * sized.price
+    beta = today(state.daily, day, j).beta
     return Book(
         book.equity, book.available - value * (1.0 / sized.leverage + taker_fee), book.gross + value,
         book.net + side * value, book.beta + side * value * (1.0 if math.isnan(beta) else beta),
@@ -393,7 +393,7 @@ def decide(scores: Scores, account: AccountState, market: MarketState, rules: Ru
     rows, log = new_plan_rows(capacity), new_veto_log(2 * n + capacity + 4)
     state = state_arrays(market)
     n_exits, n_entries = plan_orders(
-        rules, state, 0, 0, 0, market.as_of_ns, account.equity, account.available, account.peak_equity, expected, win,
+        rules_record(rules), state, 0, 0, 0, market.as_of_ns, account.equity, account.available, account.peak_equity, expected, win,
         held, len(positions), len(set(account.pending_symbols)), is_taken, cooldown, new_scratch(n, capacity), rows, log,
     )  # fmt: skip
     exits = [_exit_order(positions[rows.exit_slot[k]], EXIT_REASONS[rows.exit_reason[k]]) for k in range(n_exits)]

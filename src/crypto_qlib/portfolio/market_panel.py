@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_HOUR, iso
 from crypto_qlib.core.costs import default_half_spread_bps
@@ -17,17 +18,47 @@ from crypto_qlib.core.market import FloatArray, IntArray, MarketPanel
 from crypto_qlib.core.tiers import TierHistory
 from crypto_qlib.portfolio import market_columns as columns
 from crypto_qlib.portfolio.contract_table import ContractHistory, contract_history
-from crypto_qlib.portfolio.market_state import BoolArray, ContractTable, MarketState
+from crypto_qlib.portfolio.market_state import ContractTable, MarketState
 from crypto_qlib.portfolio.rules import BETA_OFF, KELLY, Rules
 
 BTC = "BTCUSDT"
+RecordArray = npt.NDArray[Any]
+
+
+DAILY: Final = np.dtype([("adv", np.float64), ("sigma", np.float64), ("half_spread", np.float64), ("beta", np.float64)])
+"""Daily figures of one symbol: turnover (USDT), volatility (fraction), half spread (basis points), beta to BTC."""
+
+CONTRACT: Final = np.dtype(
+    [
+        ("tick_size", np.float64),
+        ("base_per_lot", np.float64),
+        ("contracts_per_lot", np.float64),
+        ("min_lots", np.float64),
+        ("max_lots", np.float64),
+        ("max_leverage", np.float64),
+        ("listed_ns", np.int64),
+        ("delisted_ns", np.int64),
+        ("blacklisted", np.bool_),
+    ]
+)
+"""Contract rules of one symbol, see :class:`ContractTable`."""
 
 
 class StateArrays(NamedTuple):
     """What compiled decisions read; columns that the rules do not need have one row, read for every moment.
 
-    The fields are those of :class:`MarketState` and :class:`ContractTable` with a leading axis: ``n_bars`` for bar columns,
-    ``n_days`` for daily ones, ``n_versions`` for tiers.
+    Parameters
+    ----------
+    close, age, atr, funding_rate, funding_settlements : (n_bars, n_symbols) float64
+        As in :class:`MarketState`.
+    returns : (n_bars, n_symbols) float64
+        Log returns; empty where no correlation is asked for.
+    daily : (n_days, n_symbols) DAILY
+        Daily figures.
+    contracts : (n_symbols,) CONTRACT
+        Contract rules.
+    tier_max, tier_mmr, tier_leverage : (n_versions, n_symbols, n_tiers) float64
+        Padded tiers.
     """
 
     close: FloatArray
@@ -35,20 +66,9 @@ class StateArrays(NamedTuple):
     atr: FloatArray
     funding_rate: FloatArray
     funding_settlements: FloatArray
-    adv: FloatArray
-    sigma: FloatArray
-    half_spread: FloatArray
-    beta: FloatArray
     returns: FloatArray
-    tick_size: FloatArray
-    base_per_lot: FloatArray
-    contracts_per_lot: FloatArray
-    min_lots: FloatArray
-    max_lots: FloatArray
-    max_leverage: FloatArray
-    listed_ns: IntArray
-    delisted_ns: IntArray
-    blacklisted: BoolArray
+    daily: RecordArray
+    contracts: RecordArray
     tier_max: FloatArray
     tier_mmr: FloatArray
     tier_leverage: FloatArray
@@ -110,10 +130,10 @@ class MarketStatePanel:
             atr_fraction=_at(a.atr, row),
             funding_rate=_at(a.funding_rate, row),
             funding_settlements=_at(a.funding_settlements, row),
-            adv=_at(a.adv, day),
-            sigma_day=_at(a.sigma, day),
-            half_spread_bps=_at(a.half_spread, day),
-            beta=_at(a.beta, day),
+            adv=_at(a.daily["adv"], day),
+            sigma_day=_at(a.daily["sigma"], day),
+            half_spread_bps=_at(a.daily["half_spread"], day),
+            beta=_at(a.daily["beta"], day),
             returns=a.returns[max(row + 1 - columns.CORRELATION_BARS, 0) : row + 1],
             contracts=self.contracts.at(as_of_ns),
         )
@@ -122,10 +142,11 @@ class MarketStatePanel:
 def state_arrays(state: MarketState) -> StateArrays:
     """Return one moment's state as arrays of one row, for compiled decisions."""
     c = state.contracts
+    daily = _records(DAILY, state.adv, state.sigma_day, state.half_spread_bps, state.beta)
     return StateArrays(
         _row(state.close), _row(state.data_age_bars), _row(state.atr_fraction), _row(state.funding_rate),
-        _row(state.funding_settlements), _row(state.adv), _row(state.sigma_day), _row(state.half_spread_bps),
-        _row(state.beta), frozen(state.returns), *_fixed(c), _row(c.tier_max), _row(c.tier_mmr), _row(c.tier_leverage),
+        _row(state.funding_settlements), frozen(state.returns), _row(daily), _contracts(c),
+        _row(c.tier_max), _row(c.tier_mmr), _row(c.tier_leverage),
     )  # fmt: skip
 
 
@@ -168,30 +189,38 @@ def market_states(
     atr = columns.atr_fraction(panel.high, panel.low, panel.close, close) if needs_atr else _constant(panel, math.nan)
     returns = columns.log_returns(panel.close) if rules.max_correlation < 1.0 else np.empty((0, len(panel.symbols)))
     arrays = StateArrays(
-        frozen(close), frozen(age), frozen(atr), frozen(rate), frozen(settlements), frozen(adv), frozen(sigma),
-        frozen(half), frozen(beta), frozen(returns), *_fixed(contracts.fixed),
+        frozen(close), frozen(age), frozen(atr), frozen(rate), frozen(settlements), frozen(returns),
+        frozen(_records(DAILY, adv, sigma, half, beta)), _contracts(contracts.fixed),
         frozen(contracts.tier_max), frozen(contracts.tier_mmr), frozen(contracts.tier_leverage),
     )  # fmt: skip
     return MarketStatePanel(panel.symbols, panel.ts_open + panel.frame_ns, day_start, frozen(mark), arrays, contracts)
 
 
-def frozen(values: FloatArray) -> FloatArray:
+def frozen(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return a read-only C-ordered view, so that compiled code sees one type whoever made the array."""
     view = np.ascontiguousarray(values).view()
     view.setflags(write=False)
     return view
 
 
-def _fixed(
-    c: ContractTable,
-) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, IntArray, IntArray, BoolArray]:
-    return (
-        c.tick_size, c.base_per_lot, c.contracts_per_lot, c.min_lots, c.max_lots, c.max_leverage,
-        c.listed_ns, c.delisted_ns, c.blacklisted,
+def _records(kind: np.dtype[Any], *columns_: npt.NDArray[Any]) -> RecordArray:
+    """Return equally shaped columns as one array of records."""
+    result = np.empty(columns_[0].shape, kind)
+    for name, values in zip(kind.names or (), columns_, strict=True):
+        result[name] = values
+    return result
+
+
+def _contracts(c: ContractTable) -> RecordArray:
+    return frozen(
+        _records(
+            CONTRACT, c.tick_size, c.base_per_lot, c.contracts_per_lot, c.min_lots, c.max_lots, c.max_leverage,
+            c.listed_ns, c.delisted_ns, c.blacklisted,
+        )
     )  # fmt: skip
 
 
-def _row(values: FloatArray) -> FloatArray:
+def _row(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return frozen(values[None])
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
+
+import numpy as np
 
 from crypto_qlib.core.clock import FRAME_NS
 from crypto_qlib.settings.schema import BacktestSettings, CostSettings, Settings, StrategySettings
@@ -22,6 +24,9 @@ SIZING_CODES: Final[dict[str, int]] = {
 
 BETA_OFF: Final = 100.0
 """``max_beta`` from which the cap is off, so betas need not be known."""
+
+
+_NUMPY_OF: Final[dict[type, type]] = {bool: np.bool_, int: np.int64, float: np.float64}
 
 
 class Rules(NamedTuple):
@@ -109,6 +114,15 @@ class Rules(NamedTuple):
     def cooldown_ns(self) -> int:
         """Return the pause after a stop-out, nanoseconds, counted from the close of the bar of the stop."""
         return self.cooldown_bars * self.frame_ns
+
+
+RULES: Final = np.dtype([(name, _NUMPY_OF[type(value)]) for name, value in Rules._field_defaults.items()])
+"""Record form of :class:`Rules`: compiled functions pass one pointer instead of a number for each field."""
+
+
+def rules_record(rules: Rules) -> Any:
+    """Return ``rules`` as the record compiled functions take; fields are read by the same names."""
+    return np.array([tuple(rules)], RULES)[0]
 
 
 def rules_from_settings(settings: Settings) -> Rules:

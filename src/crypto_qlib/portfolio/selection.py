@@ -26,7 +26,7 @@ from crypto_qlib.core.jit import njit_lent
 from crypto_qlib.portfolio.market_columns import CORRELATION_BARS
 from crypto_qlib.portfolio.market_panel import StateArrays
 from crypto_qlib.portfolio.rules import Rules
-from crypto_qlib.portfolio.sizing import column, expected_slippage
+from crypto_qlib.portfolio.sizing import column, expected_slippage, today
 from crypto_qlib.portfolio.veto import VetoRule
 
 FloatArray = npt.NDArray[np.float64]
@@ -170,11 +170,11 @@ def rank_candidates(
         if is_taken[j] or not abs(r) > 0.0:
             continue
         side = 1.0 if r > 0.0 else -1.0
-        adv = column(state.adv, day, j)
+        adv = today(state.daily, day, j).adv
         rule, limit, actual = static_refusal(
-            rules.allow_long if side > 0.0 else rules.allow_short, state.blacklisted[j], as_of_ns, state.delisted_ns[j],
+            rules.allow_long if side > 0.0 else rules.allow_short, state.contracts[j].blacklisted, as_of_ns, state.contracts[j].delisted_ns,
             column(state.age, row, j), rules.max_data_age_bars, column(state.close, row, j),
-            (as_of_ns - state.listed_ns[j]) / NS_PER_DAY, rules.min_listing_days, adv, rules.min_daily_turnover,
+            (as_of_ns - state.contracts[j].listed_ns) / NS_PER_DAY, rules.min_listing_days, adv, rules.min_daily_turnover,
             (cooldown_until_ns[j] - as_of_ns) / ns_per_bar,
         )  # fmt: skip
         if rule != _PASSED:
@@ -184,7 +184,7 @@ def rank_candidates(
         if p < rules.min_win_probability:
             note_veto(log, as_of_ns, _MIN_WIN, j, rules.min_win_probability, p)
             continue
-        half, sigma = column(state.half_spread, day, j), column(state.sigma, day, j)
+        half, sigma = today(state.daily, day, j).half_spread, today(state.daily, day, j).sigma
         cost = 2.0 * (rules.taker_fee + expected_slippage(half, adv, sigma, rules.impact_y, notional))
         rate, settlements = column(state.funding_rate, row, j), column(state.funding_settlements, row, j)
         value = abs(r) - cost - expected_funding_cost(side, rate, settlements)

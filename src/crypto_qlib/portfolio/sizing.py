@@ -19,7 +19,7 @@
 from __future__ import annotations
 
 import math
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -83,6 +83,12 @@ def column(values: npt.NDArray[np.float64], row: int, j: int) -> float:
     """Return ``values[row, j]``; a column with one row holds for every moment."""
     value: float = values[row if values.shape[0] > 1 else 0, j]
     return value
+
+
+@njit_lent
+def today(daily: npt.NDArray[Any], day: int, j: int) -> Any:
+    """Return the record ``daily[day, j]``; a table with one row holds for every day."""
+    return daily[day if daily.shape[0] > 1 else 0, j]
 
 
 @njit_lent
@@ -209,21 +215,21 @@ def size_position(  # noqa: PLR0911 - one return for each rule that refuses
     take = clamped_distance(rules.take_profit_atr, atr, rules.min_take_distance, rules.max_take_distance)
     if math.isnan(distance) or math.isnan(take):
         return refused(_UNKNOWN_VOLATILITY, math.nan, math.nan)
-    lots_cap = state.max_lots[j]
+    lots_cap = state.contracts[j].max_lots
     close = column(state.close, row, j)
-    per_lot = state.base_per_lot[j]
-    sigma = column(state.sigma, day, j)
-    beta = column(state.beta, day, j)
+    per_lot = state.contracts[j].base_per_lot
+    sigma = today(state.daily, day, j).sigma
+    beta = today(state.daily, day, j).beta
     room, code, limit, actual = tightest_room(rules, book, side, 1.0 if math.isnan(beta) else beta, lots_cap * per_lot * close)
-    smallest = max(state.min_lots[j], 1.0)
+    smallest = max(state.contracts[j].min_lots, 1.0)
     if room < smallest * per_lot * close:
         return refused(code, limit, actual)
     contract = Contract(
         state.tier_max[version, j], state.tier_mmr[version, j], state.tier_leverage[version, j],
-        state.contracts_per_lot[j], state.max_leverage[j],
+        state.contracts[j].contracts_per_lot, state.contracts[j].max_leverage,
     )  # fmt: skip
-    half = column(state.half_spread, day, j)
-    adv = column(state.adv, day, j)
+    half = today(state.daily, day, j).half_spread
+    adv = today(state.daily, day, j).adv
     leverage, tier = fitted_leverage(rules.leverage, contract, 1, distance, rules.liquidation_buffer, rules.taker_fee)
     slip = expected_slippage(half, adv, sigma, rules.impact_y, room)
     loss = distance + 2.0 * (rules.taker_fee + slip)
@@ -258,7 +264,7 @@ def size_position(  # noqa: PLR0911 - one return for each rule that refuses
             return refused(_MARGIN, smallest * per_lot * price / leverage, book.available)
     if lots < smallest:
         return refused(_MIN_SIZE, smallest, notional / price / per_lot)
-    tick = state.tick_size[j]
+    tick = state.contracts[j].tick_size
     stop = round_price_against(price * (1.0 - side * distance), tick, side)
     target = price * (1.0 + side * take)
     target = round_price_against(target, tick, -side) if tick < target < math.inf else math.nan

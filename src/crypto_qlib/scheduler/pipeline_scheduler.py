@@ -38,7 +38,7 @@ from crypto_qlib.data_collector.contract_archive import load_instruments, load_t
 from crypto_qlib.data_collector.fetch_okx_data import update_data
 from crypto_qlib.data_collector.market_caps import CoinGeckoRanking
 from crypto_qlib.data_collector.panel import load_panel
-from crypto_qlib.data_collector.qlib_data_adapter import update_from_panel
+from crypto_qlib.data_collector.qlib_data_adapter import update_qlib_store
 from crypto_qlib.data_collector.quality_report import write_quality_report
 from crypto_qlib.data_collector.universe_history import UniverseSnapshot, universe_snapshots
 from crypto_qlib.exchange.gateway import Gateway
@@ -196,11 +196,11 @@ class Pipeline:
     def features(self) -> Said:
         """Bring Qlib's store up to date and build the features of every bar."""
         with self._step("qlib store") as skipped:
-            key = key_of(self._clean_key(), self.collected.start_ns)
+            key = self._clean_key()
             if self._book.is_current("qlib", key, self.paths.qlib):
                 skipped("unchanged")
             else:
-                update_from_panel(self.paths, self._panel())
+                update_qlib_store(self._lake, self.paths, self.collected.symbols, self.settings.data.frame)
                 self._book.complete("qlib", key, {})
         frame = self._features()
         return Said((f"features: {len(frame.names)} for {frame.n_rows:,} rows ({frame.values.nbytes / 2**30:.2f} GiB)",))

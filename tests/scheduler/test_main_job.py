@@ -1,0 +1,153 @@
+"""The main job as a whole: it ends with its files, repeats nothing, survives a kill, and is the same everywhere."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from qlib.data import D
+from tests.scheduler.conftest import SMALL, MakePipeline
+
+from crypto_qlib.data_collector.qlib_data_adapter import init_qlib
+from crypto_qlib.scheduler.pipeline_scheduler import Pipeline
+from crypto_qlib.scheduler.reporter import SilentReporter
+from crypto_qlib.settings.load import load_settings
+from crypto_qlib.settings.secrets import Secrets
+
+NAMED_FILES = (
+    "multi_asset_pnl_curve.png",
+    "multi_asset_performance.json",
+    "symbol_exposure_history.png",
+    "liquidation_events.log",
+    "report.html",
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pipeline, list[str]]:
+    root = tmp_path_factory.mktemp("whole")
+    settings = load_settings(None, [f"store.root={root}", *SMALL], {})
+    pipeline = Pipeline(settings, Secrets(), SilentReporter())
+    return pipeline, pipeline.run().summary_lines()
+
+
+def report_of(root: Path) -> Path:
+    """Return the folder of the only backtest report below ``root``."""
+    (page,) = root.glob("*/reports/*/report.html")
+    return page.parent
+
+
+def trades_of(root: Path) -> pd.DataFrame:
+    return pd.read_parquet(report_of(root) / "trades.parquet")
+
+
+def test_a_run_ends_with_every_file_the_user_was_promised(finished: tuple[Pipeline, list[str]]) -> None:
+    folder = report_of(finished[0].settings.store.root)
+    assert [name for name in NAMED_FILES if not (folder / name).stat().st_size] == []
+    models = list(finished[0].paths.models.glob("*/model_performance_report.json"))
+    assert len(models) == 1
+
+
+def test_the_summary_speaks_of_everything_a_person_asks(finished: tuple[Pipeline, list[str]]) -> None:
+    text = "\n".join(finished[1])
+    for word in (
+        "RankIC",
+        "Return",
+        "Sharpe",
+        "drawdown",
+        "Turnover",
+        "fees",
+        "funding",
+        "Liquidations",
+        "Open positions",
+        "Report",
+    ):
+        assert word in text, word
+    assert "invented prices" in text
+
+
+def test_it_traded_and_the_paper_session_too(finished: tuple[Pipeline, list[str]]) -> None:
+    assert len(trades_of(finished[0].settings.store.root)) > 10
+    assert any(line.startswith("paper session") and " 0 fills" not in line for line in finished[1])
+
+
+def test_every_artefact_of_the_run_carries_its_id(finished: tuple[Pipeline, list[str]]) -> None:
+    folder = report_of(finished[0].settings.store.root)
+    figures = json.loads((folder / "multi_asset_performance.json").read_text())
+    assert figures["run"]["run_id"] == folder.name
+    assert folder.name in (folder / "report.html").read_text()
+    assert folder.name in (folder / "liquidation_events.log").read_text()
+
+
+def test_qlib_reads_the_store_with_its_own_expressions(finished: tuple[Pipeline, list[str]]) -> None:
+    pipeline = finished[0]
+    init_qlib(pipeline.paths)
+    got = D.features(["BTCUSDT"], ["$close", "Mean($close, 24)"], freq="60min")
+    panel = pipeline._panel()
+    close = panel.close[:, panel.symbols.index("BTCUSDT")]
+    np.testing.assert_allclose(got["$close"].to_numpy(), close.astype(np.float32), rtol=1e-6)
+    mean = pd.Series(close).rolling(24, min_periods=1).mean()
+    np.testing.assert_allclose(got["Mean($close, 24)"].to_numpy(), mean, rtol=1e-5)
+
+
+def test_running_again_fetches_and_builds_nothing(finished: tuple[Pipeline, list[str]]) -> None:
+    root = finished[0].settings.store.root
+    before = {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file() and "paper_ledger" not in p.name}
+    again = Pipeline(finished[0].settings, Secrets(), SilentReporter())
+    lines = again.run().summary_lines()
+    assert next(line for line in lines if line.startswith("data:")).endswith("0 new rows, 0 corrected")
+    unchanged = {line.partition(":")[0] for line in again._reporter.lines if line.endswith("unchanged")}  # type: ignore[attr-defined]
+    assert unchanged >= {"data check", "qlib store", "features", "train", "backtest and report"}
+    rebuilt = [
+        p for p, mtime in before.items() if p.stat().st_mtime_ns != mtime and p.suffix in (".npy", ".txt", ".html", ".bin")
+    ]
+    assert [p for p in rebuilt if "model" in p.parts or "reports" in p.parts or "features" in p.parts] == []
+
+
+def test_a_changed_strategy_repeats_the_backtest_and_not_the_training(finished: tuple[Pipeline, list[str]]) -> None:
+    settings = load_settings(None, [f"store.root={finished[0].settings.store.root}", *SMALL, "strategy.max_open=2"], {})
+    changed = Pipeline(settings, Secrets(), SilentReporter())
+    changed.train()
+    changed.backtest()
+    said = changed._reporter.lines  # type: ignore[attr-defined]
+    assert "train: unchanged" in said
+    assert "backtest and report: unchanged" not in said
+
+
+def test_the_same_id_gives_the_same_trades_in_another_workspace(
+    finished: tuple[Pipeline, list[str]], make_pipeline: MakePipeline
+) -> None:
+    other = make_pipeline()
+    other.run()
+    first, second = report_of(finished[0].settings.store.root), report_of(other.settings.store.root)
+    assert first.name == second.name
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(first / "trades.parquet"), pd.read_parquet(second / "trades.parquet"), check_exact=True
+    )
+
+
+@pytest.mark.timeout(600)
+def test_a_run_killed_again_and_again_ends_with_the_same_trades(finished: tuple[Pipeline, list[str]], tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "crypto_qlib", "run", "--set", f"store.root={tmp_path}"]
+    for override in SMALL:
+        arguments += ["--set", override]
+    lives = iter(np.random.default_rng(11).uniform(2.0, 14.0, 6))
+    for seconds in lives:
+        with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            try:
+                process.wait(timeout=float(seconds))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    first, second = report_of(finished[0].settings.store.root), report_of(tmp_path)
+    assert first.name == second.name
+    pd.testing.assert_frame_equal(trades_of(finished[0].settings.store.root), trades_of(tmp_path), check_exact=True)
