@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backtest_tapes import LOOSE, Tape, inputs
 from crypto_qlib.backtest.engine import run_backtest
 from crypto_qlib.backtest.inputs import BacktestInputs
 from crypto_qlib.backtest.reference import ReferenceRun, run_reference
@@ -24,6 +23,7 @@ from crypto_qlib.core.signal import ScorePanel
 from crypto_qlib.core.tiers import TierHistory, TierTable
 from crypto_qlib.portfolio.rules import Rules
 from crypto_qlib.venue.matching import EXIT_KIND_BY_CODE
+from tests.backtest.backtest_tapes import LOOSE, Tape, inputs
 
 Row = tuple[float, ...]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from command_line import Ended, Run
 from crypto_qlib.cli import main
+from tests.cli.command_line import Ended, Run
 
 
 @pytest.fixture(autouse=True)

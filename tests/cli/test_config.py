@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from command_line import Run
 from crypto_qlib.settings.load import load_settings
 from crypto_qlib.settings.schema import Settings
+from tests.cli.command_line import Run
 
 
 def test_init_writes_a_file_that_changes_nothing(cli: Run) -> None:

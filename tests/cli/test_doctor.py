@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from command_line import Run
 from crypto_qlib.cli import checks
 from crypto_qlib.cli.asked import Asked
 from crypto_qlib.cli.checks import GIB, State
@@ -17,6 +16,7 @@ from crypto_qlib.exchange.key_rights import KeyRights
 from crypto_qlib.settings.load import load_settings
 from crypto_qlib.settings.schema import Settings
 from crypto_qlib.settings.secrets import Secrets
+from tests.cli.command_line import Run
 
 KEYS = Secrets("k", "s", "p")
 PYTHONS = [((3, 10, 9), State.FAIL), ((3, 11, 0), State.OK), ((3, 12, 4), State.OK), ((3, 13, 0), State.FAIL)]

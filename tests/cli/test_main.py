@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import typer
 
-from command_line import Run
 from crypto_qlib.cli.failure import EXIT_DEFECT, EXIT_INTERRUPTED, redacted, supervised
 from crypto_qlib.cli.main import app, global_options_first
 from crypto_qlib.core.errors import CryptoQlibError, HaltTrading, RetryLater, UserError
 from crypto_qlib.settings.secrets import Secrets
+from tests.cli.command_line import Run
 
 AGREED = {
     "run", "universe", "train", "evaluate", "backtest", "paper", "doctor",

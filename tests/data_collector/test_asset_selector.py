@@ -19,7 +19,7 @@ from crypto_qlib.data_collector.universe_history import UniverseMember, Universe
 from crypto_qlib.exchange.gateway import Ticker
 from crypto_qlib.settings.schema import UniverseSettings
 from crypto_qlib.store.lake import Lake
-from fake_exchange import FakeExchange, instrument
+from tests.data_collector.fake_exchange import FakeExchange, instrument
 
 NOW = parse_utc("2025-06-01T12:00:00")
 

@@ -16,7 +16,7 @@ from crypto_qlib.data_collector.clean_data import clean
 from crypto_qlib.data_collector.quality_report import write_quality_report
 from crypto_qlib.settings.schema import DataSettings
 from crypto_qlib.store.lake import Kind, Lake, Series
-from fake_exchange import part, walk, with_values
+from tests.data_collector.fake_exchange import part, walk, with_values
 
 N = 1200
 SETTINGS = DataSettings(since="2025-01-01")

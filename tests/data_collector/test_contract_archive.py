@@ -17,7 +17,7 @@ from crypto_qlib.data_collector.contract_archive import (
     load_tiers,
 )
 from crypto_qlib.store.lake import Lake
-from fake_exchange import T0, instrument
+from tests.data_collector.fake_exchange import T0, instrument
 
 DAY = 86_400 * 10**9
 

@@ -18,7 +18,7 @@ from crypto_qlib.data_collector.fetch_okx_data import update_data
 from crypto_qlib.settings.schema import DataSettings
 from crypto_qlib.store.lake import Kind, Lake
 from crypto_qlib.store.lake_identity import data_identity
-from fake_exchange import T0, FakeExchange, KilledError, instrument, part, walk, with_values
+from tests.data_collector.fake_exchange import T0, FakeExchange, KilledError, instrument, part, walk, with_values
 
 N = 2000
 NOW = T0 + N * NS_PER_HOUR
@@ -212,7 +212,7 @@ _CHILD = """
 import asyncio, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_fetch_okx_data import NOW, SETTINGS, exchange
+from tests.data_collector.test_fetch_okx_data import NOW, SETTINGS, exchange
 from crypto_qlib.data_collector.fetch_okx_data import update_data
 from crypto_qlib.store.lake import Lake
 fake = exchange()
@@ -227,7 +227,7 @@ async def test_a_process_killed_without_warning_leaves_a_readable_lake_and_the_n
 ) -> None:
     for delay in (0.0, 0.02, 0.05, 0.1, 0.2):
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", _CHILD, str(Path(__file__).parent), str(tmp_path), stdout=asyncio.subprocess.PIPE
+            sys.executable, "-c", _CHILD, str(Path(__file__).parents[2]), str(tmp_path), stdout=asyncio.subprocess.PIPE
         )
         assert child.stdout is not None
         assert await child.stdout.readline() == b"ready\n"

@@ -10,7 +10,7 @@ from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.market import PANEL_FIELDS, FundingBlock
 from crypto_qlib.data_collector.panel import funding_on_grid, load_panel
 from crypto_qlib.store.lake import Kind, Lake
-from fake_exchange import T0, part, walk, with_values
+from tests.data_collector.fake_exchange import T0, part, walk, with_values
 
 N = 100
 H = NS_PER_HOUR

@@ -17,7 +17,7 @@ from crypto_qlib.data_collector.qlib_data_adapter import init_qlib, qlib_symbols
 from crypto_qlib.data_collector.qlib_store import bins_that_differ, vwap, whole_days, write_qlib_store
 from crypto_qlib.store.lake import Kind, Lake
 from crypto_qlib.store.paths import Paths
-from fake_exchange import T0, part, walk, with_values
+from tests.data_collector.fake_exchange import T0, part, walk, with_values
 
 N = 24 * 20 + 5
 

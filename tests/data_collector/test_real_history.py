@@ -17,7 +17,7 @@ from crypto_qlib.data_collector.panel import load_panel
 from crypto_qlib.data_collector.qlib_store import bins_that_differ, write_qlib_store
 from crypto_qlib.settings.schema import DataSettings
 from crypto_qlib.store.lake import Kind, Lake, Series
-from fake_exchange import FakeExchange
+from tests.data_collector.fake_exchange import FakeExchange
 
 pytestmark = pytest.mark.real_data
 

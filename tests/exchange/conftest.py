@@ -12,7 +12,7 @@ from crypto_qlib.core.clock import NS_PER_DAY
 from crypto_qlib.exchange.embedded.server import EmbeddedExchange, EmbeddedOptions
 from crypto_qlib.exchange.okx import OkxGateway
 from crypto_qlib.settings.schema import ExchangeSettings
-from fake_market import START_NS, FakeMarket
+from tests.exchange.fake_market import START_NS, FakeMarket
 
 
 @pytest.fixture

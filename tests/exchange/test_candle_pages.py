@@ -14,7 +14,7 @@ from crypto_qlib.core.clock import NS_PER_HOUR
 from crypto_qlib.core.market import BarBlock
 from crypto_qlib.exchange.embedded.candle_pages import CandlePages, PageRequest, render_bars, tick_decimals
 from crypto_qlib.exchange.gateway import PriceKind
-from fake_market import START_NS, FakeMarket
+from tests.exchange.fake_market import START_NS, FakeMarket
 
 BTC = FakeMarket().instruments()[0]
 numbers = st.one_of(

@@ -13,7 +13,7 @@ import pytest
 
 from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_HOUR
 from crypto_qlib.exchange.embedded.server import EmbeddedExchange
-from fake_market import START_NS, FakeMarket
+from tests.exchange.fake_market import START_NS, FakeMarket
 
 NOW_MS = (START_NS + 62 * NS_PER_DAY) // 10**6
 BTC = "BTC/USDT:USDT"

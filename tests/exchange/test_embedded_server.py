@@ -26,7 +26,7 @@ from crypto_qlib.exchange.embedded.wire import WireRefusal
 from crypto_qlib.exchange.okx import OkxGateway
 from crypto_qlib.settings.schema import ExchangeSettings
 from crypto_qlib.settings.secrets import Secrets
-from fake_market import START_NS, FakeMarket
+from tests.exchange.fake_market import START_NS, FakeMarket
 
 NOW_NS = START_NS + 62 * NS_PER_DAY
 

@@ -14,7 +14,7 @@ from crypto_qlib.core.order import ExitKind, MarginMode, OrderKind, OrderRequest
 from crypto_qlib.exchange.embedded.server import EmbeddedExchange
 from crypto_qlib.exchange.okx import OkxGateway
 from crypto_qlib.settings.schema import ExchangeSettings
-from fake_market import START_NS, FakeMarket
+from tests.exchange.fake_market import START_NS, FakeMarket
 
 NOW_NS = START_NS + 62 * NS_PER_DAY
 

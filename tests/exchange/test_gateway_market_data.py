@@ -11,7 +11,7 @@ from crypto_qlib.exchange.embedded.server import EmbeddedExchange, EmbeddedOptio
 from crypto_qlib.exchange.gateway import PriceKind
 from crypto_qlib.exchange.okx import OkxGateway
 from crypto_qlib.settings.schema import ExchangeSettings
-from fake_market import START_NS, FakeMarket
+from tests.exchange.fake_market import START_NS, FakeMarket
 
 NOW_NS = START_NS + 62 * NS_PER_DAY
 

@@ -15,7 +15,7 @@ from crypto_qlib.core.market import MarketPanel
 from crypto_qlib.feature_engineering.alpha360 import alpha360_row, alpha360_specs
 from crypto_qlib.feature_engineering.feature_generator import build_features
 from crypto_qlib.settings.schema import FeatureSettings
-from noise_market import noise_panel, same_bits
+from tests.noise_market import noise_panel, same_bits
 
 ALPHA = FeatureSettings(sets=("alpha360",))
 

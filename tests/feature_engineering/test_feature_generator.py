@@ -19,7 +19,7 @@ from crypto_qlib.feature_engineering.feature_generator import (
     settings_for_panel,
 )
 from crypto_qlib.settings.schema import FeatureSettings
-from noise_market import changed, noise_panel, same_bits, with_other_future
+from tests.noise_market import changed, noise_panel, same_bits, with_other_future
 
 N_BARS = 500
 ALL = FeatureSettings()

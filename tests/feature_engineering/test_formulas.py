@@ -12,7 +12,7 @@ import talib
 from crypto_qlib.core.clock import NS_PER_HOUR
 from crypto_qlib.feature_engineering.feature_generator import build_features, feature_catalogue
 from crypto_qlib.settings.schema import FeatureSettings
-from noise_market import changed, noise_panel
+from tests.noise_market import changed, noise_panel
 
 N_BARS = 700
 SETS = FeatureSettings(sets=("technical", "btc_relative", "funding"))

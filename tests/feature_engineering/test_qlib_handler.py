@@ -12,7 +12,7 @@ from crypto_qlib.feature_engineering.feature_frame import save_feature_frame
 from crypto_qlib.feature_engineering.feature_generator import build_features
 from crypto_qlib.feature_engineering.qlib_handler import CryptoFeatureLoader, CryptoHandler, feature_dataframe
 from crypto_qlib.settings.schema import FeatureSettings
-from noise_market import noise_panel, same_bits
+from tests.noise_market import noise_panel, same_bits
 
 PANEL = noise_panel(120, 5, seed=5, with_gaps=True)
 FRAME = build_features(PANEL, FeatureSettings(sets=("alpha360", "funding")))

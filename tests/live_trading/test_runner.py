@@ -23,7 +23,7 @@ from crypto_qlib.live_trading.runner import PaperResult, RealBars, SessionParts,
 from crypto_qlib.live_trading.session import SessionConfig
 from crypto_qlib.live_trading.signal_processor import SignalProcessor
 from crypto_qlib.store.ledger import Ledger, SessionRow
-from paper_fakes import RULES, START_NS, SYMBOLS, FakeExchange, contracts, panel, scores
+from tests.live_trading.paper_fakes import RULES, START_NS, SYMBOLS, FakeExchange, contracts, panel, scores
 
 TAPE = panel(120, seed=5)
 FIRST = START_NS + 60 * NS_PER_HOUR

@@ -17,7 +17,7 @@ from crypto_qlib.live_trading.risk_control import Mode, RiskLimits
 from crypto_qlib.live_trading.session import Session, SessionConfig
 from crypto_qlib.portfolio.market_panel import market_states
 from crypto_qlib.store.ledger import IntentRow
-from paper_fakes import RULES, START_NS, SYMBOLS, contracts, panel, scores
+from tests.live_trading.paper_fakes import RULES, START_NS, SYMBOLS, contracts, panel, scores
 
 TAPE = panel(60)
 CONTRACTS = contracts()

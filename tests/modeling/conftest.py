@@ -13,7 +13,7 @@ from crypto_qlib.feature_engineering.feature_generator import build_features
 from crypto_qlib.modeling.labels import Labels, make_labels
 from crypto_qlib.modeling.train_model import TrainedModel, train_model
 from crypto_qlib.settings.schema import FeatureSettings, ModelSettings
-from noise_market import noise_panel
+from tests.noise_market import noise_panel
 
 SETS = FeatureSettings(sets=("alpha360", "technical", "btc_relative", "funding"), alpha360_window=5)
 

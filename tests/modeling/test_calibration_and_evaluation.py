@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from conftest import Trained
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.signal import ScorePanel
 from crypto_qlib.modeling.calibration import NO_SKILL_SLOPE, Calibration, fit_calibration
 from crypto_qlib.modeling.evaluate_model import evaluate_model, write_performance
 from crypto_qlib.modeling.labels import Labels
 from crypto_qlib.modeling.train_model import predict_scores
+from tests.modeling.conftest import Trained
 
 
 def drawn(n: int, slope: float, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from crypto_qlib.core.errors import UserError
 from crypto_qlib.modeling.labels import excess_over_mean, forward_returns, make_labels
 from crypto_qlib.modeling.splits import MIN_SEGMENT_BARS, Segment, TimeSplit, check_no_leak, split_bars
 from crypto_qlib.settings.schema import ModelSettings
-from noise_market import changed, noise_panel
+from tests.noise_market import changed, noise_panel
 
 NAN = float("nan")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import Trained, model_settings, train_on
 from crypto_qlib.modeling.evaluate_model import ModelPerformance, evaluate_model
 from crypto_qlib.modeling.train_model import predict_scores, train_model
-from noise_market import noise_panel
+from tests.modeling.conftest import Trained, model_settings, train_on
+from tests.noise_market import noise_panel
 
 pytestmark = pytest.mark.slow
 FAMILIES = ["lightgbm", "linear"]

@@ -17,7 +17,7 @@ from crypto_qlib.core.market import FundingBlock, MarketPanel
 from crypto_qlib.modeling.labels import forward_returns
 from crypto_qlib.modeling.qlib_task import segment_arrays
 from crypto_qlib.store.lake import Kind, Lake, Series
-from noise_market import noise_panel
+from tests.noise_market import noise_panel
 
 PANEL = noise_panel(400, 6, seed=6, planted=0.2)
 

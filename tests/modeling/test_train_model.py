@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import SETS, Trained, model_settings, train_on
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.signal import ScorePanel
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
@@ -19,7 +18,8 @@ from crypto_qlib.modeling.labels import Labels, make_labels
 from crypto_qlib.modeling.registry import champion_id, list_models, load_champion, model_folder, promote
 from crypto_qlib.modeling.train_model import load_model, predict_row, predict_scores, train_model
 from crypto_qlib.settings.schema import FeatureSettings
-from noise_market import changed, noise_panel, same_bits, with_other_future
+from tests.modeling.conftest import SETS, Trained, model_settings, train_on
+from tests.noise_market import changed, noise_panel, same_bits, with_other_future
 
 
 def fields(scores: ScorePanel) -> list[np.ndarray]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+
 from tests.scheduler.conftest import SMALL, MakePipeline
 
 TIME = pd.date_range("2025-01-01", periods=24 * 45, freq="1h", tz="UTC")

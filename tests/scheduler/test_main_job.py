@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from qlib.data import D
-from tests.scheduler.conftest import SMALL, MakePipeline
 
 from crypto_qlib.data_collector.qlib_data_adapter import init_qlib
 from crypto_qlib.scheduler.pipeline_scheduler import Pipeline
 from crypto_qlib.scheduler.reporter import SilentReporter
 from crypto_qlib.settings.load import load_settings
 from crypto_qlib.settings.secrets import Secrets
+from tests.scheduler.conftest import SMALL, MakePipeline
 
 NAMED_FILES = (
     "multi_asset_pnl_curve.png",

@@ -18,7 +18,7 @@ from crypto_qlib.core.clock import NS_PER_HOUR
 from crypto_qlib.core.order import ExitKind, MarginMode, OrderKind, Protection, TriggerSource
 from crypto_qlib.core.tiers import TierHistory
 from crypto_qlib.venue.records import Ambiguous
-from venue_tape import FLAT, ME, PLAIN, B, Tape, listed, order, run, tier_table
+from tests.venue.venue_tape import FLAT, ME, PLAIN, B, Tape, listed, order, run, tier_table
 
 STOP, TARGET, LIQ, CUT = ExitKind.STOP, ExitKind.TAKE_PROFIT, ExitKind.LIQUIDATION, ExitKind.PARTIAL_LIQUIDATION
 LONG_LIQ, SHORT_LIQ = 91.00101112234580, 108.80316518298714

@@ -14,7 +14,7 @@ from crypto_qlib.core.order import MarginMode, OrderKind, OrderStatus, Protectio
 from crypto_qlib.venue.records import OrderUpdated, RefusalCode
 from crypto_qlib.venue.simulator import SimulatedExchange
 from crypto_qlib.venue.venue_config import VenueConfig
-from venue_tape import FLAT, ME, PLAIN, B, Tape, instrument, listed, order, run, venue_bar
+from tests.venue.venue_tape import FLAT, ME, PLAIN, B, Tape, instrument, listed, order, run, venue_bar
 
 ISOLATED, CROSS = MarginMode.ISOLATED, MarginMode.CROSS
 Code = RefusalCode

@@ -15,7 +15,7 @@ from crypto_qlib.core.order import ExitKind, MarginMode, OrderKind, OrderRequest
 from crypto_qlib.core.position import Position, fold
 from crypto_qlib.venue.records import BillKind, FundingPaid, Liquidated
 from crypto_qlib.venue.simulator import SimulatedExchange
-from venue_tape import FEES, ME, PLAIN, B, listed, venue_bar
+from tests.venue.venue_tape import FEES, ME, PLAIN, B, listed, venue_bar
 
 SYMBOLS = ("AUSDT", "BUSDT")
 COSTLY = replace(PLAIN, half_spread_bps=2.0, impact_y=0.8)
