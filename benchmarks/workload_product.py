@@ -5,7 +5,7 @@
     python -m benchmarks A --public          # public API alone, one JSON line a workload
 
 The workload opens 10 positions of 0.3 x equity with no margin check; the product always checks margin, so it runs the same
-notional at 6x instead of 3x leverage (neither liquidates). Four switches make it follow the workload's simpler rules: a target may
+notional at 6x instead of 3x leverage (neither liquidates). Four switches follow the simpler rules of the workload: a target may
 be hit in the entry bar, stops pay plain slippage, entries at a settlement pay no funding, and no funding forecast in the rank.
 """
 
@@ -21,6 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,8 @@ def plain_rules(s: w.Shape, frame_ns: int, *, cross: bool) -> Rules:
         min_daily_turnover=0.0, min_listing_days=0.0, replace_margin=math.inf, cooldown_bars=0, holding_bars=s.hold,
         min_stop_distance=w.STOP, max_stop_distance=w.STOP, min_take_distance=w.TARGET, max_take_distance=w.TARGET,
         sizing=FIXED_FRACTION, risk_per_trade=1.0, position_fraction=w.NOTIONAL_FRACTION / 6.0, leverage=6.0,
-        max_position_fraction=100.0, max_gross=100.0, max_net=100.0, max_beta=BETA_OFF, liquidation_buffer=0.0, max_drawdown=1.0,
-        taker_fee=w.FEE, impact_y=0.0, half_spread_bps=w.SLIPPAGE_BPS, expect_funding=False, cross=cross,
+        max_position_fraction=100.0, max_gross=100.0, max_net=100.0, max_beta=BETA_OFF, liquidation_buffer=0.0,
+        max_drawdown=1.0, taker_fee=w.FEE, impact_y=0.0, half_spread_bps=w.SLIPPAGE_BPS, expect_funding=False, cross=cross,
     )  # fmt: skip
 
 
@@ -205,7 +206,7 @@ def main() -> None:
         if options.public:
             inputs = build(name)
             found = check(name, inputs)
-            times = [cpu_ms(lambda: run_backtest(inputs)) for _ in range(options.reps)]
+            times = [cpu_ms(partial(run_backtest, inputs)) for _ in range(options.reps)]
             line = {"workload": name, **found, "public_api_ms": round(statistics.median(times), 3), "peak_mb": peak_mb()}
         else:
             line = compare(name, options.reps)

@@ -31,7 +31,7 @@ from crypto_qlib.backtest.bookkeeping import (
     settle_isolated,
     write_ambiguous,
 )
-from crypto_qlib.core.jit import njit_lent
+from crypto_qlib.core.jit import njit_leaf, njit_lent
 from crypto_qlib.core.margin import requirement, unrealised_pnl
 from crypto_qlib.core.tiers import NO_TIER, tier_index
 from crypto_qlib.portfolio.decision import EXIT_TIME, Held, PlanRows
@@ -49,6 +49,8 @@ from crypto_qlib.venue.matching import (
     fillable_lots,
     gap_exit,
     intrabar_exit,
+    is_passed,
+    is_reached,
     optimistic_exit,
 )
 
@@ -67,7 +69,7 @@ def close_delisted(rules: Rules, desk: Desk, t: int, ts_ns: int, delisted_ns: In
             close_position(rules, desk, t, j, DELISTED, mark, mark)
 
 
-@njit_lent
+@njit_leaf
 def start_cooldown(rules: Rules, desk: Desk, bar_close_ns: int, j: int) -> None:
     """Keep column ``j`` out for a while after a stop-out or liquidation."""
     desk.cooldown_until_ns[j] = bar_close_ns + rules.cooldown_bars * rules.frame_ns
@@ -106,8 +108,7 @@ def next_at_open(
         if settles and is_settlement(rate):
             settle_isolated(book, ledger, used, taker_fee, t, j, rate, mark, False)
         p = book[j]
-        code, _ = gap_exit(p.side, price, mark, p.stop, p.take, p.liq, False)
-        if code != NO_EXIT:
+        if is_passed(p.side, mark, p.liq) or is_passed(p.side, price, p.stop) or is_reached(p.side, price, p.take):
             return k
     return -1
 
@@ -215,7 +216,7 @@ def fill_exits(
         close_position(rules, desk, t, j, TIME if rows.exit_reason[i] == EXIT_TIME else REPLACED, price, raw)
 
 
-@njit_lent
+@njit_leaf
 def may_enter(
     rules: Rules, state: StateArrays, version: int, desk: Desk, j: int, lots: int, leverage: float, price: float
 ) -> bool:
@@ -245,7 +246,9 @@ def fill_entries(
         raw = bars.open[t, j]
         side = rows.side[i]
         wanted = rows.lots[i]
-        if math.isnan(raw) or ts_ns >= delisted_ns[j] or desk.is_held[j]:
+        # A replaced position without a bar could not leave: its successor must wait too.
+        is_full = totals.n_open >= rules.max_open
+        if is_full or math.isnan(raw) or ts_ns >= delisted_ns[j] or desk.is_held[j]:
             totals.n_rejected += 1
             continue
         price = market_price(rules, state, day, j, side, raw, wanted)

@@ -22,7 +22,7 @@ from crypto_qlib.backtest.ledger_arrays import (
     Ledgers,
 )
 from crypto_qlib.core.costs import BPS, default_half_spread_bps, trading_fee
-from crypto_qlib.core.jit import njit_lent
+from crypto_qlib.core.jit import njit_leaf, njit_lent
 from crypto_qlib.core.margin import (
     initial_margin_cross,
     initial_margin_isolated,
@@ -134,7 +134,7 @@ class Desk(NamedTuple):
     ledgers: Ledgers
 
 
-@njit_lent
+@njit_leaf
 def maintenance_rate(state: StateArrays, version: int, j: int, lots: int) -> float:
     """Return the maintenance rate of a position of ``lots``; above the last tier, the last tier's."""
     bounds = state.tier_max[version, j]
@@ -145,7 +145,7 @@ def maintenance_rate(state: StateArrays, version: int, j: int, lots: int) -> flo
     return rate
 
 
-@njit_lent
+@njit_leaf
 def refresh_margin(rules: Rules, state: StateArrays, version: int, desk: Desk, j: int) -> None:
     """Look the position's maintenance rate up again and work out the mark that liquidates it."""
     p = desk.book[j]
@@ -153,14 +153,14 @@ def refresh_margin(rules: Rules, state: StateArrays, version: int, desk: Desk, j
     refresh_liquidation(rules, desk, j)
 
 
-@njit_lent
+@njit_leaf
 def refresh_liquidation(rules: Rules, desk: Desk, j: int) -> None:
     """Work out the mark that liquidates an isolated position; NaN in cross, where the account ratio decides."""
     p = desk.book[j]
     p.liq = math.nan if rules.cross else liquidation_price_isolated(p.side, p.qty, p.entry, p.margin, p.mmr, rules.taker_fee)
 
 
-@njit_lent
+@njit_leaf
 def half_spread_bps(rules: Rules, adv: float, tick_size: float, price: float) -> float:
     """Return the half spread of a fill at ``price``: the setting, or the ladder by turnover."""
     if rules.half_spread_bps >= 0.0:
@@ -168,7 +168,7 @@ def half_spread_bps(rules: Rules, adv: float, tick_size: float, price: float) ->
     return default_half_spread_bps(0.0 if math.isnan(adv) else adv, tick_size, price)
 
 
-@njit_lent
+@njit_leaf
 def market_price(rules: Rules, state: StateArrays, day: int, j: int, side: float, raw: float, lots: int) -> float:
     """Return the fill of a market order of ``lots`` at ``raw`` before slippage."""
     adv = today(state.daily, day, j).adv
@@ -196,7 +196,7 @@ def protection_price(
     )  # fmt: skip
 
 
-@njit_lent
+@njit_leaf
 def write_fill(desk: Desk, t: int, j: int, kind: int, lots: int, price: float, raw: float, fee: float, pnl: float) -> None:
     """Write one execution of signed ``lots``; slippage is booked on the position."""
     ledgers = desk.ledgers
@@ -215,7 +215,7 @@ def write_fill(desk: Desk, t: int, j: int, kind: int, lots: int, price: float, r
     row.pnl = pnl
 
 
-@njit_lent
+@njit_leaf
 def insert_column(desk: Desk, j: int) -> None:
     """Add ``j`` to the open columns, keeping them increasing."""
     k = desk.totals[0].n_open
@@ -227,7 +227,7 @@ def insert_column(desk: Desk, j: int) -> None:
     desk.is_held[j] = True
 
 
-@njit_lent
+@njit_leaf
 def remove_column(desk: Desk, j: int) -> None:
     """Take ``j`` out of the open columns, keeping the order of the others."""
     n = desk.totals[0].n_open
@@ -241,7 +241,7 @@ def remove_column(desk: Desk, j: int) -> None:
     desk.is_held[j] = False
 
 
-@njit_lent
+@njit_leaf
 def open_position(
     rules: Rules, state: StateArrays, version: int, desk: Desk, t: int, ts_ns: int, j: int, side: float, lots: int,
     price: float, raw: float, mark: float, leverage: float, stop: float, take: float, rank: int, score: float,
@@ -309,7 +309,7 @@ def close_position(rules: Rules, desk: Desk, t: int, j: int, kind: int, price: f
     finish_trade(desk, t, j, kind)
 
 
-@njit_lent
+@njit_leaf
 def finish_trade(desk: Desk, t: int, j: int, kind: int) -> None:
     """Write the trade of a position whose last part was just closed, and free its slot."""
     ledgers = desk.ledgers
@@ -437,7 +437,7 @@ def cross_account(rules: Rules, desk: Desk) -> tuple[float, float, float]:
     return equity, need, used
 
 
-@njit_lent
+@njit_leaf
 def settle_isolated(
     book: RecordArray, rows: RecordArray, used: IntArray, taker_fee: float, t: int, j: int, rate: float, mark: float,
     at_entry: bool,
@@ -469,7 +469,7 @@ def settle_cross(rules: Rules, desk: Desk, t: int, j: int, rate: float, mark: fl
     used[N_FUNDING] += 1
 
 
-@njit_lent
+@njit_leaf
 def write_settlement(p: Any, row: Any, t: int, j: int, rate: float, mark: float, flow: float) -> None:
     """Write one settlement of position record ``p`` to ledger record ``row``."""
     row.bar = t

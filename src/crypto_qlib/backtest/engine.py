@@ -39,7 +39,7 @@ from crypto_qlib.backtest.bookkeeping import Bars, Desk, Execution, cross_accoun
 from crypto_qlib.backtest.inputs import BacktestInputs, PreparedRun, prepare
 from crypto_qlib.backtest.ledger_arrays import POSITION, SERIES, TOTALS, new_ledgers, taken
 from crypto_qlib.backtest.result import BacktestResult, gather
-from crypto_qlib.core.jit import njit_lent
+from crypto_qlib.core.jit import njit_leaf, njit_lent
 from crypto_qlib.core.margin import initial_margin_cross, unrealised_pnl
 from crypto_qlib.portfolio.contract_table import NEVER_NS
 from crypto_qlib.portfolio.decision import (
@@ -66,7 +66,7 @@ _LEDGER_ROWS: Final = 16_384
 _SLOTS: Final = int(VetoRule.SLOTS)
 
 
-@njit_lent
+@njit_leaf
 def hold_positions(desk: Desk, held: Held, is_cross: bool) -> int:
     """Copy the open positions to ``held`` in the order of their columns; return how many."""
     n: int = desk.totals[0].n_open
@@ -83,7 +83,7 @@ def hold_positions(desk: Desk, held: Held, is_cross: bool) -> int:
     return n
 
 
-@njit_lent
+@njit_leaf
 def any_due(holding_ns: int, book: RecordArray, open_columns: IntArray, n_open: int, as_of_ns: int) -> bool:
     """Return whether a position has been held for its whole time."""
     for k in range(n_open):  # noqa: SIM110 - compiled code has no generator expressions
@@ -92,7 +92,7 @@ def any_due(holding_ns: int, book: RecordArray, open_columns: IntArray, n_open: 
     return False
 
 
-@njit_lent
+@njit_leaf
 def mark_bar(
     book: RecordArray, open_columns: IntArray, totals: RecordArray, close: FloatArray, mark_close: FloatArray, t: int,
     is_cross: bool, series: RecordArray, exposure: FloatArray,
@@ -145,7 +145,7 @@ def follow_clock(
         refresh_all(rules, state, totals.version, desk)
 
 
-@njit_lent
+@njit_leaf
 def is_nearly_full(used: IntArray, n_rows: int, room: int) -> bool:
     """Return whether one more bar might not fit into the ledgers."""
     is_full: bool = max(used[0], used[1], used[2], used[3], used[4]) + room > n_rows
@@ -163,7 +163,7 @@ def next_change(day_start: IntArray, version_start: IntArray, day: int, version:
     return change
 
 
-@njit_lent
+@njit_leaf
 def plan_bar(
     rules: Rules, state: StateArrays, state_as_of: IntArray, ts_ns: int, expected_return: FloatArray,
     win_probability: FloatArray, desk: Desk, held: Held, scratch: Scratch, rows: PlanRows, log: VetoLog,
@@ -315,10 +315,11 @@ def run_prepared(run: PreparedRun) -> BacktestResult:
     exposure = np.zeros((n_bars if run.with_exposure else 0, n_symbols))
     held, rows, scratch = new_held(capacity), new_plan_rows(capacity), new_scratch(n_symbols, capacity)
     marks, worst, parts = np.zeros(n_symbols), np.zeros(n_symbols), []
+    rule_row, execution_row = rules_record(rules), execution_record(run.execution)
     t = run.first_bar
     while t < n_bars:
         t = run_bars(
-            rules_record(rules), execution_record(run.execution), run.state, run.state_as_of, run.day_start, run.version_start, run.delisted_ns, run.bars,
+            rule_row, execution_row, run.state, run.state_as_of, run.day_start, run.version_start, run.delisted_ns, run.bars,
             run.frame_ns, run.score_as_of, run.expected_return, run.win_probability, desk, held, scratch, rows,
             log, marks, worst, series, exposure, t, n_bars, room, int(run.delisted_ns.min()),
         )  # fmt: skip

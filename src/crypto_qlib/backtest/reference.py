@@ -104,7 +104,10 @@ class _Driver:
             plan = self._plan(ts)
             self._exchange.begin_bar(self._bar(t))
             for order in plan:
-                self._send(ts, order)
+                n_open = len(self._exchange.snapshot(ACCOUNT).positions)
+                # A replaced position without a bar could not leave: its successor must wait too.
+                if order.reduce_only or n_open < run.rules.max_open:
+                    self._send(ts, order)
             self._exchange.end_bar()
             snapshot = self._exchange.snapshot(ACCOUNT)
             equity.append(snapshot.equity)

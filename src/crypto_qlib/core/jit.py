@@ -41,6 +41,15 @@ _digests: dict[str, str] = {}
 """Digest of what each module imports, made at its first compiled function, when its imports are done."""
 
 
+def njit_leaf(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile ``function`` like :func:`njit_lent` and copy its machine code into every caller.
+
+    For small steps of a hot loop that take many arrays: handing those over would cost more than the step itself.
+    """
+    compiled: Any = numba.njit(cache=True, nogil=True, fastmath=False, _nrt=False, forceinline=True)(function)
+    return _stamped(compiled, function)  # type: ignore[no-any-return]
+
+
 def _stamped(compiled: Any, function: Callable[..., Any]) -> Any:
     """Widen the stamp of the function's cache by what its module imports."""
     module = function.__module__

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crypto_qlib.core.account import AccountState, OpenPosition
-from crypto_qlib.core.jit import njit_lent
+from crypto_qlib.core.jit import njit_leaf, njit_lent
 from crypto_qlib.core.order import ExitKind, Side
 from crypto_qlib.core.signal import Scores
 from crypto_qlib.portfolio.market_columns import CORRELATION_BARS
@@ -142,7 +142,7 @@ def new_veto_log(n_rows: int) -> VetoLog:
     return VetoLog(np.zeros(N_RULES, np.int64), np.zeros(1, np.int64), np.zeros((n_rows, 3), np.int64), np.zeros((n_rows, 2)))
 
 
-@njit_lent
+@njit_leaf
 def plan_time_exits(rules: Rules, as_of_ns: int, held: Held, n_held: int, scratch: Scratch, rows: PlanRows) -> int:
     """Write the exits of positions held long enough; return how many."""
     holding_ns = rules.holding_bars * rules.frame_ns
@@ -157,7 +157,7 @@ def plan_time_exits(rules: Rules, as_of_ns: int, held: Held, n_held: int, scratc
     return n
 
 
-@njit_lent
+@njit_leaf
 def staying_book(state: StateArrays, day: int, equity: float, available: float, held: Held, n: int, scratch: Scratch) -> Book:
     """Return the exposure of the positions that are not leaving."""
     gross = net = beta_net = 0.0
@@ -211,7 +211,7 @@ def weakest_position(
     return slot, lowest
 
 
-@njit_lent
+@njit_leaf
 def without_position(state: StateArrays, day: int, book: Book, held: Held, k: int) -> Book:
     """Return the book after position ``k`` has left: its margin is free again, less its unrealised loss."""
     value = held.qty[k] * held.mark[k]
@@ -224,7 +224,7 @@ def without_position(state: StateArrays, day: int, book: Book, held: Held, k: in
     )  # fmt: skip
 
 
-@njit_lent
+@njit_leaf
 def with_position(state: StateArrays, day: int, book: Book, j: int, side: float, sized: Sized, taker_fee: float) -> Book:
     """Return the book after the new position was opened at its reference price."""
     value = sized.lots * state.contracts[j].base_per_lot * sized.price
@@ -235,7 +235,7 @@ def with_position(state: StateArrays, day: int, book: Book, j: int, side: float,
     )  # fmt: skip
 
 
-@njit_lent
+@njit_leaf
 def entries_open(rules: Rules, as_of_ns: int, equity: float, peak: float, free: int, n_staying: int, log: VetoLog) -> bool:
     """Return whether anything may be opened at all, and note the rule that forbids it."""
     if not equity > 0.0:
@@ -343,7 +343,7 @@ def plan_orders(  # noqa: PLR0912 - the numbered algorithm of the module
     return n_exits, n_entries
 
 
-@njit_lent
+@njit_leaf
 def write_entry(rows: PlanRows, n: int, j: int, side: float, sized: Sized, score: float) -> None:
     """Write entry ``n`` of a plan."""
     rows.symbol[n] = j
@@ -393,8 +393,9 @@ def decide(scores: Scores, account: AccountState, market: MarketState, rules: Ru
     rows, log = new_plan_rows(capacity), new_veto_log(2 * n + capacity + 4)
     state = state_arrays(market)
     n_exits, n_entries = plan_orders(
-        rules_record(rules), state, 0, 0, 0, market.as_of_ns, account.equity, account.available, account.peak_equity, expected, win,
-        held, len(positions), len(set(account.pending_symbols)), is_taken, cooldown, new_scratch(n, capacity), rows, log,
+        rules_record(rules), state, 0, 0, 0, market.as_of_ns, account.equity, account.available, account.peak_equity,
+        expected, win, held, len(positions), len(set(account.pending_symbols)), is_taken, cooldown,
+        new_scratch(n, capacity), rows, log,
     )  # fmt: skip
     exits = [_exit_order(positions[rows.exit_slot[k]], EXIT_REASONS[rows.exit_reason[k]]) for k in range(n_exits)]
     entries = [_entry_order(market.symbols, rows, k, expected, win) for k in range(n_entries)]

@@ -288,6 +288,6 @@ def _half_spread(
     result = np.empty(adv.shape)
     for d, row in enumerate(first_rows):
         for j in range(adv.shape[1]):
-            price = panel.close[row - 1, j] if row > 0 else math.nan
+            price = panel.close[row - 1, j] if 0 < row <= panel.n_bars else math.nan
             result[d, j] = default_half_spread_bps(adv[d, j], contracts.fixed.tick_size[j], price if price > 0.0 else math.inf)
     return result

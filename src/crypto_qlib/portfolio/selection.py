@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crypto_qlib.core.clock import NS_PER_DAY
-from crypto_qlib.core.jit import njit_lent
+from crypto_qlib.core.jit import njit_leaf, njit_lent
 from crypto_qlib.portfolio.market_columns import CORRELATION_BARS
 from crypto_qlib.portfolio.market_panel import StateArrays
 from crypto_qlib.portfolio.rules import Rules
@@ -71,7 +71,7 @@ class VetoLog(NamedTuple):
     values: FloatArray
 
 
-@njit_lent
+@njit_leaf
 def note_veto(log: VetoLog, as_of_ns: int, rule: int, j: int, limit: float, actual: float) -> None:
     """Count a refusal and, where there is room, log it."""
     log.counts[rule] += 1
@@ -85,7 +85,7 @@ def note_veto(log: VetoLog, as_of_ns: int, rule: int, j: int, limit: float, actu
         log.used[0] = k + 1
 
 
-@njit_lent
+@njit_leaf
 def static_refusal(  # noqa: PLR0911 - one return for each rule that refuses
     is_side_on: bool,
     is_blacklisted: bool,
@@ -121,19 +121,19 @@ def static_refusal(  # noqa: PLR0911 - one return for each rule that refuses
     return _PASSED, 0.0, 0.0
 
 
-@njit_lent
+@njit_leaf
 def expected_funding_cost(side: float, rate: float, settlements: float) -> float:
     """Return what funding is expected to take from a position over the holding time, a fraction of notional (< 0: income)."""
     return side * rate * settlements
 
 
-@njit_lent
+@njit_leaf
 def reference_notional(rules: Rules, equity: float) -> float:
     """Return the order size slippage is forecast for while ranking: an even share of the gross cap, within the position cap."""
     return equity * min(rules.max_position_fraction, rules.max_gross / rules.max_open)
 
 
-@njit_lent
+@njit_leaf
 def rank_candidates(
     rules: Rules,
     state: StateArrays,
@@ -171,10 +171,11 @@ def rank_candidates(
             continue
         side = 1.0 if r > 0.0 else -1.0
         adv = today(state.daily, day, j).adv
+        contract = state.contracts[j]
         rule, limit, actual = static_refusal(
-            rules.allow_long if side > 0.0 else rules.allow_short, state.contracts[j].blacklisted, as_of_ns, state.contracts[j].delisted_ns,
+            rules.allow_long if side > 0.0 else rules.allow_short, contract.blacklisted, as_of_ns, contract.delisted_ns,
             column(state.age, row, j), rules.max_data_age_bars, column(state.close, row, j),
-            (as_of_ns - state.contracts[j].listed_ns) / NS_PER_DAY, rules.min_listing_days, adv, rules.min_daily_turnover,
+            (as_of_ns - contract.listed_ns) / NS_PER_DAY, rules.min_listing_days, adv, rules.min_daily_turnover,
             (cooldown_until_ns[j] - as_of_ns) / ns_per_bar,
         )  # fmt: skip
         if rule != _PASSED:
@@ -195,7 +196,7 @@ def rank_candidates(
         rank[j] = value * (1.0 if math.isnan(p) else 2.0 * p)
 
 
-@njit_lent
+@njit_leaf
 def best_candidate(rank: FloatArray) -> int:
     """Return the column of the highest rank, the lowest one on a tie, or -1 where none is left."""
     best = -1

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from crypto_qlib.core.clock import NS_PER_DAY
 from crypto_qlib.core.costs import BPS, slippage_bps, slipped_price
 from crypto_qlib.core.instrument import floor_lots, round_price_against
-from crypto_qlib.core.jit import njit_lent
+from crypto_qlib.core.jit import njit_leaf, njit_lent
 from crypto_qlib.core.margin import max_leverage_for_stop
 from crypto_qlib.core.tiers import NO_TIER, tier_index
 from crypto_qlib.portfolio.market_panel import StateArrays
@@ -78,20 +78,20 @@ class Sized(NamedTuple):
     take: float
 
 
-@njit_lent
+@njit_leaf
 def column(values: npt.NDArray[np.float64], row: int, j: int) -> float:
     """Return ``values[row, j]``; a column with one row holds for every moment."""
     value: float = values[row if values.shape[0] > 1 else 0, j]
     return value
 
 
-@njit_lent
+@njit_leaf
 def today(daily: npt.NDArray[Any], day: int, j: int) -> Any:
     """Return the record ``daily[day, j]``; a table with one row holds for every day."""
     return daily[day if daily.shape[0] > 1 else 0, j]
 
 
-@njit_lent
+@njit_leaf
 def expected_slippage(half: float, adv: float, sigma: float, impact_y: float, order_notional: float) -> float:
     """Return the slippage a taker order is expected to pay, a fraction of its notional; unknown volatility: half spread.
 
@@ -109,7 +109,7 @@ def expected_slippage(half: float, adv: float, sigma: float, impact_y: float, or
     return min(slippage_bps(order_notional, turnover, sigma_bps, half, impact_y), MAX_BPS) * BPS
 
 
-@njit_lent
+@njit_leaf
 def clamped_distance(atrs: float, atr: float, low: float, high: float) -> float:
     """Return ``atrs * atr`` inside ``[low, high]``; equal bounds need no ATR, NaN where the ATR is needed and unknown."""
     if low == high:
@@ -117,7 +117,7 @@ def clamped_distance(atrs: float, atr: float, low: float, high: float) -> float:
     return min(max(atrs * atr, low), high) if not math.isnan(atr) else math.nan
 
 
-@njit_lent
+@njit_leaf
 def wanted_notional(
     rules: Rules, equity: float, leverage: float, loss: float, weight: float, net: float, sigma: float
 ) -> float:
@@ -131,7 +131,7 @@ def wanted_notional(
     return fixed * weight if rules.sizing == SCORE_WEIGHTED else fixed
 
 
-@njit_lent
+@njit_leaf
 def tightest_room(rules: Rules, book: Book, side: float, beta: float, largest: float) -> tuple[float, int, float, float]:
     """Return (room in USDT, rule, limit, actual) of the book cap that leaves a new position the least room."""
     room, code, limit, actual = rules.max_position_fraction * book.equity, _POSITION_CAP, rules.max_position_fraction, 0.0
@@ -161,7 +161,7 @@ class Contract(NamedTuple):
     max_leverage: float
 
 
-@njit_lent
+@njit_leaf
 def fitted_leverage(
     wanted: float, contract: Contract, lots: int, distance: float, buffer: float, taker_fee: float
 ) -> tuple[float, int]:
@@ -178,13 +178,13 @@ def fitted_leverage(
     return math.floor(cap * LEVERAGE_STEP + _SLACK) / LEVERAGE_STEP, row
 
 
-@njit_lent
+@njit_leaf
 def refused(code: int, limit: float, actual: float) -> Sized:
     """Return the refusal ``code`` as a size."""
     return Sized(code, limit, actual, 0, 0.0, math.nan, math.nan, math.nan)
 
 
-@njit_lent
+@njit_leaf
 def size_position(  # noqa: PLR0911 - one return for each rule that refuses
     rules: Rules,
     state: StateArrays,
@@ -271,7 +271,7 @@ def size_position(  # noqa: PLR0911 - one return for each rule that refuses
     return Sized(ACCEPTED, 0.0, 0.0, lots, leverage, price, stop, target)
 
 
-@njit_lent
+@njit_leaf
 def tier_count(bounds: npt.NDArray[np.float64]) -> int:
     """Return how many of the padded upper bounds are tiers."""
     n = bounds.size
