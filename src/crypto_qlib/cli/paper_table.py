@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -11,7 +15,9 @@ from rich.text import Text
 from crypto_qlib.core.clock import iso
 from crypto_qlib.live_trading.paper_view import PaperView, PositionLine
 
-_NEAR_LIQUIDATION = 0.05
+WIDE: Final = 120
+"""Terminal columns from which everything is shown."""
+_NEAR_LIQUIDATION: Final = 0.05
 """Distance to liquidation (fraction of the mark) below which it is shown in red."""
 
 
@@ -33,7 +39,7 @@ class PaperScreen:
         for alert in view.alerts:
             self._console.print(Text(f"    {alert}", style="yellow"))
         if view.bar == view.n_bars and view.positions:
-            self._console.print(positions_table(view))
+            self._console.print(positions_table(view, self._console.width))
 
 
 def bar_line(view: PaperView) -> Text:
@@ -47,51 +53,74 @@ def bar_line(view: PaperView) -> Text:
     )
 
 
-def positions_table(view: PaperView) -> Table:
-    """Return the open positions (prices in USDT per coin, money in USDT; margin ratio 1.0 is liquidation)."""
-    table = Table(title=f"Open positions at {iso(view.as_of_ns)[:16]} UTC", title_justify="left", header_style="bold")
-    table.add_column("symbol")
-    table.add_column("side")
-    for heading in (
-        "size",
-        "entry",
-        "mark",
-        "lev",
-        "margin",
-        "margin ratio",
-        "liquidation",
-        "away",
-        "stop",
-        "take profit",
-        "PnL",
-    ):
-        table.add_column(heading, justify="right")
-    for line in view.positions:
-        table.add_row(*_cells(line))
+def positions_table(view: PaperView, width: int = WIDE) -> Table:
+    """Return the open positions (prices in USDT per coin, money in USDT; margin ratio 1.0 is liquidation).
+
+    Parameters
+    ----------
+    view : PaperView
+        What to show.
+    width : int
+        Columns of the terminal; on a narrow one the less important columns are left out.
+    """
+    table = Table(
+        title=f"Open positions at {iso(view.as_of_ns)[:16]} UTC",
+        title_justify="left",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_footer=True,
+    )
     total = sum(line.unrealised_pnl for line in view.positions)
-    table.add_section()
-    blanks = [""] * (len(table.columns) - 2)
-    table.add_row("total", *blanks, Text(f"{total:+,.2f}", style=_gain_style(total)))
+    shown = [c for c in _COLUMNS if width >= WIDE or not c.only_wide]
+    for column in shown:
+        left = column.heading in ("symbol", "side")
+        footer = {"symbol": Text("total"), "PnL": _money(total)}.get(column.heading, Text(""))
+        table.add_column(column.heading, footer=footer, justify="left" if left else "right", no_wrap=True)
+    for line in view.positions:
+        table.add_row(*(column.cell(line) for column in shown))
     return table
 
 
-def _cells(line: PositionLine) -> list[str | Text]:
+def _name(line: PositionLine) -> Text:
+    return Text(line.symbol if line.is_ours else f"{line.symbol} (not ours)")
+
+
+def _side(line: PositionLine) -> Text:
+    return Text(line.side, style="green" if line.side == "long" else "magenta")
+
+
+def _away(line: PositionLine) -> Text:
     near = line.liquidation_distance < _NEAR_LIQUIDATION
-    return [
-        line.symbol if line.is_ours else f"{line.symbol} (not ours)",
-        Text(line.side, style="green" if line.side == "long" else "magenta"),
-        _price(line.qty),
-        _price(line.entry),
-        _price(line.mark),
-        f"{line.leverage:g}x",
-        f"{line.margin:,.0f}",
-        _number(line.margin_ratio, ",.1f"),
-        _price(line.liquidation_price),
-        Text(_number(line.liquidation_distance, ".1%"), style="red" if near else ""),
-        _price(line.stop_price),
-        _price(line.take_profit_price),
-        Text(f"{line.unrealised_pnl:+,.2f}", style=_gain_style(line.unrealised_pnl)),
-    ]
+    return Text(_number(line.liquidation_distance, ".1%"), style="red" if near else "")
+
+
+def _money(value: float) -> Text:
+    return Text(f"{value:+,.2f}", style=_gain_style(value))
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    heading: str
+    cell: Callable[[PositionLine], Text]
+    only_wide: bool = False
+
+
+_COLUMNS: Final = (
+    _Column("symbol", _name),
+    _Column("side", _side),
+    _Column("size", lambda x: Text(_price(x.qty)), only_wide=True),
+    _Column("entry", lambda x: Text(_price(x.entry))),
+    _Column("mark", lambda x: Text(_price(x.mark))),
+    _Column("lev", lambda x: Text(f"{x.leverage:g}x")),
+    _Column("margin", lambda x: Text(f"{x.margin:,.0f}"), only_wide=True),
+    _Column("ratio", lambda x: Text(_number(x.margin_ratio, ",.1f"))),
+    _Column("liquidation", lambda x: Text(_price(x.liquidation_price))),
+    _Column("away", _away),
+    _Column("stop", lambda x: Text(_price(x.stop_price)), only_wide=True),
+    _Column("take profit", lambda x: Text(_price(x.take_profit_price)), only_wide=True),
+    _Column("PnL", lambda x: _money(x.unrealised_pnl)),
+)
 
 
 def _price(value: float) -> str:

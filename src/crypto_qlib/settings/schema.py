@@ -146,7 +146,12 @@ class StrategySettings(Section):
     )
     max_position_fraction: float = Field(0.5, gt=0, description="Cap of one position's notional, multiple of equity.")
     max_gross: float = Field(3.0, gt=0, description="Cap of gross notional, multiple of equity.")
-    max_net: float = Field(1.0, gt=0, description="Cap of |net| notional, multiple of equity.")
+    max_net: float = Field(
+        0.3,
+        gt=0,
+        description="Cap of |net| notional, multiple of equity; small, because scores rank coins and say nothing of "
+        "the market's direction.",
+    )
     max_beta: float = Field(100.0, gt=0, description="Cap of |net beta to BTC| x notional, multiple of equity; 100 = off.")
     liquidation_buffer: float = Field(0.5, ge=0, description="Least distance from stop to liquidation, as a fraction of the "
                                       "stop distance.")  # fmt: skip
@@ -209,7 +214,10 @@ class ExchangeSettings(Section):
     simulated_days: int = Field(372, ge=3, description="Days of simulated history before the paper session.")
     simulated_end: IsoTime = Field("2026-01-01T00:00:00", description="ISO time of 'now' on the simulated market at start.")
     signal_strength: float = Field(
-        0.0, ge=0, le=1, description="Planted cross-sectional signal of the simulated market; 0 = pure noise."
+        1.0,
+        ge=0,
+        le=1,
+        description="Signal planted in the simulated market, so that there is something to find; 0 = pure noise.",
     )
     seed: int = Field(20260101, ge=0, description="Seed of the simulated market.")
     paper_equity: float = Field(100_000.0, gt=0, description="Starting USDT of the embedded paper account.")
