@@ -95,7 +95,7 @@ class Rules(NamedTuple):
     leverage: float = 3.0
     max_position_fraction: float = 0.5
     max_gross: float = 3.0
-    max_net: float = 1.0
+    max_net: float = 0.3
     max_beta: float = 100.0
     liquidation_buffer: float = 0.5
     max_drawdown: float = 0.5
