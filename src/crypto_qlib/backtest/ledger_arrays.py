@@ -6,6 +6,7 @@ hold the codes of :mod:`crypto_qlib.venue.matching`; ``OPENING`` (0) marks an op
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -193,6 +194,11 @@ def new_ledgers(n_rows: int) -> Ledgers:
 
 def taken(ledgers: Ledgers) -> tuple[RecordArray, ...]:
     """Return copies of the rows in use and mark the ledgers empty."""
-    rows: tuple[Any, ...] = tuple(ledger[:n].copy() for ledger, n in zip(ledgers[:5], ledgers.used.tolist(), strict=True))
+    rows = tuple(joined([ledger[:n]]) for ledger, n in zip(ledgers[:5], ledgers.used.tolist(), strict=True))
     ledgers.used[:] = 0
     return rows
+
+
+def joined(parts: Sequence[RecordArray]) -> RecordArray:
+    """Return contiguous record arrays of one dtype one after the other, copied as bytes (numpy copies records one by one)."""
+    return np.concatenate([p.view(np.uint8) for p in parts]).view(parts[0].dtype)

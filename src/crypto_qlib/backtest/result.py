@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from crypto_qlib.backtest.bookkeeping import Desk
 from crypto_qlib.backtest.inputs import PreparedRun
-from crypto_qlib.backtest.ledger_arrays import OPENING, POSITION
+from crypto_qlib.backtest.ledger_arrays import OPENING, POSITION, joined
 from crypto_qlib.core.market import FloatArray, IntArray
 from crypto_qlib.core.order import ExitKind
 from crypto_qlib.portfolio.rules import Rules
@@ -194,7 +194,7 @@ def gather(
 ) -> BacktestResult:
     """Put the pieces of a finished run together; bars before the first traded one are cut off."""
     first = run.first_bar
-    ledgers = [np.concatenate([p[k] for p in parts]) if len(parts) > 1 else parts[0][k] for k in range(5)]
+    ledgers = [joined([p[k] for p in parts]) if len(parts) > 1 else parts[0][k] for k in range(5)]
     for ledger, names in zip(ledgers, (("bar",), ("entry_bar", "exit_bar"), ("bar",), ("bar",), ("bar",)), strict=True):
         for name in names:
             ledger[name] -= first
