@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from crypto_qlib.backtest.analysis_report import ReportFiles, write_report
 from crypto_qlib.backtest.performance_report import curves
 from crypto_qlib.backtest.report_pictures import draw_pnl_curve
@@ -172,8 +174,14 @@ def evaluate(data: MarketData, scores: ScorePanel, model: TrainedModel) -> Model
 
 
 def run_backtest(data: MarketData, scores: ScorePanel, options: Options = ()) -> BacktestResult:
-    """Return the leveraged long/short backtest; sections ``strategy`` and ``backtest`` are read."""
-    return run_backtest_leveraged(data.panel, scores, data.instruments, data.tiers, _settings(options))
+    """Return the leveraged long/short backtest; sections ``strategy`` and ``backtest`` are read.
+
+    Without any settlement in ``data`` funding is left out of the result.
+    """
+    knows_funding = bool(np.isfinite(data.panel.funding_rate).any())
+    return run_backtest_leveraged(
+        data.panel, scores, data.instruments, data.tiers, _settings(options), require_funding=knows_funding
+    )
 
 
 def save_report(result: BacktestResult, data: MarketData, folder: str | Path, options: Options = ()) -> ReportFiles:

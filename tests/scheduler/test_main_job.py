@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,6 +118,7 @@ def test_a_changed_strategy_repeats_the_backtest_and_not_the_training(finished: 
     changed = Pipeline(settings, Secrets(), SilentReporter())
     changed.train()
     changed.backtest()
+    shutil.rmtree(changed.paths.reports / json.loads((changed.paths.steps / "backtest.json").read_text())["key"])
     said = changed._reporter.lines  # type: ignore[attr-defined]
     assert "train: unchanged" in said
     assert "backtest and report: unchanged" not in said

@@ -22,6 +22,8 @@ def run_backtest_leveraged(
     instruments: Mapping[str, Instrument],
     tiers: Mapping[str, TierHistory],
     settings: Settings,
+    *,
+    require_funding: bool = True,
 ) -> BacktestResult:
     """Return the backtest of ``scores`` on ``panel``, traded from the first usable score to the panel's last bar.
 
@@ -35,6 +37,8 @@ def run_backtest_leveraged(
         Contract specification and tiers of every symbol of the panel.
     settings : Settings
         ``strategy``, ``backtest`` and ``data.frame``.
+    require_funding : bool
+        Refuse symbols without a single settlement; False where the market's funding is not known at all.
 
     Raises
     ------
@@ -53,5 +57,6 @@ def run_backtest_leveraged(
             blacklist=settings.strategy.blacklist,
             with_exposure=True,
             veto_log_rows=200_000,
+            require_funding=require_funding,
         )
     )

@@ -63,6 +63,13 @@ class ExchangeAccess:
         return self.is_embedded and self._settings.exchange.market == "simulated"
 
     @property
+    def knows_funding(self) -> bool:
+        """Return whether the market can tell what funding was paid; a replay of bare candles cannot."""
+        exchange, wants = self._settings.exchange, self._settings.data.funding
+        is_bare = self.is_embedded and exchange.market == "replay" and exchange.replay_funding is None
+        return wants and not (is_bare and exchange.replay_path is not None and not exchange.replay_path.is_dir())
+
+    @property
     def market_label(self) -> str:
         """Return in words whose prices and whose money these are."""
         exchange = self._settings.exchange

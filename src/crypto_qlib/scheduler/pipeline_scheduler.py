@@ -337,7 +337,8 @@ class Pipeline:
         return key_of(self.collected.data_id, self.collected.symbols, self.settings.data, code_identity())
 
     def _feature_key(self) -> str:
-        return key_of(self._clean_key(), self.collected.start_ns, self.collected.end_ns, self.settings.features)
+        c, share = self.collected, self.settings.model.train_fraction
+        return key_of(self._clean_key(), c.start_ns, c.end_ns, self.settings.features, share)
 
     def _train_key(self) -> str:
         return key_of(self._feature_key(), self.settings.model.model_dump(exclude={"threads"}))
@@ -351,7 +352,8 @@ class Pipeline:
                 return load_feature_frame(self.paths.features)
             advance = self._reporter.progress("feature sets", 1.0)
             panel = self._panel()
-            wanted, left_out = settings_for_panel(panel, self.settings.features)
+            learned_from = panel.rows(0, int(panel.n_bars * self.settings.model.train_fraction))
+            wanted, left_out = settings_for_panel(learned_from, self.settings.features)
             for line in left_out:
                 self._reporter.say(line)
             frame = build_features(panel, wanted, advance)
@@ -382,7 +384,12 @@ class Pipeline:
 
     def _traded(self, model: TrainedModel) -> BacktestResult:
         instruments, tiers = self._contracts()
-        return run_backtest_leveraged(self._panel(), self._scores(model), instruments, tiers, self.settings)
+        knows_funding = self._access.knows_funding
+        if not knows_funding:
+            self._reporter.say("no funding is known of this market: the result leaves it out")
+        return run_backtest_leveraged(
+            self._panel(), self._scores(model), instruments, tiers, self.settings, require_funding=knows_funding
+        )
 
     async def _session(self, gateway: Gateway, model: TrainedModel, stamp: dict[str, Any]) -> PaperResult:
         instruments, tiers = self._contracts()
