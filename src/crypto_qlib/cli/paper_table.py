@@ -110,7 +110,7 @@ _COLUMNS: Final = (
     _Column("symbol", _name),
     _Column("side", _side),
     _Column("size", lambda x: Text(_price(x.qty)), only_wide=True),
-    _Column("entry", lambda x: Text(_price(x.entry))),
+    _Column("entry", lambda x: Text(_price(x.entry)), only_wide=True),
     _Column("mark", lambda x: Text(_price(x.mark))),
     _Column("lev", lambda x: Text(f"{x.leverage:g}x")),
     _Column("margin", lambda x: Text(f"{x.margin:,.0f}"), only_wide=True),

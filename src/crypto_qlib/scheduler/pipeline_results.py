@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crypto_qlib.core.clock import iso
+from crypto_qlib.core.errors import UserError
 from crypto_qlib.data_collector.clean_data import QualityReport
 from crypto_qlib.data_collector.fetch_okx_data import UpdateReport
 from crypto_qlib.data_collector.universe_history import UniverseSnapshot, describe
@@ -52,6 +53,23 @@ def quality_lines(report: QualityReport, where: str) -> tuple[str, ...]:
     totals = report.totals()
     flagged = ", ".join(f"{n:,} {name}" for name, n in totals.items() if n and name not in ("bars", "missing"))
     return (f"quality: {totals['bars']:,} bars, {totals['missing']:,} missing{', ' + flagged if flagged else ''}; {where}",)
+
+
+def require_settlements(report: QualityReport) -> None:
+    """Stop for a human if a symbol has no funding settlement at all: its funding would silently cost nothing.
+
+    Raises
+    ------
+    UserError
+        Naming every such symbol.
+    """
+    without = [s.symbol for s in report.symbols if not s.n_settlements]
+    if without:
+        coins = ",".join(symbol.removesuffix("USDT") for symbol in without)
+        raise UserError(
+            f"no funding settlement is known of {', '.join(without)}",
+            f"leave them out with --set universe.exclude=[{coins}], or all funding with --set data.funding=false",
+        )
 
 
 def performance_lines(performance: ModelPerformance) -> tuple[str, ...]:

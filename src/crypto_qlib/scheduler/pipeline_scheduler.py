@@ -57,6 +57,7 @@ from crypto_qlib.scheduler.pipeline_results import (
     paper_lines,
     performance_lines,
     quality_lines,
+    require_settlements,
     universe_lines,
     update_lines,
 )
@@ -177,7 +178,7 @@ class Pipeline:
         Raises
         ------
         UserError
-            If a gap is longer than ``data.max_gap_bars``.
+            If a gap is longer than ``data.max_gap_bars``, or a symbol has no funding settlement at all.
         """
         with self._step("data check") as skipped:
             folder = self.paths.reports / "quality"
@@ -190,6 +191,8 @@ class Pipeline:
             report = clean(self._lake, self.collected.symbols, self.settings.data)
             lines = quality_lines(report, str(write_quality_report(report, folder)))
             report.raise_if_unfit()
+            if self._access.knows_funding:
+                require_settlements(report)
             self._book.complete("clean", key, {"lines": list(lines)})
         return Said(lines)
 
