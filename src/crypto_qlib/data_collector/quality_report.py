@@ -28,15 +28,26 @@ def as_document(report: QualityReport) -> dict[str, Any]:
     return {"frame": report.frame, "totals": report.totals(), "failures": list(report.failures), "symbols": rows}
 
 
-def write_quality_report(report: QualityReport, folder: Path) -> Path:
+def write_quality_report(report: QualityReport, folder: Path, market: str = "", data_identity: str = "") -> Path:
     """Write ``quality.json`` and ``quality.html`` into ``folder`` and return the path of the page.
+
+    Parameters
+    ----------
+    report : QualityReport
+        Findings of one cleaning.
+    folder : Path
+        Created if absent.
+    market : str
+        Whose prices these are, in words; it must say so where they are simulated.
+    data_identity : str
+        Identity of the data that was cleaned.
 
     Raises
     ------
     UserError
         If a file cannot be written.
     """
-    document = as_document(report)
+    document = {"market": market, "data": data_identity, **as_document(report)}
     env = Environment(loader=PackageLoader("crypto_qlib.data_collector", "templates"), autoescape=select_autoescape(["j2"]))
     flags = [f.name.lower() for f in Flag if f.name]
     page = env.get_template("quality.html.j2").render(report=document, flags=flags)

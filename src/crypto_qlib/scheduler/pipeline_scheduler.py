@@ -189,7 +189,8 @@ class Pipeline:
                 skipped("unchanged")
                 return Said(tuple(record.output["lines"]))
             report = clean(self._lake, self.collected.symbols, self.settings.data)
-            lines = quality_lines(report, str(write_quality_report(report, folder)))
+            written = write_quality_report(report, folder, self._access.market_label, self.collected.data_id)
+            lines = quality_lines(report, str(written))
             report.raise_if_unfit()
             if self._access.knows_funding:
                 require_settlements(report)
