@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import combinations
 from statistics import NormalDist
 from typing import Final
 
@@ -65,6 +66,31 @@ def newey_west_standard_error(values: FloatArray, lags: int) -> float:
     return math.sqrt(max(variance, 0.0) / n)
 
 
+def stationary_index(rng: np.random.Generator, n: int, shape: tuple[int, int], mean_block: float) -> npt.NDArray[np.int64]:
+    """Return indices of stationary-bootstrap resamples of ``n`` values, one resample a row.
+
+    Each walks through the (circular) series and jumps to a random place with probability ``1 / mean_block`` at every step.
+
+    Parameters
+    ----------
+    rng : Generator
+        Source of randomness.
+    n : int
+        Length of the series resampled.
+    shape : (rows, length)
+        Resamples and their length, which may exceed ``n``.
+    mean_block : float
+        Mean block length, >= 1.
+    """
+    steps = np.arange(shape[1])
+    jump = rng.random(shape) < 1.0 / mean_block
+    jump[:, 0] = True
+    origin = np.where(jump, rng.integers(0, n, shape), 0)
+    last_jump = np.maximum.accumulate(np.where(jump, steps, 0), axis=1)
+    index: npt.NDArray[np.int64] = (np.take_along_axis(origin, last_jump, axis=1) + steps - last_jump) % n
+    return index
+
+
 def bootstrap_means(values: FloatArray, mean_block: float, n_samples: int, seed: int) -> FloatArray:
     """Return means of stationary-bootstrap resamples, shape ``(n_samples,)``.
 
@@ -95,15 +121,9 @@ def bootstrap_means(values: FloatArray, mean_block: float, n_samples: int, seed:
         return np.full(n_samples, np.nan)
     rng = np.random.default_rng(seed)
     means = np.empty(n_samples)
-    steps = np.arange(n)
     for start in range(0, n_samples, _CHUNK):
         rows = min(_CHUNK, n_samples - start)
-        jump = rng.random((rows, n)) < 1.0 / mean_block
-        jump[:, 0] = True
-        origin = np.where(jump, rng.integers(0, n, (rows, n)), 0)
-        last_jump = np.maximum.accumulate(np.where(jump, steps, 0), axis=1)
-        index = (np.take_along_axis(origin, last_jump, axis=1) + steps - last_jump) % n
-        means[start : start + rows] = clean[index].mean(axis=1)
+        means[start : start + rows] = clean[stationary_index(rng, n, (rows, n), mean_block)].mean(axis=1)
     return means
 
 
@@ -166,3 +186,58 @@ def deflated_sharpe(returns: FloatArray, n_trials: int, sharpe_spread: float) ->
         Standard deviation of the trials' Sharpe ratios, per period.
     """
     return probabilistic_sharpe(returns, expected_best_sharpe(n_trials, sharpe_spread))
+
+
+def null_sharpe_spread(n_periods: int) -> float:
+    """Return the standard deviation of a useless strategy's Sharpe ratio per period, ``1 / sqrt(n - 1)``; NaN below two."""
+    return 1.0 / math.sqrt(n_periods - 1) if n_periods > 1 else float("nan")
+
+
+def probability_of_overfitting(trials: FloatArray, n_blocks: int = 10) -> float:
+    """Return how often the best trial in one half of the time falls below the median in the other half.
+
+    Combinatorially symmetric cross-validation: time is cut into ``n_blocks``; for every choice of half of them the trial with
+    the best Sharpe ratio inside is ranked outside; the result is the share of choices where it ranks below the middle.
+    About 0.5 for useless trials, near 0 where the best is truly best.
+
+    Parameters
+    ----------
+    trials : (n_periods, n_trials) float64
+        Returns of every configuration tried on the same periods, finite.
+    n_blocks : int
+        Even, >= 2.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two trials, or fewer periods than blocks need.
+
+    Notes
+    -----
+    Source: Bailey, Borwein, Lopez de Prado & Zhu, J. Computational Finance 20 (2017).
+    """
+    n_periods, n_trials = trials.shape
+    if n_trials < 2 or n_blocks < 2 or n_blocks % 2 or n_periods < 2 * n_blocks:  # noqa: PLR2004 - a choice, two halves
+        raise ValueError(f"need two trials and {2 * n_blocks} periods, got {n_trials} and {n_periods}")
+    blocks = np.array_split(trials, n_blocks)
+    count = np.array([len(b) for b in blocks], dtype=np.float64)
+    total = np.array([b.sum(axis=0) for b in blocks])
+    square = np.array([(b * b).sum(axis=0) for b in blocks])
+    below = choices = 0
+    for chosen in combinations(range(n_blocks), n_blocks // 2):
+        inside = np.zeros(n_blocks, np.bool_)
+        inside[list(chosen)] = True
+        best = int(np.argmax(_sharpe_of(count[inside], total[inside], square[inside])))
+        outside = _sharpe_of(count[~inside], total[~inside], square[~inside])
+        rank = float(np.sum(outside < outside[best]) + 0.5 * np.sum(outside == outside[best]) + 0.5)
+        below += rank / (n_trials + 1) < 0.5  # noqa: PLR2004 - the middle
+        choices += 1
+    return below / choices
+
+
+def _sharpe_of(count: FloatArray, total: FloatArray, square: FloatArray) -> FloatArray:
+    """Return each trial's Sharpe ratio per period from block sums; 0 where it never moved."""
+    n = count.sum()
+    mean = total.sum(axis=0) / n
+    spread = np.sqrt(np.maximum(square.sum(axis=0) / n - mean * mean, 0.0))
+    return np.divide(mean, spread, out=np.zeros_like(mean), where=spread > 0.0)
