@@ -50,6 +50,7 @@ from crypto_qlib.modeling.evaluate_model import ModelPerformance, evaluate_model
 from crypto_qlib.modeling.labels import Labels, make_labels
 from crypto_qlib.modeling.registry import champion_id, model_folder, promote
 from crypto_qlib.modeling.train_model import SUMS_FILE, TrainedModel, load_model, predict_scores, train_model
+from crypto_qlib.scheduler.compile_ahead import CompileAhead
 from crypto_qlib.scheduler.exchange_access import ExchangeAccess, market_folder
 from crypto_qlib.scheduler.paper_session import SessionInputs, trade_bars
 from crypto_qlib.scheduler.pipeline_results import (
@@ -131,10 +132,15 @@ class Pipeline:
         began = time.perf_counter()
         self._is_whole_run = True
         parts: list[str] = [f"market: {self._access.market_label}"]
+        compiled = self._book.is_current("compiled", code_identity())
         try:
-            for step in (self.universe, self.data_update, self.data_check, self.features, self.train, self.evaluate):
+            with CompileAhead(is_wanted=not compiled) as ahead:
+                for step in (self.universe, self.data_update, self.data_check):
+                    parts += step().lines
+                if ahead.wait():
+                    self._book.complete("compiled", code_identity(), {})
+            for step in (self.features, self.train, self.evaluate, self.backtest):
                 parts += step().lines
-            parts += self.backtest().lines
             if self.settings.live.paper_bars and self.settings.exchange.mode != "live":
                 parts += self.paper().lines
         finally:
