@@ -75,3 +75,30 @@ def test_probabilistic_sharpe_of_a_symmetric_series_by_hand() -> None:
     assert i.deflated_sharpe(x, 1, 0.3) == pytest.approx(want, rel=1e-12)
     assert i.deflated_sharpe(x, 50, 0.3) < want
     assert math.isnan(i.probabilistic_sharpe(np.zeros(10)))
+
+
+def test_choosing_among_useless_trials_is_told_as_overfitting() -> None:
+    found = [probability_of_overfitting(np.random.default_rng(seed).normal(size=(600, 20))) for seed in range(12)]
+    assert 0.35 < float(np.mean(found)) < 0.65
+
+
+def test_a_trial_that_is_truly_better_is_not_overfitting() -> None:
+    trials = np.random.default_rng(1).normal(size=(600, 20))
+    trials[:, 7] += 0.5
+    assert probability_of_overfitting(trials) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("shape", "n_blocks"),
+    [((600, 1), 10), ((600, 5), 9), ((15, 5), 10)],  # no choice; no two halves; too few periods
+)
+def test_overfitting_needs_a_choice_and_two_halves(shape: tuple[int, int], n_blocks: int) -> None:
+    with pytest.raises(ValueError, match="need two trials"):
+        probability_of_overfitting(np.zeros(shape), n_blocks)
+
+
+def test_the_sharpe_ratio_of_useless_strategies_spreads_as_told() -> None:
+    returns = np.random.default_rng(2).normal(size=(4_000, 250))
+    spread = (returns.mean(axis=1) / returns.std(axis=1)).std()
+    assert null_sharpe_spread(250) == pytest.approx(spread, rel=0.05)
+    assert np.isnan(null_sharpe_spread(1))

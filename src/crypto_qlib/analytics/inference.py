@@ -240,4 +240,5 @@ def _sharpe_of(count: FloatArray, total: FloatArray, square: FloatArray) -> Floa
     n = count.sum()
     mean = total.sum(axis=0) / n
     spread = np.sqrt(np.maximum(square.sum(axis=0) / n - mean * mean, 0.0))
-    return np.divide(mean, spread, out=np.zeros_like(mean), where=spread > 0.0)
+    ratio: FloatArray = np.divide(mean, spread, out=np.zeros_like(mean), where=spread > 0.0)
+    return ratio
