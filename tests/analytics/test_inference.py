@@ -78,14 +78,14 @@ def test_probabilistic_sharpe_of_a_symmetric_series_by_hand() -> None:
 
 
 def test_choosing_among_useless_trials_is_told_as_overfitting() -> None:
-    found = [probability_of_overfitting(np.random.default_rng(seed).normal(size=(600, 20))) for seed in range(12)]
+    found = [i.probability_of_overfitting(np.random.default_rng(seed).normal(size=(600, 20))) for seed in range(12)]
     assert 0.35 < float(np.mean(found)) < 0.65
 
 
 def test_a_trial_that_is_truly_better_is_not_overfitting() -> None:
     trials = np.random.default_rng(1).normal(size=(600, 20))
     trials[:, 7] += 0.5
-    assert probability_of_overfitting(trials) == 0.0
+    assert i.probability_of_overfitting(trials) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -94,11 +94,11 @@ def test_a_trial_that_is_truly_better_is_not_overfitting() -> None:
 )
 def test_overfitting_needs_a_choice_and_two_halves(shape: tuple[int, int], n_blocks: int) -> None:
     with pytest.raises(ValueError, match="need two trials"):
-        probability_of_overfitting(np.zeros(shape), n_blocks)
+        i.probability_of_overfitting(np.zeros(shape), n_blocks)
 
 
 def test_the_sharpe_ratio_of_useless_strategies_spreads_as_told() -> None:
     returns = np.random.default_rng(2).normal(size=(4_000, 250))
     spread = (returns.mean(axis=1) / returns.std(axis=1)).std()
-    assert null_sharpe_spread(250) == pytest.approx(spread, rel=0.05)
-    assert np.isnan(null_sharpe_spread(1))
+    assert i.null_sharpe_spread(250) == pytest.approx(spread, rel=0.05)
+    assert np.isnan(i.null_sharpe_spread(1))
