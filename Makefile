@@ -70,7 +70,7 @@ format: $(STAMP) ## Mend what ruff can mend
 bench: $(STAMP) ## Run the benchmarks
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-docs: $(STAMP) ## Write docs/settings.md from the schema, and check what the documentation names
+docs: $(STAMP) ## Write the pages made from the code (settings, features), and check what the documentation names
 	@$(BIN)/python docs/build.py
 	@$(BIN)/pytest -q tests/architecture/test_docs.py
 

@@ -12,6 +12,7 @@ import pytest
 import typer
 
 from crypto_qlib.cli.main import app
+from crypto_qlib.feature_engineering.catalogue_page import catalogue_markdown
 from crypto_qlib.settings.document import settings_markdown
 from crypto_qlib.settings.fields import leaves, sections
 
@@ -68,6 +69,10 @@ def test_every_setting_the_pages_name_exists() -> None:
 
 def test_the_settings_page_is_the_schema() -> None:
     assert (ROOT / "docs" / "settings.md").read_text() == settings_markdown(), "run `make docs`"
+
+
+def test_the_features_page_is_the_registry() -> None:
+    assert (ROOT / "docs" / "features.md").read_text() == catalogue_markdown(), "run `make docs`"
 
 
 def test_every_decision_record_is_in_the_index() -> None:

@@ -21,7 +21,7 @@ from tests.cli.command_line import Run
 
 AGREED = {
     "run", "universe", "train", "evaluate", "backtest", "paper", "doctor",
-    "data update", "data check", "data status", "data repair", "features build", "features catalogue",
+    "data update", "data check", "data status", "data repair", "features build", "features list", "features describe",
     "exchange serve", "exchange status", "config show", "config check", "config init", "config schema",
 }  # fmt: skip
 
@@ -183,14 +183,21 @@ def test_a_served_exchange_is_found_and_stopped_by_an_interrupt(process: Run, tm
 
 
 def test_the_catalogue_lists_the_features_of_one_set(cli: Run) -> None:
-    ended = cli("features", "catalogue", "--group", "funding")
+    ended = cli("features", "list", "--group", "funding")
     *rows, total = ended.out.splitlines()
     assert total == f"{len(rows)} features"
     assert rows
     assert all(" funding " in row for row in rows)
 
 
-def test_a_set_that_is_not_asked_for_has_no_catalogue(cli: Run) -> None:
-    ended = cli("features", "catalogue", "--group", "alpha158")
+def test_a_set_that_does_not_exist_has_no_list(cli: Run) -> None:
+    ended = cli("features", "list", "--group", "alpha999")
     assert ended.code == 2
-    assert "alpha158 is none of features.sets" in ended.error_line
+    assert "there is no feature set alpha999" in ended.error_line
+
+
+def test_a_feature_is_described_by_name(cli: Run) -> None:
+    told = cli("features", "describe", "rsi14").out
+    for word in ("Wilder RSI", "0..100", "251 bars", "close of bar t", "technical"):
+        assert word in told
+    assert "did you mean RSI14" in cli("features", "describe", "RSI144").error_line

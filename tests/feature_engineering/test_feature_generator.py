@@ -13,16 +13,18 @@ from crypto_qlib.core.market import PANEL_PRICES, MarketPanel
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame, load_feature_frame, save_feature_frame
 from crypto_qlib.feature_engineering.feature_generator import (
     build_features,
+    extend_features,
     feature_catalogue,
     latest_features,
     lookback_bars,
     settings_for_panel,
 )
+from crypto_qlib.feature_engineering.feature_sets import FEATURE_SETS
 from crypto_qlib.settings.schema import FeatureSettings
 from tests.noise_market import changed, noise_panel, same_bits, with_other_future
 
 N_BARS = 500
-ALL = FeatureSettings()
+ALL = FeatureSettings(sets=tuple(FEATURE_SETS))
 PANEL = noise_panel(N_BARS, 7, seed=3, with_gaps=True)
 FRAME = build_features(PANEL, ALL)
 
@@ -47,6 +49,24 @@ def test_live_row_equals_batch_row_bit_for_bit(n: int) -> None:
     assert live.ts_open.tolist() == [int(PANEL.ts_open[n - 1])]
     assert live.row_symbol.tolist() == FRAME.row_symbol[rows].tolist()
     assert differing(FRAME.names, live.values, FRAME.values[rows]) == []
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(cuts=st.lists(st.integers(1, N_BARS), min_size=1, max_size=3, unique=True))
+def test_increments_equal_the_batch_under_any_split(cuts: list[int]) -> None:
+    first, *more = [*sorted(cuts), N_BARS]
+    grown = build_features(PANEL.rows(0, first), ALL)
+    for n in more:
+        grown = extend_features(grown, PANEL.rows(0, n), ALL)
+    assert differing(FRAME.names, grown.values, FRAME.values) == []
+    assert np.array_equal(grown.row_bar, FRAME.row_bar)
+    assert np.array_equal(grown.row_symbol, FRAME.row_symbol)
+
+
+def test_increments_of_other_bars_are_refused() -> None:
+    other = build_features(PANEL.rows(1, 50), ALL)
+    with pytest.raises(UserError, match="other bars"):
+        extend_features(other, PANEL, ALL)
 
 
 def test_rows_exist_exactly_where_a_close_exists() -> None:
@@ -113,7 +133,7 @@ def test_declared_look_back_is_enough_and_needed(group: str) -> None:
 
 
 def test_catalogue_names_are_unique_and_described() -> None:
-    specs = feature_catalogue()
+    specs = feature_catalogue(ALL)
     assert len({s.name for s in specs}) == len(specs)
     assert all(s.formula and s.unit and s.lookback_bars >= 1 and s.known_at for s in specs)
     assert FRAME.names == tuple(s.name for s in specs)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from crypto_qlib.cli.asked import asked, out
 from crypto_qlib.cli.steps import run_step
+from crypto_qlib.core.clock import FRAME_NS
 from crypto_qlib.core.errors import UserError
+from crypto_qlib.settings.schema import Settings
+
+if TYPE_CHECKING:
+    from crypto_qlib.feature_engineering.feature_frame import FeatureSpec
 
 _app = typer.Typer(help="Build the features, and say what they are.", no_args_is_help=True)
 
@@ -25,19 +31,16 @@ def build(context: typer.Context) -> None:
     run_step(context, lambda p: p.features())
 
 
-@_app.command()
-def catalogue(
+@_app.command("list")
+def list_features(
     context: typer.Context,
-    group: Annotated[str, typer.Option("--group", help="Only this feature set.", show_default="all of features.sets")] = "",
+    group: Annotated[str, typer.Option("--group", help="Only this feature set.", show_default="all chosen")] = "",
+    every: Annotated[bool, typer.Option("--all", help="Every set there is, not only those of features.sets.")] = False,
 ) -> None:
-    """List every feature of the settings: name, set, bars looked back on, unit, formula."""
-    settings = asked(context).settings()
-    from crypto_qlib.core.clock import FRAME_NS
-    from crypto_qlib.feature_engineering.feature_generator import feature_catalogue
-
-    if group and group not in settings.features.sets:
-        raise UserError(f"{group} is none of features.sets", f"choose one of {', '.join(settings.features.sets)}")
-    specs = [s for s in feature_catalogue(settings.features, FRAME_NS[settings.data.frame]) if group in {"", s.group}]
+    """List the features: name, set, bars looked back on, unit, formula, and from when each is known."""
+    specs = _specs(asked(context).settings(), every=every or bool(group))
+    if group:
+        specs = _of_set(specs, group)
     widths = [max(len(getattr(s, column)) for s in specs) for column in ("name", "group", "unit")]
     console = out()
     for s in specs:
@@ -45,3 +48,33 @@ def catalogue(
         line = f"{s.name:<{widths[0]}}  {s.group:<{widths[1]}}  {s.lookback_bars:>5}  {s.unit:<{widths[2]}}  {s.formula}{known}"
         console.print(escape(line))
     console.print(f"{len(specs)} features")
+
+
+@_app.command()
+def describe(context: typer.Context, name: Annotated[str, typer.Argument(help="Name of a feature, e.g. RSI14.")]) -> None:
+    """Say what one feature is: formula, unit, look-back, from when it is known, what it needs."""
+    from crypto_qlib.feature_engineering import catalogue_page
+
+    specs = {s.name: s for s in _specs(asked(context).settings(), every=True)}
+    found = specs.get(name.upper())
+    if found is None:
+        near = get_close_matches(name.upper(), specs, 3, 0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "see `crypto-qlib features list --all`"
+        raise UserError(f"there is no feature {name}", hint)
+    out().print(escape(catalogue_page.describe(found)))
+
+
+def _specs(settings: Settings, *, every: bool) -> list[FeatureSpec]:
+    """Return the catalogue of the sets of ``settings``, or of every set there is."""
+    from crypto_qlib.feature_engineering.feature_generator import feature_catalogue
+    from crypto_qlib.feature_engineering.feature_sets import FEATURE_SETS
+
+    chosen = settings.features.model_copy(update={"sets": tuple(FEATURE_SETS)}) if every else settings.features
+    return list(feature_catalogue(chosen, FRAME_NS[settings.data.frame]))
+
+
+def _of_set(specs: list[FeatureSpec], group: str) -> list[FeatureSpec]:
+    found = [s for s in specs if s.group == group]
+    if not found:
+        raise UserError(f"there is no feature set {group}", f"choose one of {', '.join(dict.fromkeys(s.group for s in specs))}")
+    return found

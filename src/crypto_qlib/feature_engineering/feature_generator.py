@@ -17,25 +17,15 @@ import numpy as np
 from crypto_qlib.core.clock import NS_PER_HOUR
 from crypto_qlib.core.errors import SkipCycle, UserError
 from crypto_qlib.core.market import MarketPanel
-from crypto_qlib.feature_engineering import alpha360, cross_asset, market_structure, technical
 from crypto_qlib.feature_engineering.bar_series import FeatureInputs, build_inputs, mark_is_known
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame, FeatureSpec
-from crypto_qlib.feature_engineering.rules import FeatureRule, rule_jobs
+from crypto_qlib.feature_engineering.feature_sets import FEATURE_SETS
 from crypto_qlib.settings.schema import FeatureSettings
 
 BTC_SYMBOL: Final = "BTCUSDT"
 
 Progress = Callable[[float], None]
 """Called with the fraction of the work just finished; the amounts add up to 1."""
-
-
-def _rules(group: str, frame_ns: int) -> tuple[FeatureRule, ...]:
-    """Return the rules of one table-driven set."""
-    if group == technical.GROUP:
-        return technical.technical_rules()
-    if group == cross_asset.GROUP:
-        return cross_asset.cross_asset_rules()
-    return market_structure.market_structure_rules(frame_ns)
 
 
 def feature_catalogue(settings: FeatureSettings | None = None, frame_ns: int = NS_PER_HOUR) -> tuple[FeatureSpec, ...]:
@@ -49,15 +39,10 @@ def feature_catalogue(settings: FeatureSettings | None = None, frame_ns: int = N
     settings = settings or FeatureSettings()
     specs: list[FeatureSpec] = []
     for group in settings.sets:
-        if group == alpha360.GROUP:
-            specs += alpha360.alpha360_specs(settings.alpha360_window)
-        else:
-            specs += [rule.spec(group) for rule in _rules(group, frame_ns)]
+        specs += FEATURE_SETS[group].specs(settings, frame_ns)
     unknown = sorted(set(settings.exclude) - {s.name for s in specs})
     if unknown:
-        raise UserError(
-            f"features.exclude names unknown features: {', '.join(unknown)}", "see `crypto-qlib features catalogue`"
-        )
+        raise UserError(f"features.exclude names unknown features: {', '.join(unknown)}", "see `crypto-qlib features list`")
     kept = tuple(s for s in specs if s.name not in set(settings.exclude))
     if not kept:
         raise UserError("no feature is left to build", "name at least one set in features.sets")
@@ -114,6 +99,45 @@ def build_features(panel: MarketPanel, settings: FeatureSettings, progress: Prog
     return _build(panel, settings, 0, os.cpu_count() or 1, progress)
 
 
+def extend_features(frame: FeatureFrame, panel: MarketPanel, settings: FeatureSettings) -> FeatureFrame:
+    """Return ``frame`` with the rows of the bars ``panel`` has beyond it, bit-equal to building all of ``panel``.
+
+    Only the new bars and their look-back are read: a bar that ``frame`` already has keeps its rows.
+
+    Parameters
+    ----------
+    frame : FeatureFrame
+        Built from the same settings and symbols, on a grid that starts where ``panel`` starts.
+    panel : MarketPanel
+        All bars, those of ``frame`` first.
+    settings : FeatureSettings
+        As at the first build.
+
+    Raises
+    ------
+    UserError
+        If ``frame`` is not the beginning of what ``panel`` would give: other symbols, settings or grid.
+    """
+    n_old = frame.n_bars
+    same = frame.symbols == panel.symbols and frame.settings == settings and frame.frame_ns == panel.frame_ns
+    if not same or panel.n_bars < n_old or not np.array_equal(frame.ts_open, panel.ts_open[:n_old]):
+        raise UserError("these features were built from other bars or settings", "run `crypto-qlib features build`")
+    if panel.n_bars == n_old:
+        return frame
+    start = max(0, n_old + 1 - lookback_bars(settings, panel.frame_ns))
+    fresh = _build(panel.rows(start, panel.n_bars), settings, n_old - start, os.cpu_count() or 1, None)
+    return FeatureFrame(
+        values=np.concatenate([frame.values, fresh.values]),
+        names=frame.names,
+        ts_open=panel.ts_open,
+        frame_ns=panel.frame_ns,
+        symbols=panel.symbols,
+        row_bar=np.concatenate([frame.row_bar, fresh.row_bar + np.int32(start)]),
+        row_symbol=np.concatenate([frame.row_symbol, fresh.row_symbol]),
+        settings=settings,
+    )
+
+
 def latest_features(panel: MarketPanel, settings: FeatureSettings) -> FeatureFrame:
     """Return the rows of the last bar of ``panel`` only, bit-equal to the last rows of :func:`build_features`.
 
@@ -149,10 +173,11 @@ def _build(
     specs = feature_catalogue(settings, panel.frame_ns)
     if not np.isfinite(panel.close).any():
         raise UserError("the panel holds no prices to build features from", "run `crypto-qlib data update` first")
-    if cross_asset.GROUP in settings.sets and BTC_SYMBOL not in panel.symbols:
+    led = [name for name in settings.sets if FEATURE_SETS[name].needs_leader]
+    if led and BTC_SYMBOL not in panel.symbols:
         raise UserError(
-            f"the btc_relative features need {BTC_SYMBOL} in the universe",
-            "add BTC to universe.include, or leave btc_relative out of features.sets",
+            f"the {' and '.join(led)} features need {BTC_SYMBOL} in the universe",
+            f"add BTC to universe.include, or leave {' and '.join(led)} out of features.sets",
         )
     inputs = build_inputs(panel, first_bar, BTC_SYMBOL)
     out = np.empty((inputs.rows.row_bar.size, len(specs)), dtype=np.float32)
@@ -176,11 +201,7 @@ def _jobs(
     columns = {spec.name: c for c, spec in enumerate(specs)}
     jobs: list[tuple[Any, tuple[object, ...]]] = []
     for group in settings.sets:
-        if group == alpha360.GROUP:
-            jobs += alpha360.alpha360_jobs(inputs, settings.alpha360_window, columns, out, n_jobs)
-        else:
-            wanted = [(columns[r.name], r) for r in _rules(group, inputs.frame_ns) if r.name in columns]
-            jobs += rule_jobs(inputs, wanted, out, n_jobs)
+        jobs += FEATURE_SETS[group].jobs(inputs, settings, columns, out, n_jobs)
     return jobs
 
 
