@@ -26,6 +26,11 @@ class Paths:
         return self.root / "lake"
 
     @property
+    def series(self) -> Path:
+        """External series: sentiment, stock index, on-chain, with event and known time."""
+        return self.root / "series"
+
+    @property
     def qlib(self) -> Path:
         """Qlib's binary store."""
         return self.root / "qlib"
