@@ -5,15 +5,17 @@ A bar is named by its **open** time and is known only at its **close**. Panels a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from crypto_qlib.core.clock import iso
+from crypto_qlib.core.membership import Membership
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 PANEL_PRICES = ("open", "high", "low", "close", "mark_open", "mark_high", "mark_low", "mark_close")
 """Price fields of a :class:`MarketPanel`."""
@@ -94,6 +96,8 @@ class MarketPanel:
         Rate settled at the bar's **open** instant; 0.0 where a settlement took place at rate zero, NaN where none took place.
     has_mark : (n_symbols,) bool
         Whether the mark columns are real marks.
+    is_member : (n_bars, n_symbols) bool
+        Whether the symbol belonged to the universe as known at the bar's close; by default all did, always.
     """
 
     symbols: tuple[str, ...]
@@ -110,10 +114,15 @@ class MarketPanel:
     mark_low: FloatArray
     mark_close: FloatArray
     funding_rate: FloatArray
-    has_mark: npt.NDArray[np.bool_]
+    has_mark: BoolArray
+    is_member: BoolArray = field(default_factory=lambda: np.ones((0, 0), dtype=np.bool_))
 
     def __post_init__(self) -> None:
         shape = (self.ts_open.size, len(self.symbols))
+        if self.is_member.shape != shape:
+            if self.is_member.size:
+                raise ValueError(f"MarketPanel.is_member must have shape {shape}, got {self.is_member.shape}")
+            object.__setattr__(self, "is_member", np.broadcast_to(np.True_, shape))
         for name in PANEL_FIELDS:
             got = getattr(self, name).shape
             if got != shape:
@@ -146,4 +155,12 @@ class MarketPanel:
             view = getattr(self, name)[start:stop]
             view.setflags(write=False)
             cut[name] = view
-        return MarketPanel(self.symbols, self.frame_ns, self.ts_open[start:stop], has_mark=self.has_mark, **cut)
+        members = self.is_member[start:stop]
+        members.setflags(write=False)
+        return MarketPanel(
+            self.symbols, self.frame_ns, self.ts_open[start:stop], has_mark=self.has_mark, is_member=members, **cut
+        )
+
+    def with_members(self, membership: Membership) -> MarketPanel:
+        """Return the same bars with the universe as known at each bar's close; nothing is copied but the mask."""
+        return replace(self, is_member=membership.at(self.symbols, self.ts_open + self.frame_ns))

@@ -123,8 +123,8 @@ def _fill_symbol_series(x: Matrix, macd_from: int) -> None:
 
 
 @njit
-def _fill_market_series(data: Cube, btc: int) -> None:
-    """Fill the series that look across symbols (in sorted-name order, so the panel's order does not matter)."""
+def _fill_market_series(data: Cube, is_member: npt.NDArray[np.bool_], btc: int) -> None:
+    """Fill the series that look across the universe's members (in sorted-name order, so the panel's order does not matter)."""
     n_symbols, _, n_bars = data.shape
     for t in range(n_bars):
         total = 0.0
@@ -132,7 +132,7 @@ def _fill_market_series(data: Cube, btc: int) -> None:
         count = 0
         for s in range(n_symbols):
             r = data[s, RETURN, t]
-            if not math.isnan(r):
+            if is_member[s, t] and not math.isnan(r):
                 total += r
                 rising += 1 if r > 0.0 else 0
                 count += 1
@@ -195,5 +195,6 @@ def build_inputs(panel: MarketPanel, first_bar: int = 0, btc_symbol: str = "BTCU
     data[:, BASIS, :] = basis.T[rows.order]
     names = [panel.symbols[k] for k in rows.order]
     _fill_all(data, first_bar - SIGNAL_BARS)
-    _fill_market_series(data, names.index(btc_symbol) if btc_symbol in names else -1)
+    is_member = np.ascontiguousarray(panel.is_member.T[rows.order])
+    _fill_market_series(data, is_member, names.index(btc_symbol) if btc_symbol in names else -1)
     return FeatureInputs(data, rows, first_bar, panel.frame_ns)

@@ -157,9 +157,9 @@ class RowIndex:
 
 
 def index_rows(panel: MarketPanel, first_bar: int) -> RowIndex:
-    """Return the rows of ``panel`` from ``first_bar`` on: every (bar, symbol) with a close price."""
+    """Return the rows of ``panel`` from ``first_bar`` on: every (bar, member of the universe) with a close price."""
     order = np.argsort(np.array(panel.symbols), kind="stable").astype(np.int64)
-    present = np.isfinite(panel.close[:, order])
+    present = np.isfinite(panel.close[:, order]) & panel.is_member[:, order]
     present[:first_bar] = False
     row_bar, row_sorted = np.nonzero(present)
     row_of = np.full((len(panel.symbols), panel.n_bars), -1, dtype=np.int32)

@@ -14,7 +14,17 @@ import numpy as np
 
 from crypto_qlib.core.clock import FRAME_NS, NS_PER_HOUR, NS_PER_MINUTE, floor_ts
 from crypto_qlib.core.errors import RetryLater, UserError
-from crypto_qlib.core.market import PANEL_FIELDS, PANEL_PRICES, BarBlock, FloatArray, FundingBlock, IntArray, MarketPanel
+from crypto_qlib.core.market import (
+    PANEL_FIELDS,
+    PANEL_PRICES,
+    BarBlock,
+    BoolArray,
+    FloatArray,
+    FundingBlock,
+    IntArray,
+    MarketPanel,
+)
+from crypto_qlib.core.membership import Membership
 from crypto_qlib.data_collector.panel import funding_on_grid
 from crypto_qlib.exchange.gateway import Gateway, PriceKind
 from crypto_qlib.live_trading.events import Freshness
@@ -68,6 +78,8 @@ class MarketFeed:
         What to collect.
     funding_interval_h : mapping
         Hours between settlements by symbol; says when asking for new settlements is worth while.
+    members : Membership, optional
+        The universe over time, for bars to come; without it the members of the newest bar stay so.
 
     Raises
     ------
@@ -76,7 +88,12 @@ class MarketFeed:
     """
 
     def __init__(
-        self, gateway: Gateway, history: MarketPanel, config: FeedConfig, funding_interval_h: Mapping[str, int]
+        self,
+        gateway: Gateway,
+        history: MarketPanel,
+        config: FeedConfig,
+        funding_interval_h: Mapping[str, int],
+        members: Membership | None = None,
     ) -> None:
         if history.frame_ns != FRAME_NS[config.frame]:
             raise UserError(
@@ -86,6 +103,7 @@ class MarketFeed:
         self._config = config
         self._interval_ns = {s: funding_interval_h.get(s, 8) * NS_PER_HOUR for s in history.symbols}
         self._permits = asyncio.Semaphore(config.concurrency)
+        self._members = members
         self.panel = history.rows(max(history.n_bars - config.window_bars, 0), history.n_bars)
         self._asked_until_ns = self.known_until_ns
 
@@ -105,7 +123,7 @@ class MarketFeed:
         for column, answer in enumerate(answers):
             if answer is not None:
                 self._fill(fields, column, answer)
-        self.panel = _panel(self.panel, self.panel.ts_open, fields)
+        self.panel = _panel(self.panel, self.panel.ts_open, self.panel.is_member, fields)
         self._asked_until_ns = self.known_until_ns
         self.panel = self.panel.rows(max(self.panel.n_bars - self._config.window_bars, 0), self.panel.n_bars)
         return self.panel, freshness(self.panel, as_of_ns)
@@ -118,7 +136,9 @@ class MarketFeed:
         ts = self.known_until_ns + panel.frame_ns * np.arange(n_new, dtype=np.int64)
         empty = np.full((n_new, len(panel.symbols)), np.nan)
         fields = {name: np.concatenate([getattr(panel, name), empty]) for name in PANEL_FIELDS}
-        self.panel = _panel(panel, np.concatenate([panel.ts_open, ts]), fields)
+        closes = ts + panel.frame_ns
+        new = np.repeat(panel.is_member[-1:], n_new, 0) if self._members is None else self._members.at(panel.symbols, closes)
+        self.panel = _panel(panel, np.concatenate([panel.ts_open, ts]), np.concatenate([panel.is_member, new]), fields)
 
     def _first_unknown(self, column: int) -> int:
         """Return the open of the first bar after the last one known.
@@ -176,8 +196,8 @@ class MarketFeed:
         return [row for row, _ in pairs], [k for _, k in pairs]
 
 
-def _panel(like: MarketPanel, ts_open: IntArray, fields: dict[str, FloatArray]) -> MarketPanel:
-    return MarketPanel(like.symbols, like.frame_ns, ts_open, has_mark=like.has_mark, **fields)
+def _panel(like: MarketPanel, ts_open: IntArray, is_member: BoolArray, fields: dict[str, FloatArray]) -> MarketPanel:
+    return MarketPanel(like.symbols, like.frame_ns, ts_open, has_mark=like.has_mark, is_member=is_member, **fields)
 
 
 def freshness(panel: MarketPanel, as_of_ns: int) -> Freshness:

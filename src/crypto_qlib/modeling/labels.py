@@ -3,7 +3,7 @@
 Row ``t`` is decided at the close of bar ``t``; the entry fills at the next bar's open and leaves ``N`` bars later::
 
     forward_return[t] = open[t + 1 + N] / open[t + 1] - 1
-    excess_return[t]  = forward_return[t] - mean over symbols of forward_return[t]
+    excess_return[t]  = forward_return[t] - mean over the universe's members at t of forward_return[t]
 
 The label span of row ``t`` is ``[ts_open[t + 1], ts_open[t + 1 + N]]``, and the label is known at its end. (Qlib's default
 ``Ref($close, -2) / Ref($close, -1) - 1`` is the T+1 rule of another market.)
@@ -39,9 +39,10 @@ class Labels:
     symbols : tuple of str
         Panel order.
     values : (n_bars, n_symbols) float64
-        What the model learns; NaN in the last ``N + 1`` bars and where entry or exit has no price (delisting).
+        What the model learns; NaN in the last ``N + 1`` bars, where entry or exit has no price (delisting), and where the
+        symbol was no member of the universe.
     forward_return : (n_bars, n_symbols) float64
-        What a long position earns before costs; NaN as above.
+        What a long position earns before costs, member or not; NaN in the last bars and without a price.
     """
 
     kind: str
@@ -89,5 +90,6 @@ def make_labels(panel: MarketPanel, settings: ModelSettings) -> Labels:
         Kind and horizon.
     """
     forward = forward_returns(panel.open, settings.horizon_bars)
-    values = excess_over_mean(forward) if settings.label == "excess_return" else forward
+    of_members = np.where(panel.is_member, forward, np.nan)
+    values = excess_over_mean(of_members) if settings.label == "excess_return" else of_members
     return Labels(settings.label, settings.horizon_bars, panel.ts_open, panel.frame_ns, panel.symbols, values, forward)

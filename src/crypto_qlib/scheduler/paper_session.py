@@ -15,6 +15,7 @@ from crypto_qlib.core.clock import FRAME_NS, ManualClock, SystemClock, floor_ts
 from crypto_qlib.core.errors import SkipCycle, UserError
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.market import MarketPanel
+from crypto_qlib.core.membership import Membership
 from crypto_qlib.core.order import MarginMode
 from crypto_qlib.core.signal import Scores
 from crypto_qlib.core.tiers import TierHistory
@@ -53,6 +54,8 @@ class SessionInputs:
         Names one account at one exchange.
     identity : dict
         The run's identity (``settings.identity.Identity.stamp``).
+    members : Membership, optional
+        The universe over time: who is no member at a bar's close gets no score, so nothing is opened in it.
     """
 
     model: TrainedModel
@@ -62,6 +65,7 @@ class SessionInputs:
     ledger: Path
     session_id: str
     identity: dict[str, Any]
+    members: Membership | None = None
 
 
 def model_scorer(model: TrainedModel) -> Scorer:
@@ -110,6 +114,7 @@ async def trade_bars(
             concurrency=settings.data.concurrency,
         ),
         {s: i.funding_interval_h for s, i in inputs.instruments.items()},
+        inputs.members,
     )
     ledger = Ledger.open(inputs.ledger, SessionRow(inputs.session_id, first_close_ns, settings.exchange.mode, inputs.identity))
     try:
