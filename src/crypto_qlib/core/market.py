@@ -6,6 +6,7 @@ A bar is named by its **open** time and is known only at its **close**. Panels a
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -115,7 +116,8 @@ class MarketPanel:
     mark_close: FloatArray
     funding_rate: FloatArray
     has_mark: BoolArray
-    is_member: BoolArray = field(default_factory=lambda: np.ones((0, 0), dtype=np.bool_))
+    # Any: panels are built from dictionaries of price columns, which a narrower type would refuse beside it.
+    is_member: npt.NDArray[Any] = field(default_factory=lambda: np.ones((0, 0), dtype=np.bool_))
 
     def __post_init__(self) -> None:
         shape = (self.ts_open.size, len(self.symbols))
