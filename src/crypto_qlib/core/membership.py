@@ -57,8 +57,8 @@ class Membership:
         """Return every symbol that belonged at some instant of ``[start_ns, end_ns)``, in the order of ``symbols``."""
         first = max(int(np.searchsorted(self.as_of_ns, start_ns, side="right")) - 1, 0)
         stop = int(np.searchsorted(self.as_of_ns, end_ns, side="left"))
-        seen = self.is_member[first:stop].any(axis=0)
-        return tuple(s for s, is_in in zip(self.symbols, seen, strict=True) if is_in)
+        seen = np.flatnonzero(self.is_member[first:stop].any(axis=0))
+        return tuple(self.symbols[j] for j in seen)
 
 
 def membership_of(snapshots: Iterable[tuple[int, Sequence[str]]]) -> Membership:
