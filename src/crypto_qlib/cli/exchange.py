@@ -44,12 +44,12 @@ def serve(
     overrides += [f"exchange.{key}={value}" for key, value in (("speed", speed), ("port", port)) if value is not None]
     settings = asked(context).settings("exchange.mode=embedded", *overrides)
     log_to_terminal(settings.monitoring.log_level)
-    from crypto_qlib.scheduler.exchange_service import exchange_starting_at
     from crypto_qlib.scheduler.exchange_service import serve as serve_until_stopped
+    from crypto_qlib.scheduler.exchange_service import served_exchange
     from crypto_qlib.store.paths import Paths
 
     paths = Paths(settings.store.root)
-    exchange = exchange_starting_at(settings, start)
+    exchange = served_exchange(settings, start)
 
     def announce(url: str) -> None:
         console = out()

@@ -151,11 +151,17 @@ def market_source(settings: Settings) -> MarketSource:
 
 
 def embedded_exchange(settings: Settings) -> EmbeddedExchange:
-    """Return an embedded exchange as the settings describe it, not yet started."""
+    """Return an embedded exchange as the settings describe it, not yet started; it keeps its accounts in memory."""
     source = market_source(settings)
+    options = embedded_options(settings, source)
+    return EmbeddedExchange(source, options, load_or_create_credentials(Paths(settings.store.root).exchange))
+
+
+def embedded_options(settings: Settings, source: MarketSource) -> EmbeddedOptions:
+    """Return how the embedded exchange of ``settings`` runs on ``source``."""
     exchange, costs = settings.exchange, settings.backtest.costs
     frame_ns = FRAME_NS[settings.data.frame]
-    options = EmbeddedOptions(
+    return EmbeddedOptions(
         start_ns=session_start_ns(settings, source),
         step_frame_ns=max(frame_ns, source.base_frame_ns),
         speed=exchange.speed,
@@ -168,7 +174,6 @@ def embedded_exchange(settings: Settings) -> EmbeddedExchange:
         funding_retention_days=None,
         mark_page_limit=300,
     )
-    return EmbeddedExchange(source, options, load_or_create_credentials(Paths(settings.store.root).exchange))
 
 
 def session_start_ns(settings: Settings, source: MarketSource) -> int:

@@ -11,49 +11,81 @@ import signal
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from crypto_qlib.core.clock import floor_ts, iso, parse_utc
+from crypto_qlib.core.clock import NS_PER_S, floor_ts, iso, parse_utc
 from crypto_qlib.core.errors import CryptoQlibError, UserError
-from crypto_qlib.exchange.embedded.server import EmbeddedExchange
-from crypto_qlib.scheduler.exchange_access import embedded_exchange
+from crypto_qlib.exchange.credentials import load_or_create_credentials
+from crypto_qlib.exchange.embedded.server import START_FACT, EmbeddedExchange, EmbeddedOptions
+from crypto_qlib.exchange.embedded.state_file import RESET_HINT, StateFile
+from crypto_qlib.scheduler.exchange_access import embedded_options, market_folder, market_source
 from crypto_qlib.settings.schema import Settings
 from crypto_qlib.store.paths import Paths
+from crypto_qlib.venue.market_source import MarketSource
 
 
-def exchange_starting_at(settings: Settings, start: str) -> EmbeddedExchange:
-    """Return the embedded exchange of ``settings``, not yet started, whose clock begins at ``start``.
+def served_exchange(settings: Settings, start: str) -> EmbeddedExchange:
+    """Return the embedded exchange of ``settings``, not yet started, as its state file left it.
 
     Parameters
     ----------
     settings : Settings
-        The market, host, port and speed.
+        The market, host, port and speed; ``exchange.persist`` says whether there is a state file.
     start : str
-        ISO time; ``first`` = one bar after the market's first; empty = the settings' own "now".
+        Where a fresh market's clock begins: an ISO time; ``first`` = one bar after the market's first; empty = the settings'
+        own "now".
 
     Raises
     ------
     UserError
-        If ``start`` is no time, or lies outside the market's data.
+        If ``start`` is no time, lies outside the market's data, or differs from where the kept state began; if the state
+        belongs to another market or another process serves it.
     """
-    exchange = embedded_exchange(settings)
-    if not start:
-        return exchange
-    step_ns = exchange.clock.step_ns
+    source = market_source(settings)
+    options = embedded_options(settings, source)
+    if start:
+        options = replace(options, start_ns=_start_ns(start, source, options.step_frame_ns or source.base_frame_ns))
+    folder = Paths(settings.store.root).exchange
+    credentials = load_or_create_credentials(folder)
+    if not settings.exchange.persist:
+        return EmbeddedExchange(source, options, credentials)
+    state = StateFile(folder, _facts(settings, options), survives_power_cut=settings.exchange.survive_power_cut)
+    try:
+        began = state.fact(START_FACT)
+        if start and began and int(began) != options.start_ns:
+            raise UserError(
+                f"the exchange kept in {state.path} began at {iso(int(began))}", f"leave --start out, or {RESET_HINT}"
+            )
+        return EmbeddedExchange(source, options, credentials, state=state)
+    except BaseException:
+        state.close()
+        raise
+
+
+def _start_ns(start: str, source: MarketSource, step_ns: int) -> int:
     if start == "first":
-        wanted = exchange.source.start_ns + step_ns
+        wanted = source.start_ns + step_ns
     else:
         try:
             wanted = parse_utc(start)
         except ValueError as e:
             raise UserError(f"{start} is no ISO time", "give one such as 2025-01-31T08:00:00, or `first`") from e
-    if not exchange.source.start_ns < wanted <= exchange.source.end_ns:
-        first, last = iso(exchange.source.start_ns), iso(exchange.source.end_ns)
+    if not source.start_ns < wanted <= source.end_ns:
+        first, last = iso(source.start_ns), iso(source.end_ns)
         raise UserError(f"the market has no data at {iso(wanted)}", f"choose a start after {first} and not after {last}")
-    options = replace(exchange.options, start_ns=floor_ts(wanted, step_ns))
-    return EmbeddedExchange(exchange.source, options, exchange.credentials)
+    return floor_ts(wanted, step_ns)
+
+
+def _facts(settings: Settings, options: EmbeddedOptions) -> dict[str, str]:
+    """Return what a kept state depends on; with other facts it would not be the same exchange."""
+    rules = asdict(options.venue) | asdict(options.fees)
+    return {
+        "market": market_folder(settings),
+        "bar length": f"{(options.step_frame_ns or 0) // NS_PER_S} s",
+        "rules": ", ".join(f"{name} {value:g}" for name, value in rules.items()),
+    }
 
 
 def serve(exchange: EmbeddedExchange, paths: Paths, announce: Callable[[str], None]) -> None:

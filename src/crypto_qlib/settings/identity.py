@@ -27,6 +27,8 @@ WITHOUT_EFFECT = (
     "exchange.port",
     "exchange.speed",
     "exchange.timeout_s",
+    "exchange.persist",
+    "exchange.survive_power_cut",
     "exchange.replay_path",
     "exchange.replay_market_caps",
     "exchange.replay_funding",

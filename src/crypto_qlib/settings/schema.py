@@ -220,6 +220,13 @@ class ExchangeSettings(Section):
         description="Signal planted in the simulated market, so that there is something to find; 0 = pure noise.",
     )
     seed: int = Field(20260101, ge=0, description="Seed of the simulated market.")
+    persist: bool = Field(
+        True, description="Whether `crypto-qlib exchange serve` keeps accounts and market time in <store.root>/exchange; the "
+        "exchange inside another command always forgets them."
+    )  # fmt: skip
+    survive_power_cut: bool = Field(
+        False, description="Wait for the disk at every operation: acknowledged orders outlive a power cut, not only a kill."
+    )
     paper_equity: float = Field(100_000.0, gt=0, description="Starting USDT of the embedded paper account.")
     timeout_s: float = Field(20.0, gt=0, description="Time limit of one request, seconds.")
 

@@ -32,6 +32,7 @@ Fills of step 6 and later are stamped one millisecond before the close. Steps 0-
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Sequence
 
@@ -99,6 +100,25 @@ class SimulatedExchange:
         account = VenueAccount(account_id, fees)
         self._accounts[account_id] = account
         account.book(Bill(0, self.now_ns, BillKind.TRANSFER, cash, 0.0, 0.0))
+
+    def account_ids(self) -> Sequence[str]:
+        """Return the accounts in the order they were opened."""
+        return tuple(self._accounts)
+
+    def transfer(self, account_id: str, amount: float) -> None:
+        """Move ``amount`` USDT into an account's cash (negative: out of what is available).
+
+        Raises
+        ------
+        UserError
+            If ``amount`` is no number other than zero, or more is taken out than is available.
+        """
+        account = self._account(account_id)
+        if not math.isfinite(amount) or amount == 0.0:
+            raise UserError(f"cannot transfer {amount} USDT")
+        if -amount > self.snapshot(account_id).available:
+            raise UserError(f"cannot take {-amount:g} USDT out: {self.snapshot(account_id).available:g} are available")
+        account.book(Bill(0, self.now_ns, BillKind.TRANSFER, amount, 0.0, 0.0))
 
     def begin_bar(self, bar: VenueBar) -> None:
         """Show the open of ``bar`` and run what happens there: steps 0 to 4.

@@ -7,8 +7,9 @@ events and keeps those records; it decides nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 from crypto_qlib.core.order import ExitKind, Fill, MarginMode, OrderStatus, Protection
 from crypto_qlib.venue.records import Bill, BillKind, Filled, OrderUpdated, ProtectionSet, VenueEvent, VenueOrder
@@ -125,6 +126,15 @@ class PaperBook:
         self._accounts: dict[str, _Account] = {}
         self._next_child = CHILD_ID_BASE + 1
         self._next_algo = ALGO_ID_BASE + 1
+        self._listeners: list[Callable[[VenueEvent], None]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Who listens belongs to the running server, not to the state.
+        return self.__dict__ | {"_listeners": []}
+
+    def tell(self, listener: Callable[[VenueEvent], None]) -> None:
+        """Call ``listener`` with every event from now on, after the book has taken it in."""
+        self._listeners.append(listener)
 
     def fills(self, account_id: str) -> list[PaperFill]:
         """Return all fills, oldest first."""
@@ -164,6 +174,8 @@ class PaperBook:
         """Take in what happened since the last call."""
         for event in self._exchange.drain_events():
             self._take(event)
+            for listener in self._listeners:
+                listener(event)
 
     def _take(self, event: VenueEvent) -> None:
         account = self._of(event.account_id)

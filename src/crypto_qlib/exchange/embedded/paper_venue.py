@@ -24,12 +24,14 @@ class PaperVenue:
         Market and clock.
     config : VenueConfig
         How the exchange executes.
+    feed : VenueBarFeed
+        The market's bars.
     """
 
-    def __init__(self, window: MarketWindow, config: VenueConfig) -> None:
+    def __init__(self, window: MarketWindow, config: VenueConfig, feed: VenueBarFeed) -> None:
         source, self._clock = window.source, window.clock
         listed = [VenueInstrument(item, source.tiers(item.symbol)) for item in source.instruments()]
-        self._feed = VenueBarFeed(source, self._clock.step_ns, window.trailing_liquidity)
+        self._feed = feed
         self.exchange = SimulatedExchange(listed, config, self._clock.market_ns)
 
     def open_account(self, account_id: str, cash: float, fees: FeeSchedule) -> None:

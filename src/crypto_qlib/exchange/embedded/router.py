@@ -1,7 +1,8 @@
 """Which handler answers which path, and what must be true before it is asked.
 
 1. look the endpoint up (404 otherwise); 2. on private paths check the signature over the raw bytes; 3. parse query and
-body, dropping what counts as "not sent"; 4. check the rate limit; 5. call the handler; 6. render refusals as OKX does.
+body, dropping what counts as "not sent"; 4. check the rate limit; 5. call the handler, through
+the journal's door where it may change something; 6. render refusals as OKX does.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import orjson
 
 from crypto_qlib.core.clock import Clock
 from crypto_qlib.exchange.credentials import ApiCredentials
+from crypto_qlib.exchange.embedded.operations import Operations
 from crypto_qlib.exchange.embedded.rate_limits import RateLimiter
 from crypto_qlib.exchange.embedded.server_clock import ServerClock
 from crypto_qlib.exchange.embedded.signature import SignedRequest, check_signature
@@ -59,6 +61,8 @@ class Router:
         Real time.
     limiter : RateLimiter
         Counts requests.
+    operations : Operations
+        The door for everything that is posted with a key.
     """
 
     def __init__(
@@ -68,12 +72,14 @@ class Router:
         clock: ServerClock,
         wall_clock: Clock,
         limiter: RateLimiter,
+        operations: Operations,
     ) -> None:
         self._endpoints = endpoints
         self._keys = keys
         self._clock = clock
         self._wall = wall_clock
         self._limiter = limiter
+        self._operations = operations
 
     def answer(self, request: SignedRequest, remote: str) -> Answer:
         """Return the answer to one request; malformed input is refused, never an exception."""
@@ -98,7 +104,10 @@ class Router:
         body = _posted(request.body) if request.method == "POST" else []
         who = f"{account_id or remote}/{fields.get('instId', '')}"
         self._limiter.check(name, who, self._wall.now_ns(), max(1, len(body)))
-        result = endpoint.handler(Call(fields, body, account_id))
+        if endpoint.is_private and request.method == "POST":
+            result = self._operations.perform(name, account_id, body)
+        else:
+            result = endpoint.handler(Call(fields, body, account_id))
         if isinstance(result, Reply):
             return order_envelope(result, self._clock.now_ns() // 1000)
         return result

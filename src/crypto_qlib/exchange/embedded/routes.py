@@ -6,6 +6,8 @@ from crypto_qlib.exchange.embedded.account_api import AccountApi
 from crypto_qlib.exchange.embedded.algo_api import AlgoApi
 from crypto_qlib.exchange.embedded.coingecko_api import CoinGeckoApi
 from crypto_qlib.exchange.embedded.market_api import MarketApi
+from crypto_qlib.exchange.embedded.operations import Change
+from crypto_qlib.exchange.embedded.paper_desk import PaperDesk
 from crypto_qlib.exchange.embedded.public_api import PublicApi
 from crypto_qlib.exchange.embedded.router import Endpoint, Handler
 from crypto_qlib.exchange.embedded.trade_api import TradeApi
@@ -77,3 +79,9 @@ def account_routes(account: AccountApi, trade: TradeApi, algo: AlgoApi) -> Route
         ("GET", "trade/orders-algo-history"): algo.history,
     }
     return {path: Endpoint(handler, is_private=True) for path, handler in table.items()}
+
+
+def changes_of(desk: PaperDesk) -> dict[str, Change]:
+    """Return name -> handler of every operation: what clients may post, and what the house does."""
+    routes = account_routes(desk.account, desk.trade, desk.algo)
+    return {name: endpoint.handler for (method, name), endpoint in routes.items() if method == "POST"} | desk.house.changes()

@@ -7,10 +7,9 @@ a background thread for synchronous callers; :func:`serve_until_stopped` blocks 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import orjson
 from aiohttp import web
@@ -19,26 +18,32 @@ from crypto_qlib.core.clock import NS_PER_MS, NS_PER_S, Clock, SystemClock, floo
 from crypto_qlib.core.costs import FeeSchedule
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.exchange.credentials import ApiCredentials
-from crypto_qlib.exchange.embedded.account_api import AccountApi
-from crypto_qlib.exchange.embedded.algo_api import AlgoApi
+from crypto_qlib.exchange.embedded.admin_api import ADMIN_ROOT, AdminApi, AdminRefusal, AdminRequest, is_loopback
+from crypto_qlib.exchange.embedded.admin_api import Handler as AdminHandler
 from crypto_qlib.exchange.embedded.coingecko_api import CoinGeckoApi
+from crypto_qlib.exchange.embedded.house import FUND, STEP
 from crypto_qlib.exchange.embedded.market_api import OKX_MARK_LIMIT, MarketApi
 from crypto_qlib.exchange.embedded.market_window import MarketWindow
 from crypto_qlib.exchange.embedded.order_book import BookModel
-from crypto_qlib.exchange.embedded.paper_book import PaperBook
+from crypto_qlib.exchange.embedded.paper_desk import PaperDesk, Surroundings
 from crypto_qlib.exchange.embedded.paper_venue import PaperVenue
 from crypto_qlib.exchange.embedded.public_api import PublicApi
 from crypto_qlib.exchange.embedded.rate_limits import RateLimiter
-from crypto_qlib.exchange.embedded.router import Answer, Router
-from crypto_qlib.exchange.embedded.routes import Routes, account_routes, market_routes
+from crypto_qlib.exchange.embedded.recovery import Keeper
+from crypto_qlib.exchange.embedded.router import Router
+from crypto_qlib.exchange.embedded.routes import Routes, account_routes, changes_of, market_routes
 from crypto_qlib.exchange.embedded.server_clock import ServerClock
 from crypto_qlib.exchange.embedded.signature import SignedRequest
-from crypto_qlib.exchange.embedded.trade_api import TradeApi
+from crypto_qlib.exchange.embedded.state_file import StateFile
 from crypto_qlib.venue.market_source import MarketSource
 from crypto_qlib.venue.venue_config import VenueConfig
 
-_STEPS_PER_BREATH = 32
+START_FACT: Final = "start_ns"
+"""Name of the market's first moment among the facts of a state file."""
+_STEPS_PER_BREATH: Final = 32
 """Bars stepped before other requests get a turn."""
+_KEEP_UP_S: Final = 1.0
+"""Seconds between two updates of the state file's tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +102,13 @@ class EmbeddedExchange:
         The paper account's key; ``None`` makes a fresh one.
     wall_clock : Clock | None
         Real time (signature window, running clock).
+    state : StateFile | None
+        Where accounts and the market's time are kept; ``None`` = in memory. Closed by :meth:`stop`.
 
     Raises
     ------
     UserError
-        If the start lies outside the data, or the address is not loopback.
+        If the start lies outside the data, the address is not loopback, or the state cannot be brought back.
     """
 
     def __init__(
@@ -110,26 +117,32 @@ class EmbeddedExchange:
         options: EmbeddedOptions | None = None,
         credentials: ApiCredentials | None = None,
         wall_clock: Clock | None = None,
+        state: StateFile | None = None,
     ) -> None:
         self.options = options or EmbeddedOptions()
         _require_loopback(self.options.host)
         self.source = source
         self.credentials = credentials or ApiCredentials.generate()
         self._wall = wall_clock or SystemClock()
-        step_ns = self.options.step_frame_ns or source.base_frame_ns
-        if step_ns % source.base_frame_ns:
-            raise UserError("the step frame must be a multiple of the market's base frame")
-        start_ns = floor_ts(source.end_ns, step_ns) if self.options.start_ns is None else self.options.start_ns
-        self.clock = ServerClock(start_ns, source.end_ns, step_ns, self._wall, self.options.speed)
+        self.clock = self._clock(state)
         self._window = MarketWindow(source, self.clock)
-        self.venue = PaperVenue(self._window, self.options.venue)
-        self.venue.open_account(self.credentials.key, self.options.paper_equity, self.options.fees)
-        routes = self._routes()
+        self._around = Surroundings.of(self._window)
+        self._keeper = Keeper(state, self._around, self._fresh_desk, changes_of)
+        self.clock.resume_at(self.clock.market_ns)
+        terms = {"cash": self.options.paper_equity, "maker": self.options.fees.maker, "taker": self.options.fees.taker}
+        self._keeper.open_account(self.credentials.key, terms)
         keys = {self.credentials.key: self.credentials}
-        self.router = Router(routes, keys, self.clock, self._wall, RateLimiter(is_on=self.options.rate_limits))
+        limiter = RateLimiter(is_on=self.options.rate_limits)
+        self.router = Router(self._routes(), keys, self.clock, self._wall, limiter, self._keeper.operations)
+        self._admin = AdminApi(self._admin_handlers())
         self._runner: web.ServerRunner | None = None
-        self._ticking: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
         self.base_url = ""
+
+    @property
+    def venue(self) -> PaperVenue:
+        """Return the simulated exchange behind the API."""
+        return self._keeper.desk.venue
 
     async def start(self) -> str:
         """Bind and serve; return the base URL, e.g. ``http://127.0.0.1:40123``.
@@ -151,20 +164,22 @@ class EmbeddedExchange:
         self._runner = runner
         host, port = runner.addresses[0][:2]
         self.base_url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        self._background.append(asyncio.create_task(self._keep_up()))
         if self.options.speed:
-            self._ticking = asyncio.create_task(self._tick())
+            self._background.append(asyncio.create_task(self._tick()))
         return self.base_url
 
     async def stop(self) -> None:
-        """Stop serving and release the port; a stopped exchange stays stopped."""
-        if self._ticking is not None:
-            self._ticking.cancel()
+        """Stop serving, bring the state file up to date and release the port; a stopped exchange stays stopped."""
+        for task in self._background:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await self._ticking
-            self._ticking = None
+                await task
+        self._background.clear()
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+        self._keeper.close()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -181,9 +196,12 @@ class EmbeddedExchange:
         UserError
             If the data end before that; the market then stands at its end.
         """
-        for k in range(n_bars):
-            self._step_once()
-            if k % _STEPS_PER_BREATH == _STEPS_PER_BREATH - 1:
+        left = n_bars
+        while left > 0:
+            chunk = min(left, _STEPS_PER_BREATH)
+            self._keeper.operations.perform(STEP, "", [{"bars": chunk}])
+            left -= chunk
+            if left:
                 await asyncio.sleep(0)
         return self.clock.market_ns
 
@@ -201,56 +219,73 @@ class EmbeddedExchange:
             "symbols": [item.symbol for item in self._window.listed()],
         }
 
+    def _clock(self, state: StateFile | None) -> ServerClock:
+        step_ns = self.options.step_frame_ns or self.source.base_frame_ns
+        if step_ns % self.source.base_frame_ns:
+            raise UserError("the step frame must be a multiple of the market's base frame")
+        asked = self.options.start_ns
+        start_ns = floor_ts(self.source.end_ns, step_ns) if asked is None else asked
+        if state is not None:
+            state.remember(START_FACT, str(start_ns))
+            start_ns = int(state.fact(START_FACT))
+        return ServerClock(start_ns, self.source.end_ns, step_ns, self._wall, self.options.speed)
+
+    def _fresh_desk(self) -> PaperDesk:
+        return PaperDesk.fresh(self._around, self.options.venue, self.options.fees)
+
     def _routes(self) -> Routes:
-        window, venue, book = self._window, self.venue, PaperBook(self.venue.exchange)
+        window, desk = self._window, self._keeper.desk
         book_model = BookModel(self.options.venue.impact_y, self.options.venue.half_spread_bps)
         public = market_routes(
             MarketApi(window, book_model, self.options.mark_page_limit),
             PublicApi(window, self.options.funding_retention_days),
             CoinGeckoApi(window),
         )
-        account = AccountApi(window, venue, book, self.options.fees)
-        return public | account_routes(account, TradeApi(window, venue, book), AlgoApi(window, venue, book))
-
-    def _step_once(self) -> None:
-        self.venue.step()
+        return public | account_routes(desk.account, desk.trade, desk.algo)
 
     async def _tick(self) -> None:
         while self.clock.has_next:
             await asyncio.sleep(self.clock.seconds_to_next())
-            self._step_once()
+            await self.step()
+
+    async def _keep_up(self) -> None:
+        while True:
+            await asyncio.sleep(_KEEP_UP_S)
+            self._keeper.keep_up()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         body = await request.read() if request.can_read_body else b""
-        if request.path.startswith("/admin/"):
-            answer = await self._admin(request, body)
+        remote = request.remote or ""
+        if request.path.startswith(ADMIN_ROOT):
+            answer = await self._admin.answer(AdminRequest(request.method, request.path, body, remote, request.headers))
         else:
             signed = SignedRequest(request.method, request.raw_path, body, request.headers)
-            answer = self.router.answer(signed, request.remote or "")
+            answer = self.router.answer(signed, remote)
         return web.Response(status=answer.status, body=answer.body, content_type="application/json")
 
-    async def _admin(self, request: web.BaseRequest, body: bytes) -> Answer:
-        if not _is_loopback(request.remote or ""):
-            return Answer(403, orjson.dumps({"error": "admin is for loopback clients only"}))
-        if (request.method, request.path) == ("GET", "/admin/status"):
-            return Answer(200, orjson.dumps(self.status()))
-        if (request.method, request.path) == ("POST", "/admin/step"):
-            return await self._admin_step(body)
-        return Answer(404, orjson.dumps({"error": f"{request.method} {request.path} is not served here"}))
+    def _admin_handlers(self) -> dict[tuple[str, str], AdminHandler]:
+        return {
+            ("GET", "/admin/status"): self._admin_status,
+            ("POST", "/admin/step"): self._admin_step,
+            ("POST", "/admin/fund"): self._admin_fund,
+        }
 
-    async def _admin_step(self, body: bytes) -> Answer:
-        try:
-            asked = orjson.loads(body or b"{}")
-        except orjson.JSONDecodeError:
-            asked = None
-        n_bars = self._bars_asked(asked) if isinstance(asked, dict) else -1
+    async def _admin_status(self, _posted: dict[str, Any]) -> dict[str, Any]:
+        return self.status()
+
+    async def _admin_step(self, posted: dict[str, Any]) -> dict[str, Any]:
+        n_bars = self._bars_asked(posted)
         if n_bars < 0:
-            return Answer(400, orjson.dumps({"error": 'send {"bars": n} or {"to": milliseconds}, not before now'}))
+            raise AdminRefusal(400, 'send {"bars": n} or {"to": milliseconds}, not before now')
         try:
             now_ns = await self.step(n_bars)
         except UserError as e:
-            return Answer(409, orjson.dumps({"error": str(e), "now_ms": self.clock.market_ns // NS_PER_MS}))
-        return Answer(200, orjson.dumps({"now_ms": now_ns // NS_PER_MS, "now": iso(now_ns)}))
+            raise AdminRefusal(409, str(e), {"now_ms": self.clock.market_ns // NS_PER_MS}) from e
+        return {"now_ms": now_ns // NS_PER_MS, "now": iso(now_ns)}
+
+    async def _admin_fund(self, posted: dict[str, Any]) -> dict[str, Any]:
+        done = self._keeper.operations.perform(FUND, self.credentials.key, [{"amount": posted.get("amount")}])
+        return dict(orjson.loads(done)) if isinstance(done, bytes) else {}
 
     def _bars_asked(self, asked: dict[str, Any]) -> int:
         bars, to_ms = asked.get("bars"), asked.get("to")
@@ -259,13 +294,6 @@ class EmbeddedExchange:
         return 1 if bars is None else bars if isinstance(bars, int) else -1
 
 
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
-
-
 def _require_loopback(host: str) -> None:
-    if not _is_loopback(host):
+    if not is_loopback(host):
         raise UserError(f"the embedded exchange serves on loopback only, not on {host}", "set exchange.host to 127.0.0.1")

@@ -56,6 +56,11 @@ class ServerClock:
         due_ns = self._reached_wall_ns + self.step_ns / self.speed
         return max(due_ns - self._wall.now_ns(), 0.0) / NS_PER_S
 
+    def resume_at(self, market_ns: int) -> None:
+        """Stand at a boundary reached before; a running clock flows on from this moment: no time passes while stopped."""
+        self._market_ns = market_ns
+        self._reached_wall_ns = self._wall.now_ns()
+
     @property
     def has_next(self) -> bool:
         """Return whether there are data for one more bar."""

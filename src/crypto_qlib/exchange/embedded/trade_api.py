@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count
 from typing import Final
 
 from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_HOUR
@@ -44,7 +43,7 @@ class TradeApi:
         self._venue = venue
         self._book = book
         self._by_symbol = {item.symbol: item for item in window.source.instruments()}
-        self._anonymous = count(1)
+        self._n_anonymous = 0
 
     def place(self, call: Call) -> Reply:
         """Answer ``trade/order`` (one order)."""
@@ -254,7 +253,8 @@ class TradeApi:
         return {"ordId": str(ORDER_ID_BASE + order.order_id), "clOrdId": shown_id(order.client_order_id)}
 
     def _anonymous_id(self) -> str:
-        return f"{parse.ANONYMOUS}{next(self._anonymous)}"
+        self._n_anonymous += 1
+        return f"{parse.ANONYMOUS}{self._n_anonymous}"
 
 
 def _order_number(order: VenueOrder) -> int:

@@ -1,0 +1,112 @@
+"""Everything that holds the exchange's state, in one object: venue, book and the handlers that work on them.
+
+A desk is picklable as it stands: what belongs to the running server and not to the state (market, clock, bars in memory) is
+replaced by its name on the way out and by the server's own on the way in, so that a snapshot holds accounts and nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+from crypto_qlib.core.costs import FeeSchedule
+from crypto_qlib.exchange.embedded.account_api import AccountApi
+from crypto_qlib.exchange.embedded.algo_api import AlgoApi
+from crypto_qlib.exchange.embedded.bar_feed import VenueBarFeed
+from crypto_qlib.exchange.embedded.house import House
+from crypto_qlib.exchange.embedded.market_window import MarketWindow
+from crypto_qlib.exchange.embedded.paper_book import PaperBook
+from crypto_qlib.exchange.embedded.paper_venue import PaperVenue
+from crypto_qlib.exchange.embedded.trade_api import TradeApi
+from crypto_qlib.venue.venue_config import VenueConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a desk stands in and does not own.
+
+    Parameters
+    ----------
+    window : MarketWindow
+        Market and clock.
+    feed : VenueBarFeed
+        The market's bars as the venue wants them.
+    """
+
+    window: MarketWindow
+    feed: VenueBarFeed
+
+    @staticmethod
+    def of(window: MarketWindow) -> Surroundings:
+        """Return the surroundings of a desk on this market."""
+        return Surroundings(window, VenueBarFeed(window.source, window.clock.step_ns, window.trailing_liquidity))
+
+    def named(self) -> dict[str, Any]:
+        """Return name -> object."""
+        window = self.window
+        return {
+            "window": window, "feed": self.feed, "source": window.source, "clock": window.clock,
+            "liquidity": window.trailing_liquidity,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PaperDesk:
+    """The venue, its book, and the handlers of everything a client may do."""
+
+    venue: PaperVenue
+    book: PaperBook
+    account: AccountApi
+    trade: TradeApi
+    algo: AlgoApi
+    house: House
+
+    @staticmethod
+    def fresh(around: Surroundings, config: VenueConfig, fees: FeeSchedule) -> PaperDesk:
+        """Return a desk without any account."""
+        window = around.window
+        venue = PaperVenue(window, config, around.feed)
+        book = PaperBook(venue.exchange)
+        return PaperDesk(
+            venue,
+            book,
+            AccountApi(window, venue, book, fees),
+            TradeApi(window, venue, book),
+            AlgoApi(window, venue, book),
+            House(venue),
+        )
+
+    def dump(self, around: Surroundings) -> bytes:
+        """Return the desk, and the market time it stands at, as bytes for :meth:`load`."""
+        target = io.BytesIO()
+        _Pickler(target, around).dump((around.window.clock.market_ns, self))
+        return target.getvalue()
+
+    @staticmethod
+    def load(state: bytes, around: Surroundings) -> PaperDesk:
+        """Return the desk of :meth:`dump`, the server's clock set back to its time; only for bytes this program wrote."""
+        market_ns, desk = _Unpickler(io.BytesIO(state), around).load()
+        around.window.clock.resume_at(market_ns)
+        if not isinstance(desk, PaperDesk):
+            raise TypeError("the bytes hold no desk")
+        return desk
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, target: io.BytesIO, around: Surroundings) -> None:
+        super().__init__(target, protocol=pickle.HIGHEST_PROTOCOL)
+        self._names = {id(thing): name for name, thing in around.named().items()}
+
+    def persistent_id(self, thing: Any) -> str | None:
+        return self._names.get(id(thing))
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, source: io.BytesIO, around: Surroundings) -> None:
+        super().__init__(source)
+        self._named = around.named()
+
+    def persistent_load(self, name: Any) -> Any:
+        return self._named[name]
