@@ -80,7 +80,7 @@ def inputs(tape: Tape, rules: Rules = LOOSE, equity: float = 10_000.0) -> Backte
     gone[0] = False
     if tape.delist:
         gone[t // 2 :, n - 1] = True
-    for values in prices:
+    for values in prices[:-1]:  # funding does not wait for candles
         values[gone] = np.nan
     ts_open = START_NS + np.arange(t, dtype=np.int64) * NS_PER_HOUR
     panel = MarketPanel(symbols, NS_PER_HOUR, ts_open, *prices, np.full(n, tape.basis > 0.0))

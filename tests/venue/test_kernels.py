@@ -149,7 +149,27 @@ def test_a_stop_in_a_wild_thin_bar_pays_the_bars_own_impact() -> None:
 
 
 def test_slippage_never_goes_beyond_half_the_price() -> None:
-    assert matching.taker_fill_price(-1.0, 100.0, 1e12, 1.0, 1e4, 1.0, 0.8, 0.01) == pytest.approx(50.0)
+    fill = matching.taker_fill_price(-1.0, 100.0, 1e12, 1.0, 1e4, 1.0, 0.8, 0.01, NAN, NAN, NAN)
+    assert fill == pytest.approx(50.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "high", "low", "turnover", "expected"),
+    [
+        # a day's 300 bp x 0.8 x sqrt(1e4 / 1e9) = 0.759 bp, and 1 bp of half spread
+        ("no turnover known: the month's figures", 110.0, 90.0, NAN, 100.01759),
+        ("a calm, deep bar is not cheaper than the month", 100.001, 99.999, 1e12, 100.01759),
+        # ln(110/90) x 0.60056 = 12.0517 %; x 0.8 x sqrt(0.1) = 304.88 bp, and 1 bp
+        ("a wild, thin bar charges its own impact", 110.0, 90.0, 1e5, 103.0588),
+        ("an order larger than the bar counts as the whole bar", 110.0, 90.0, 1e3, 109.6514),
+        ("a bar without turnover counts as the whole bar", 110.0, 90.0, 0.0, 109.6514),
+    ],
+)
+def test_a_market_order_pays_the_worse_of_the_months_and_the_bars_impact(
+    name: str, high: float, low: float, turnover: float, expected: float
+) -> None:
+    fill = matching.taker_fill_price(1.0, 100.0, 1e4, 1e9, 300.0, 1.0, 0.8, 1e-6, high, low, turnover)
+    assert fill == pytest.approx(expected, abs=2e-4), name
 
 
 # -- liquidation -----------------------------------------------------------------------------------------------------

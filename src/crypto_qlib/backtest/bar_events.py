@@ -22,6 +22,7 @@ from crypto_qlib.backtest.bookkeeping import (
     liquidate_part,
     liquidate_whole,
     lots_to_liquidate,
+    lowest_requirement,
     market_price,
     open_position,
     protection_price,
@@ -77,7 +78,7 @@ def start_cooldown(rules: Rules, desk: Desk, bar_close_ns: int, j: int) -> None:
 
 @njit_lent
 def fund_cross(rules: Rules, desk: Desk, bars: Bars, t: int) -> None:
-    """Mark the cross positions at the bar's open and settle their funding (step a); without a bar the last mark stays."""
+    """Mark the cross positions at the bar's open and settle their funding (step a); without a bar the last mark stands."""
     for k in range(desk.totals[0].n_open):
         j = desk.open_columns[k]
         if not math.isnan(bars.open[t, j]):
@@ -85,8 +86,8 @@ def fund_cross(rules: Rules, desk: Desk, bars: Bars, t: int) -> None:
     for k in range(desk.totals[0].n_open):
         j = desk.open_columns[k]
         rate = bars.funding_rate[t, j]
-        if is_settlement(rate) and not math.isnan(bars.open[t, j]):
-            settle_cross(rules, desk, t, j, rate, bars.mark_open[t, j], False)
+        if is_settlement(rate):
+            settle_cross(rules, desk, t, j, rate, desk.book[j].mark, False)
 
 
 @njit_lent
@@ -101,13 +102,14 @@ def next_at_open(
     for k in range(start - 1, -1, -1):
         j = open_columns[k]
         price = last_open[t, j]
-        if math.isnan(price):
-            continue
-        mark = mark_open[t, j]
+        is_missing = math.isnan(price)
+        p = book[j]
+        mark = p.mark if is_missing else mark_open[t, j]
         rate = funding_rate[t, j]
         if settles and is_settlement(rate):
             settle_isolated(book, ledger, used, taker_fee, t, j, rate, mark, False)
-        p = book[j]
+        if is_missing:
+            continue
         if is_passed(p.side, mark, p.liq) or is_passed(p.side, price, p.stop) or is_reached(p.side, price, p.take):
             return k
     return -1
@@ -139,8 +141,10 @@ def liquidation_step(
     rules: Rules, execution: Execution, state: StateArrays, version: int, desk: Desk, t: int, j: int, mark: float
 ) -> bool:
     """Take an isolated position over at ``mark``, or the part its tier prescribes; return whether anything is left."""
+    p = desk.book[j]
+    equity = p.margin + unrealised_pnl(p.side, p.qty, p.entry, mark)
     lots = lots_to_liquidate(execution, state, version, desk, j)
-    if lots < abs(desk.book[j].lots):
+    if lots < abs(p.lots) and equity > lowest_requirement(rules, state, version, desk, j, mark):
         liquidate_part(rules, state, version, desk, t, j, lots, mark)
         return True
     liquidate_whole(rules, desk, t, j, mark)
@@ -212,7 +216,7 @@ def fill_exits(
         if not desk.is_held[j] or math.isnan(raw):
             continue
         p = desk.book[j]
-        price = market_price(rules, state, day, j, -p.side, raw, abs(p.lots))
+        price = market_price(rules, state, bars, t, day, j, -p.side, raw, abs(p.lots))
         close_position(rules, desk, t, j, TIME if rows.exit_reason[i] == EXIT_TIME else REPLACED, price, raw)
 
 
@@ -251,14 +255,14 @@ def fill_entries(
         if is_full or math.isnan(raw) or ts_ns >= delisted_ns[j] or desk.is_held[j]:
             totals.n_rejected += 1
             continue
-        price = market_price(rules, state, day, j, side, raw, wanted)
+        price = market_price(rules, state, bars, t, day, j, side, raw, wanted)
         lots = fillable_lots(wanted, bars.volume[t, j], state.contracts[j].base_per_lot, execution.max_bar_volume_share)
         if lots <= 0 or not may_enter(rules, state, version, desk, j, wanted, rows.leverage[i], price):
             totals.n_rejected += 1
             continue
         if lots < wanted:
             totals.n_cut += 1
-            price = market_price(rules, state, day, j, side, raw, lots)
+            price = market_price(rules, state, bars, t, day, j, side, raw, lots)
         mark = bars.mark_open[t, j]
         open_position(
             rules, state, version, desk, t, ts_ns, j, side, lots, price, raw, mark, rows.leverage[i], rows.stop[i],
@@ -274,18 +278,24 @@ def cross_step(
     rules: Rules, execution: Execution, state: StateArrays, version: int, desk: Desk, t: int, marks: FloatArray,
     bar_close_ns: int,
 ) -> None:  # fmt: skip
-    """Cut the cross position with the largest requirement in tier 3 or above, or take the whole account over, at ``marks``."""
+    """Cut the cross position with the largest requirement in tier 3 or above, or take the whole account over, at ``marks``.
+
+    An account below what its positions would require in their lowest tiers is taken over at once.
+    """
     totals = desk.totals[0]
     largest = -1.0
     cut = -1
+    lowest = 0.0
+    equity, _ = cross_at(rules, desk, marks)
     for k in range(totals.n_open):
         j = desk.open_columns[k]
         p = desk.book[j]
         need = requirement(p.qty, marks[j], p.mmr, rules.taker_fee)
+        lowest += lowest_requirement(rules, state, version, desk, j, marks[j])
         if need > largest and lots_to_liquidate(execution, state, version, desk, j) < abs(p.lots):
             largest = need
             cut = j
-    if cut >= 0:
+    if cut >= 0 and equity > lowest:
         lots = lots_to_liquidate(execution, state, version, desk, cut)
         liquidate_part(rules, state, version, desk, t, cut, lots, marks[cut])
         start_cooldown(rules, desk, bar_close_ns, cut)
@@ -345,6 +355,7 @@ def cross_inside(
             marks[j] = bars.mark_open[t, j]
             last, mark = (bars.low[t, j], bars.mark_low[t, j]) if p.side > 0.0 else (bars.high[t, j], bars.mark_high[t, j])
             worst[j] = cross_adverse_mark(p.side, last, mark, p.stop, False)
+    is_told = False
     while totals.n_open > 0:
         equity, need = cross_at(rules, desk, marks)
         worst_equity, worst_need = cross_at(rules, desk, worst)
@@ -354,13 +365,20 @@ def cross_inside(
         for k in range(totals.n_open):
             j = desk.open_columns[k]
             marks[j] = along(marks[j], worst[j], fraction)
-        tell_ambiguous_cross(rules, bars, t, desk)
+        if not is_told:
+            tell_ambiguous_cross(rules, bars, t, desk)
+            is_told = True
         cross_step(rules, execution, state, version, desk, t, marks, bar_close_ns)
 
 
 @njit_lent
 def tell_ambiguous_cross(rules: Rules, bars: Bars, t: int, desk: Desk) -> None:
-    """Tell every position of a cross liquidation that the bar's close alone would not have caused."""
+    """Tell every position of a cross liquidation that the bar's close alone would not have caused.
+
+    A single position is not told: its mark was there, only the extremes of several may not have come together.
+    """
+    if desk.totals[0].n_open == 1:
+        return
     equity = desk.totals[0].cash
     need = 0.0
     for k in range(desk.totals[0].n_open):

@@ -168,15 +168,18 @@ def half_spread_bps(rules: Rules, adv: float, tick_size: float, price: float) ->
     return default_half_spread_bps(0.0 if math.isnan(adv) else adv, tick_size, price)
 
 
-@njit_leaf
-def market_price(rules: Rules, state: StateArrays, day: int, j: int, side: float, raw: float, lots: int) -> float:
-    """Return the fill of a market order of ``lots`` at ``raw`` before slippage."""
+@njit_lent
+def market_price(
+    rules: Rules, state: StateArrays, bars: Bars, t: int, day: int, j: int, side: float, raw: float, lots: int
+) -> float:
+    """Return the fill of a market order of ``lots`` at ``raw`` before slippage, in bar ``t``."""
     adv = today(state.daily, day, j).adv
     half = half_spread_bps(rules, adv, state.contracts[j].tick_size, raw)
     value = lots * state.contracts[j].base_per_lot * raw
     return taker_fill_price(
-        side, raw, value, adv, today(state.daily, day, j).sigma / BPS, half, rules.impact_y, state.contracts[j].tick_size
-    )
+        side, raw, value, adv, today(state.daily, day, j).sigma / BPS, half, rules.impact_y, state.contracts[j].tick_size,
+        bars.high[t, j], bars.low[t, j], bars.quote_volume[t, j],
+    )  # fmt: skip
 
 
 @njit_lent
@@ -186,7 +189,7 @@ def protection_price(
 ) -> float:  # fmt: skip
     """Return the fill of a triggered stop or take-profit."""
     if code != STOP or not execution.doubled_stop_spread:
-        return market_price(rules, state, day, j, side, raw, lots)
+        return market_price(rules, state, bars, t, day, j, side, raw, lots)
     adv = today(state.daily, day, j).adv
     half = half_spread_bps(rules, adv, state.contracts[j].tick_size, raw)
     value = lots * state.contracts[j].base_per_lot * raw
@@ -421,6 +424,12 @@ def lots_to_liquidate(execution: Execution, state: StateArrays, version: int, de
     if not execution.partial_liquidation or n <= PARTIAL_FROM_TIER:
         return lots
     return partial_liquidation_lots(lots, state.contracts[j].contracts_per_lot, bounds[:n])
+
+
+@njit_leaf
+def lowest_requirement(rules: Rules, state: StateArrays, version: int, desk: Desk, j: int, mark: float) -> float:
+    """Return what the position would require at ``mark`` in the lowest tier: below that it is not cut but taken whole."""
+    return requirement(desk.book[j].qty, mark, state.tier_mmr[version, j, 0], rules.taker_fee)
 
 
 @njit_lent

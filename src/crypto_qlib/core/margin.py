@@ -117,6 +117,49 @@ def bankruptcy_price(side: float, qty: float, avg_entry: float, margin: float, t
 
 
 @njit
+def liquidation_price_cross_legs(
+    signed_qty: float, mark: float, equity: float, other_requirement: float, required_qty: float
+) -> float:
+    """Return the mark at which the account ratio is 1 where several cross positions stand in one instrument (hedged legs).
+
+    ``(signed_qty * mark - (equity - other_requirement)) / (signed_qty - required_qty)``: all legs move with the same mark.
+    With one leg this is :func:`liquidation_price_cross`. A fully hedged pair (``signed_qty`` 0) can only die of its growing
+    requirement, at a mark above. A display figure: the account ratio is what liquidates.
+
+    Parameters
+    ----------
+    signed_qty : float
+        Sum of ``side * qty`` over the legs, base coins.
+    equity : float
+        Of the account, unrealised PnL at current marks included, USDT.
+    other_requirement : float
+        Requirement of the positions in *other* instruments, USDT.
+    required_qty : float
+        Sum of ``qty * (mmr + taker_fee)`` over the legs, base coins.
+    """
+    return (signed_qty * mark - (equity - other_requirement)) / (signed_qty - required_qty)
+
+
+@njit
+def bankruptcy_price_cross(
+    side: float, qty: float, mark: float, equity: float, other_closing_fees: float, taker_fee: float
+) -> float:
+    """Return the mark of this instrument at which the account is worth its closing fees alone, all other marks held fixed.
+
+    ``(side * qty * mark - (equity - other_closing_fees)) / (qty * (side - taker_fee))``: the cross liquidation price with a
+    maintenance rate of zero.
+
+    Parameters
+    ----------
+    equity : float
+        Of the account, unrealised PnL at current marks included, USDT.
+    other_closing_fees : float
+        Taker fees of closing the other cross positions at their marks, USDT.
+    """
+    return (side * qty * mark - (equity - other_closing_fees)) / (qty * (side - taker_fee))
+
+
+@njit
 def break_even_price(side: float, qty: float, avg_entry: float, realised_so_far: float, taker_fee: float) -> float:
     """Return ``bePx = (side*qty*avg - realised_so_far) / (qty*(side - taker_fee))``; closing fee at the taker rate."""
     return (side * qty * avg_entry - realised_so_far) / (qty * (side - taker_fee))

@@ -134,12 +134,15 @@ class Protection:
         Price stream that triggers.
     trailing_ratio : float | None
         Trailing stop: distance behind the best price since it was set, a fraction of that price in (0, 1).
+    close_at_ns : int | None
+        Time exit: the position leaves at the open of the first bar at or after this instant; ``None`` for none.
     """
 
     stop_price: float | None = None
     take_profit_price: float | None = None
     trigger: TriggerSource = TriggerSource.LAST
     trailing_ratio: float | None = None
+    close_at_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 from crypto_qlib.core.costs import FeeSchedule
+from crypto_qlib.core.fees import FeeHistory
 from crypto_qlib.core.order import ExitKind, Fill, MarginMode, Protection
 from crypto_qlib.core.position import Position, apply_fill
 from crypto_qlib.venue.liquidation import floor_at_zero
@@ -50,10 +51,11 @@ class HeldPosition:
 
 @dataclass(slots=True)
 class VenueAccount:
-    """Everything the exchange keeps of one account; money in USDT."""
+    """Everything the exchange keeps of one account; money in USDT. ``fees`` are the rates of ``fee_history`` now in force."""
 
     account_id: str
     fees: FeeSchedule
+    fee_history: FeeHistory
     cash: float = 0.0
     leverage: dict[PositionKey, float] = field(default_factory=dict)
     positions: dict[PositionKey, HeldPosition] = field(default_factory=dict)

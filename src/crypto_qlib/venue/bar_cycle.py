@@ -15,6 +15,7 @@ from crypto_qlib.venue.matching import (
     LIQUIDATION,
     NO_EXIT,
     STOP,
+    TIME,
     TRAILING,
     gap_exit,
     intrabar_exit,
@@ -58,6 +59,7 @@ class BarCycle:
         self._liquidator.test_cross_at_open(account)
         for held in list(account.positions.values()):
             self._gap(account, held)
+        self._close_due(account)
         self._desk.match_resting(account, closing=True, at_open=True)
         self._desk.match_resting(account, closing=False, at_open=True)
         self._desk.match_queued(account)
@@ -73,6 +75,15 @@ class BarCycle:
             self._ratchet(account, held)
         if math.isfinite(self._execution.config.adl_stress_move):
             self._deleverage(account)
+
+    def _close_due(self, account: VenueAccount) -> None:
+        """Close the positions whose time is up at the open, as market orders; one without a price waits."""
+        now = self._execution.clock.now_ns()
+        for held in list(account.positions.values()):
+            row = self._execution.board.row(held.position.symbol)
+            due = None if held.protection is None else held.protection.close_at_ns
+            if row is not None and due is not None and due <= now:
+                self._exit(account, held, TIME, row.open, row)
 
     def _gap(self, account: VenueAccount, held: HeldPosition) -> None:
         row = self._execution.board.row(held.position.symbol)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from crypto_qlib.core import margin as m
@@ -60,23 +61,12 @@ class Execution:
         self.clock = clock
 
     def taker_price(self, symbol: str, side: float, raw: float, lots: int, row: SymbolBar | None = None) -> float:
-        """Return the fill of a taker order of ``lots`` at ``raw`` before slippage; ``row`` prices its ADV and volatility."""
-        instrument = self.listing.instrument(symbol)
-        adv, sigma = (row.adv, row.sigma_day_bps) if row else (math.nan, math.nan)
-        value = lots * instrument.base_per_lot * raw
-        return taker_fill_price(
-            side, raw, value, adv, sigma, self._half_spread(symbol, raw, adv), self.config.impact_y, instrument.tick_size
-        )
+        """Return the fill of a taker order of ``lots`` at ``raw`` before slippage; ``row`` tells what the market can bear."""
+        return self._slipped(taker_fill_price, symbol, side, raw, lots, row)
 
     def stop_price(self, symbol: str, side: float, raw: float, lots: int, row: SymbolBar) -> float:
         """Return the fill of a stop-market order of ``lots`` set off at ``raw`` in the bar ``row``."""
-        instrument = self.listing.instrument(symbol)
-        value = lots * instrument.base_per_lot * raw
-        half_spread = self._half_spread(symbol, raw, row.adv)
-        return stop_fill_price(
-            side, raw, value, row.adv, row.sigma_day_bps, half_spread, self.config.impact_y, instrument.tick_size,
-            row.high, row.low, row.quote_volume,
-        )  # fmt: skip
+        return self._slipped(stop_fill_price, symbol, side, raw, lots, row)
 
     def leverage(self, account: VenueAccount, key: PositionKey) -> float:
         """Return the leverage set for ``key``, else the default held inside the instrument's own maximum."""
@@ -170,12 +160,14 @@ class Execution:
                 self.change_order(account, order, OrderStatus.CANCELED, why)
 
     def settle(self, account: VenueAccount, key: PositionKey, qty: float, *, same_instant: bool = False) -> None:
-        """Settle funding of ``qty`` base coins of a position at the bar's open, if the bar has a settlement for it."""
-        row = self.board.row(key[0])
-        if row is None or not is_settlement(row.funding_rate):
+        """Settle funding of ``qty`` base coins of a position at the bar's open, if there is a settlement for it.
+
+        A symbol without a price in the bar settles at its last known mark: funding does not wait for candles.
+        """
+        rate, mark = self.board.funding_rate(key[0]), self.board.mark(key[0])
+        if not is_settlement(rate):
             return
         p = account.positions[key].position
-        rate, mark = row.funding_rate, row.mark_open
         uncapped = funding_cash_flow(p.side, qty, mark, rate)
         if key[1] is MarginMode.ISOLATED:
             equity = p.isolated_margin + p.unrealised_pnl(mark)
@@ -210,6 +202,17 @@ class Execution:
         if deal.protection is not None:
             on_last = deal.protection.trigger is TriggerSource.LAST
             self.protect(account, held, deal.protection, deal.price if on_last else self.board.mark(deal.key[0]))
+
+    def _slipped(
+        self, fill: Callable[..., float], symbol: str, side: float, raw: float, lots: int, row: SymbolBar | None
+    ) -> float:
+        instrument = self.listing.instrument(symbol)
+        adv, sigma, high, low, turnover = (
+            (row.adv, row.sigma_day_bps, row.high, row.low, row.quote_volume) if row else (math.nan,) * 5
+        )
+        value = lots * instrument.base_per_lot * raw
+        half_spread = self._half_spread(symbol, raw, adv)
+        return fill(side, raw, value, adv, sigma, half_spread, self.config.impact_y, instrument.tick_size, high, low, turnover)
 
     def _half_spread(self, symbol: str, price: float, adv: float) -> float:
         if self.config.half_spread_bps >= 0.0:

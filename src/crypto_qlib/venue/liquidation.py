@@ -1,8 +1,9 @@
 """What a liquidation does to the books: isolated, cross and partial, as small compiled functions on scalars.
 
 1. The trigger is ``equity / requirement <= 1`` on **mark**, with ``requirement = qty * mark * (mmr + taker_fee)``.
-2. Tier 1 or 2: the whole position goes. Tier 3 or higher: the size is cut so that the tier drops by two, the same three
-   items are booked on the closed part, and the ratio is tested again.
+   First the open orders are cancelled and the ratio is tested again (``liquidator``).
+2. Tier 1 or 2, or equity at or below what the lowest tier would require: the whole position goes. Else, from tier 3 on, the
+   size is cut so that the tier drops by two, the same three items are booked on the closed part, and the ratio is tested again.
 3. Booked are the price PnL at the trigger mark, the normal taker fee and a penalty of exactly the maintenance margin, so
    the user loses the whole isolated margin; what the trigger overshoots the margin is the insurance fund's.
 4. Cross: the same items on every position at the marks where the account ratio is 1; the account is floored at zero.

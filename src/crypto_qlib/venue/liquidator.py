@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from crypto_qlib.core import margin as m
 from crypto_qlib.core.costs import trading_fee
-from crypto_qlib.core.order import ExitKind, Fill
+from crypto_qlib.core.order import ExitKind, Fill, OrderStatus
 from crypto_qlib.venue.account import HeldPosition, VenueAccount
 from crypto_qlib.venue.execution import Execution
 from crypto_qlib.venue.liquidation import (
@@ -17,7 +17,7 @@ from crypto_qlib.venue.liquidation import (
 from crypto_qlib.venue.market_board import SymbolBar
 from crypto_qlib.venue.matching import LIQUIDATION, NO_EXIT, nearer_stop
 from crypto_qlib.venue.records import Ambiguous, Filled, Liquidated, Refusal, RefusalCode
-from crypto_qlib.venue.valuation import cross_state, trailing_stop, triggers_on_mark
+from crypto_qlib.venue.valuation import cross_state, frozen_against_cross, trailing_stop, triggers_on_mark
 
 
 class Liquidator:
@@ -28,12 +28,17 @@ class Liquidator:
 
     def step_isolated(self, account: VenueAccount, held: HeldPosition, trigger_mark: float) -> None:
         """Take over an isolated position at ``trigger_mark``, or the part its tier prescribes; the caller tests again."""
-        self._take_over(account, held, trigger_mark, self._step_lots(held))
+        p = held.position
+        lots = self._step_lots(held)
+        if p.isolated_margin + p.unrealised_pnl(trigger_mark) <= self._lowest_requirement(account, held, trigger_mark):
+            lots = abs(p.lots)
+        self._take_over(account, held, trigger_mark, lots)
 
     def test_cross_at_open(self, account: VenueAccount) -> None:
         """Liquidate the cross account while its ratio is at or below 1 at the marks now known (the bar's mark opens)."""
         while account.cross():
             marks = {held.position.symbol: self._execution.board.mark(held.position.symbol) for held in account.cross()}
+            self._relieve(account, marks)
             equity, need = cross_state(account, self._execution.listing, marks, self._execution.clock.now_ns())
             if equity > need:
                 return
@@ -49,6 +54,7 @@ class Liquidator:
         now = self._execution.clock.now_ns()
         listing = self._execution.listing
         marks = {h.position.symbol: self._start_mark(h) for h in account.cross()}
+        self._relieve(account, {h.position.symbol: self._worst_mark(h) for h in account.cross()})
         is_told = False
         while account.cross():
             worst = {h.position.symbol: self._worst_mark(h) for h in account.cross()}
@@ -62,10 +68,31 @@ class Liquidator:
                 is_told = True
             self._step_cross(account, marks)
 
+    def _relieve(self, account: VenueAccount, marks: dict[str, float]) -> None:
+        """Cancel the account's open orders where the ratio, less what they froze, is at or below 1 at ``marks``.
+
+        Source: OKX help "When would my order be liquidated": orders of the currency go first, then the ratio is tested again.
+        """
+        if not account.pending or not account.cross():
+            return
+        execution = self._execution
+        equity, need = cross_state(account, execution.listing, marks, execution.clock.now_ns())
+        frozen = frozen_against_cross(account, execution.listing, execution.board, execution.leverage)
+        if equity - frozen > need:
+            return
+        why = Refusal(RefusalCode.LIQUIDATED, "the cross account's margin ratio fell to 1")
+        for order in list(account.pending.values()):
+            execution.change_order(account, order, OrderStatus.CANCELED, why)
+
     def _step_cross(self, account: VenueAccount, marks: dict[str, float]) -> None:
-        """Cut the cross position with the largest requirement in tier 3 or above, or take the whole account over."""
+        """Cut the cross position with the largest requirement in tier 3 or above, or take the whole account over.
+
+        An account below what its positions would require in their lowest tiers is taken over at once.
+        """
+        equity, _ = cross_state(account, self._execution.listing, marks, self._execution.clock.now_ns())
+        lowest = sum(self._lowest_requirement(account, h, marks[h.position.symbol]) for h in account.cross())
         cuttable = [h for h in account.cross() if self._step_lots(h) < abs(h.position.lots)]
-        if cuttable:
+        if cuttable and equity > lowest:
             held = max(cuttable, key=lambda h: self._requirement(account, h, marks[h.position.symbol]))
             self._take_over(account, held, marks[held.position.symbol], self._step_lots(held))
             return
@@ -108,6 +135,11 @@ class Liquidator:
         p = held.position
         mmr = self._execution.listing.mmr(p.symbol, p.lots, self._execution.clock.now_ns())
         return m.requirement(p.qty, mark, mmr, account.fees.taker)
+
+    def _lowest_requirement(self, account: VenueAccount, held: HeldPosition, mark: float) -> float:
+        """Return what the position would require in the lowest tier."""
+        rate = float(self._execution.listing.tiers(held.position.symbol, self._execution.clock.now_ns()).mmr[0])
+        return m.requirement(held.position.qty, mark, rate, account.fees.taker)
 
     def _start_mark(self, held: HeldPosition) -> float:
         row = self._execution.board.row(held.position.symbol)

@@ -140,6 +140,11 @@ class MarketBoard:
             self._rows[symbol] = self._read(symbol)
         return self._rows[symbol]
 
+    def funding_rate(self, symbol: str) -> float:
+        """Return the rate settled at the open of the bar being simulated, whether or not the symbol has a price; else NaN."""
+        k = self._index.get(symbol, -1)
+        return float(self.bar.funding_rate[k]) if self.bar is not None and k >= 0 else math.nan
+
     def last(self, symbol: str) -> float:
         """Return the last price now known; NaN before the first."""
         return self._last.get(symbol, math.nan)

@@ -273,8 +273,15 @@ def taker_fill_price(
     half_spread_bps: float,
     impact_y: float,
     tick_size: float,
+    last_high: float,
+    last_low: float,
+    bar_quote_volume: float,
 ) -> float:
     """Return the fill of a taker order: ``raw_price`` slipped against the order, then moved to the worse tick.
+
+    Half spread plus the worse of two impacts: ``Y * sigma_day * sqrt(Q / ADV)``, and the bar's own
+    ``Y * sigma_bar * sqrt(Q / V_bar)`` with the Parkinson ``sigma_bar = ln(high/low) / (2 sqrt(ln 2))`` and ``Q / V_bar`` held
+    at 1. So a thin or wild bar is dearer than the last month says, never cheaper.
 
     Parameters
     ----------
@@ -286,11 +293,19 @@ def taker_fill_price(
         USDT; ``adv`` is the daily turnover, <= 0 or NaN where unknown (then the order counts as a whole day's turnover).
     sigma_day_bps, half_spread_bps : float
         Basis points; a NaN volatility charges the half spread alone.
+    last_high, last_low, bar_quote_volume : float
+        Range and turnover (USDT) of the bar of the fill; a NaN turnover or range leaves the bar's own impact out.
     """
-    turnover = 0.0 if math.isnan(adv) else adv
-    sigma = 0.0 if math.isnan(sigma_day_bps) else sigma_day_bps
-    bps = min(slippage_bps(order_notional, turnover, sigma, half_spread_bps, impact_y), MAX_SLIPPAGE_BPS)
-    return round_price_against(slipped_price(raw_price, side, bps), tick_size, side)
+    bps = half_spread_bps
+    if impact_y > 0.0:
+        turnover = 0.0 if math.isnan(adv) else adv
+        sigma = 0.0 if math.isnan(sigma_day_bps) else sigma_day_bps
+        bps = slippage_bps(order_notional, turnover, sigma, half_spread_bps, impact_y)
+        if not math.isnan(bar_quote_volume) and last_low > 0.0:
+            share = min(order_notional / bar_quote_volume, 1.0) if bar_quote_volume > 0.0 else 1.0
+            sigma_bar = math.log(last_high / last_low) * _PARKINSON * _BPS_PER_ONE
+            bps = max(bps, half_spread_bps + impact_y * sigma_bar * math.sqrt(share))
+    return round_price_against(slipped_price(raw_price, side, min(bps, MAX_SLIPPAGE_BPS)), tick_size, side)
 
 
 @njit
@@ -307,16 +322,8 @@ def stop_fill_price(
     last_low: float,
     bar_quote_volume: float,
 ) -> float:
-    """Return the fill of a stop-market order: twice the half spread, and the trigger bar's own impact where it is worse.
-
-    The bar's own impact is ``Y * sigma_bar * sqrt(Q / V_bar)`` with the Parkinson ``sigma_bar = ln(high/low) / (2 sqrt(ln 2))``
-    and ``Q / V_bar`` held at 1. Parameters as in :func:`taker_fill_price`; ``bar_quote_volume`` in USDT, NaN for unknown.
-    """
-    turnover = 0.0 if math.isnan(adv) else adv
-    sigma = 0.0 if math.isnan(sigma_day_bps) else sigma_day_bps
-    bps = slippage_bps(order_notional, turnover, sigma, 2.0 * half_spread_bps, impact_y)
-    if not math.isnan(bar_quote_volume) and last_low > 0.0:
-        share = min(order_notional / bar_quote_volume, 1.0) if bar_quote_volume > 0.0 else 1.0
-        sigma_bar = math.log(last_high / last_low) * _PARKINSON * _BPS_PER_ONE
-        bps = max(bps, 2.0 * half_spread_bps + impact_y * sigma_bar * math.sqrt(share))
-    return round_price_against(slipped_price(raw_price, side, min(bps, MAX_SLIPPAGE_BPS)), tick_size, side)
+    """Return the fill of a stop-market order: as :func:`taker_fill_price`, with twice the half spread."""
+    return taker_fill_price(
+        side, raw_price, order_notional, adv, sigma_day_bps, 2.0 * half_spread_bps, impact_y, tick_size,
+        last_high, last_low, bar_quote_volume,
+    )  # fmt: skip

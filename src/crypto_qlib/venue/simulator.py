@@ -7,10 +7,11 @@ begin_bar
     0. A symbol whose listing ended closes at its last mark (taker fee, no slippage); its orders are cancelled.
     1. Funding at the open instant on positions carried in, at the mark open (``funding_clock``): isolated from margin, cross
        from cash, capped where the payer's ratio would fall below 1.
-    2. Gap test on the mark open: a ratio at or below 1 is liquidated there, before any stop. Cross account first.
+    2. Gap test on the mark open: a ratio at or below 1 is liquidated there, before any stop. Cross account first; its open
+       orders are cancelled before it is.
     3. Stops, trailing stops and take-profits already passed fill at the last open, with slippage.
-    4. Resting limit orders the open trades through by a tick fill at their limit; then orders that were sent while no bar
-       was open: exits before entries, in order of arrival.
+    4. Positions whose time is up leave at the last open. Resting limit orders the open trades through by a tick fill at their
+       limit; then orders that were sent while no bar was open: exits before entries, in order of arrival.
 between
     5. Orders sent by clients fill at the open with slippage, or rest. An opening fill with the timestamp of a settlement is
        charged funding if it would pay and credited nothing if it would receive.
@@ -39,6 +40,7 @@ from collections.abc import Sequence
 from crypto_qlib.core.clock import NS_PER_MS, ManualClock, iso
 from crypto_qlib.core.costs import FeeSchedule
 from crypto_qlib.core.errors import UserError
+from crypto_qlib.core.fees import FeeHistory
 from crypto_qlib.core.order import ExitKind, Fill, MarginMode, OrderRequest, Protection
 from crypto_qlib.venue.account import VenueAccount
 from crypto_qlib.venue.bar_cycle import BarCycle
@@ -85,8 +87,8 @@ class SimulatedExchange:
         """Return whether a bar was begun and not ended."""
         return self._board.bar is not None
 
-    def open_account(self, account_id: str, cash: float, fees: FeeSchedule) -> None:
-        """Open an account with ``cash`` USDT.
+    def open_account(self, account_id: str, cash: float, fees: FeeSchedule | FeeHistory) -> None:
+        """Open an account with ``cash`` USDT that pays ``fees``, or those in force at each bar's open.
 
         Raises
         ------
@@ -97,7 +99,8 @@ class SimulatedExchange:
             raise UserError(f"account {account_id!r} exists already")
         if not cash > 0.0:
             raise UserError(f"account {account_id!r} needs a positive starting balance, got {cash}")
-        account = VenueAccount(account_id, fees)
+        history = fees if isinstance(fees, FeeHistory) else FeeHistory([fees])
+        account = VenueAccount(account_id, history.at(self.now_ns), history)
         self._accounts[account_id] = account
         account.book(Bill(0, self.now_ns, BillKind.TRANSFER, cash, 0.0, 0.0))
 
@@ -134,6 +137,7 @@ class SimulatedExchange:
             raise UserError(f"bar {iso(bar.ts_open)} opens before the exchange's clock {iso(self.now_ns)}")
         self._clock.advance_to(bar.ts_open)
         for account in self._accounts.values():
+            account.fees = account.fee_history.at(bar.ts_open)
             self._cycle.close_delisted(account, bar.ts_open)
         self._board.open_bar(bar)
         for account in self._accounts.values():
@@ -160,6 +164,12 @@ class SimulatedExchange:
     def set_leverage(self, account_id: str, symbol: str, margin_mode: MarginMode, leverage: float) -> Refusal | None:
         """Set the leverage of one symbol and margin mode; an open isolated position moves margin from or to cash."""
         return self._margin_desk.set_leverage(self._account(account_id), (symbol, margin_mode), leverage)
+
+    def set_fees(self, account_id: str, fees: FeeSchedule | FeeHistory) -> None:
+        """Change the rates an account pays from now on (a new VIP level); margin ratios follow the taker rate at once."""
+        account = self._account(account_id)
+        account.fee_history = fees if isinstance(fees, FeeHistory) else FeeHistory([fees])
+        account.fees = account.fee_history.at(self.now_ns)
 
     def leverage(self, account_id: str, symbol: str, margin_mode: MarginMode) -> float:
         """Return the leverage in force of one symbol and margin mode."""

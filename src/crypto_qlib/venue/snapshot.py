@@ -33,7 +33,7 @@ class PositionSnapshot:
     reported_liquidation_price : float
         The same as OKX shows it: one tick nearer for isolated positions.
     bankruptcy_price : float
-        Price at which nothing is left after the closing fee; NaN for cross.
+        Price at which nothing is left after the closing fee (cross: of the account, other marks held); NaN where none is.
     break_even_price : float
         Closing price with a net result of zero, at the taker rate.
     protection : Protection | None
@@ -85,7 +85,8 @@ class AccountSnapshot:
     upl : float
         Unrealised PnL of all positions.
     margin_ratio : float
-        Cross equity over requirement, 1.0 liquidates; infinite without cross positions.
+        Cross equity, less what pending orders froze, over requirement: at 1.0 orders are cancelled, and what is then still at
+        1.0 is liquidated. Infinite without cross positions.
     positions : tuple of PositionSnapshot
         Open positions.
     """

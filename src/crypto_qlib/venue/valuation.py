@@ -97,6 +97,24 @@ def frozen_margin(
     return total
 
 
+def frozen_against_cross(account: VenueAccount, listing: Listing, board: MarketBoard, leverage_of: LeverageOf) -> float:
+    """Return what pending orders take out of the cross margin ratio's equity, USDT.
+
+    Isolated orders count with margin and fee, cross orders with their fee alone: their margin stays in the account.
+    Source: OKX help "Cross margin trading", numerator of the maintenance margin ratio.
+    """
+    total = 0.0
+    for order in account.pending.values():
+        request = order.request
+        price = board.last(request.symbol) if request.price is None else request.price
+        # Margin at infinite leverage is none: what is left is the fee.
+        of = (
+            math.inf if request.margin_mode is MarginMode.CROSS else leverage_of(account, (request.symbol, request.margin_mode))
+        )
+        total += order_margin(account, order, listing, price, of)
+    return total
+
+
 def free_margin(account: VenueAccount, board: MarketBoard, frozen: float, mode: MarginMode) -> float:
     """Return what may back a new position in ``mode``, USDT.
 
@@ -114,9 +132,14 @@ def free_margin(account: VenueAccount, board: MarketBoard, frozen: float, mode: 
 
 
 def position_snapshot(
-    account: VenueAccount, held: HeldPosition, listing: Listing, board: MarketBoard, cross: tuple[float, float], now_ns: int
+    account: VenueAccount,
+    held: HeldPosition,
+    listing: Listing,
+    board: MarketBoard,
+    cross: tuple[float, float, float],
+    now_ns: int,
 ) -> PositionSnapshot:
-    """Return one position's figures; ``cross`` is the account's (equity, requirement)."""
+    """Return one position's figures; ``cross`` is the account's (equity, requirement, equity less what orders froze)."""
     p = held.position
     instrument = listing.instrument(p.symbol)
     mark, fee = board.mark(p.symbol), account.fees.taker
@@ -128,14 +151,17 @@ def position_snapshot(
         reported = m.reported_liquidation_price(p.side, analytic, instrument.tick_size)
         bankrupt = m.bankruptcy_price(p.side, p.qty, p.avg_entry, p.isolated_margin, fee)
     else:
-        equity, need = cross
+        equity, need, ratio_equity = cross
         imr = m.initial_margin_cross(p.qty, mark, p.leverage)
-        ratio = m.margin_ratio_cross(equity, need)
+        ratio = m.margin_ratio_cross(ratio_equity, need)
         others = need - m.requirement(p.qty, mark, rate, fee)
         analytic = reported = m.liquidation_price_cross(p.side, p.qty, mark, equity, others, rate, fee)
-        bankrupt = math.nan
+        fees = sum(h.position.qty * board.mark(h.position.symbol) * fee for h in account.cross() if h is not held)
+        bankrupt = m.bankruptcy_price_cross(p.side, p.qty, mark, equity, fees, fee)
     if analytic <= 0.0:
         analytic = reported = math.nan
+    if bankrupt <= 0.0:
+        bankrupt = math.nan
     return PositionSnapshot(
         position=p,
         mark=mark,
@@ -173,7 +199,10 @@ def account_snapshot(
 ) -> AccountSnapshot:
     """Return the account's figures at the prices now known."""
     cross = cross_state(account, listing, board_marks(account, board), now_ns)
-    positions = tuple(position_snapshot(account, h, listing, board, cross, now_ns) for h in account.positions.values())
+    ratio_equity = cross[0] - frozen_against_cross(account, listing, board, leverage_of)
+    positions = tuple(
+        position_snapshot(account, h, listing, board, (*cross, ratio_equity), now_ns) for h in account.positions.values()
+    )
     isolated = sum(s.position.isolated_margin + s.upl for s in positions if s.position.margin_mode is MarginMode.ISOLATED)
     frozen = frozen_margin(account, account.pending, listing, board, leverage_of)
     return AccountSnapshot(
@@ -187,6 +216,6 @@ def account_snapshot(
         imr=sum(s.imr for s in positions),
         mmr=sum(s.mmr for s in positions if s.position.margin_mode is MarginMode.CROSS),
         upl=sum(s.upl for s in positions),
-        margin_ratio=cross[0] / cross[1] if cross[1] > 0.0 else math.inf,
+        margin_ratio=ratio_equity / cross[1] if cross[1] > 0.0 else math.inf,
         positions=positions,
     )
