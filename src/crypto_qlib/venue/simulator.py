@@ -216,6 +216,10 @@ class SimulatedExchange:
         """Return the account at the prices now known: opens inside a bar, closes after it."""
         return account_snapshot(self._account(account_id), self._listing, self._board, self._execution.leverage, self.now_ns)
 
+    def has_positions(self, account_id: str) -> bool:
+        """Return whether an account holds anything."""
+        return bool(self._account(account_id).positions)
+
     def orders(self, account_id: str) -> Sequence[VenueOrder]:
         """Return all orders ever taken or rejected, oldest first."""
         return tuple(self._account(account_id).orders.values())

@@ -67,7 +67,7 @@ class AccountApi:
 
     def balance(self, call: Call) -> bytes:
         """Answer ``account/balance``; the account holds USDT only."""
-        row = balance_row(self._venue.exchange.snapshot(call.account_id))
+        row = self.balance_of(call.account_id)
         wanted = call.query.get("ccy", "")
         if wanted and "USDT" not in wanted.split(","):
             row["details"] = []
@@ -82,15 +82,29 @@ class AccountApi:
         wanted = [name for name in call.query.get("instId", "").split(",") if name]
         if len(wanted) > _MAX_INSTRUMENTS:
             raise WireRefusal("51000", "instId")
+        return envelope([row for row in self.position_rows(call.account_id) if not wanted or row["instId"] in wanted])
+
+    def position_rows(self, account_id: str) -> list[Row]:
+        """Return the rows of all open positions."""
         rows: list[Row] = []
-        for held in self._venue.exchange.snapshot(call.account_id).positions:
+        for held in self._venue.exchange.snapshot(account_id).positions:
             item = self._by_symbol[held.position.symbol]
-            if wanted and item.inst_id not in wanted:
-                continue
-            algo = self._book.live_algo(call.account_id, (item.symbol, held.position.margin_mode))
+            algo = self._book.live_algo(account_id, (item.symbol, held.position.margin_mode))
             index = self._window.price(PriceKind.INDEX, item.symbol)
             rows.append(position_row(held, item, self._number(item.symbol, held.position.margin_mode), index, algo))
-        return envelope(rows)
+        return rows
+
+    def balance_of(self, account_id: str) -> Row:
+        """Return the row of ``account/balance``."""
+        return balance_row(self._venue.exchange.snapshot(account_id))
+
+    def has_positions(self, account_id: str) -> bool:
+        """Return whether an account holds anything."""
+        return self._venue.exchange.has_positions(account_id)
+
+    def now_ms(self) -> str:
+        """Return the server's time as pushes show it."""
+        return ms(self._window.clock.now_ns())
 
     def positions_history(self, call: Call) -> bytes:
         """Answer ``account/positions-history``."""

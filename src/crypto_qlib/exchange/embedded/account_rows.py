@@ -83,6 +83,17 @@ def position_row(
     return _EMPTY_GREEKS | row
 
 
+def closed_row(row: Row, now_ms: str) -> Row:
+    """Return what the positions channel shows once the position of ``row`` is closed: size 0, what depends on it empty."""
+    emptied = dict.fromkeys(
+        (
+            "avgPx", "bePx", "imr", "liqPx", "margin", "mgnRatio", "mmr", "notionalUsd", "upl", "uplLastPx", "uplRatio",
+            "uplRatioLastPx",
+        ), ""
+    )  # fmt: skip
+    return row | emptied | {"pos": "0", "closeOrderAlgo": [], "uTime": now_ms, "pTime": now_ms}
+
+
 def closed_position_row(closed: ClosedPosition, instrument: Instrument, number: int) -> Row:
     """Return a row of ``account/positions-history`` (type 2 closed, 3 liquidated, 5 auto-deleveraged)."""
     kind = {"liquidation": "3", "partial_liquidation": "4", "adl": "5"}.get(closed.exit_kind.value, "2")

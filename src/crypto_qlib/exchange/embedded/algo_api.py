@@ -77,7 +77,7 @@ class AlgoApi:
         algo = self._named(call.account_id, call.query.get("algoId", ""), call.query.get("algoClOrdId", ""))
         if algo is None:
             raise WireRefusal("51603")
-        return envelope([self._row(call.account_id, algo)])
+        return envelope([self.row(call.account_id, algo)])
 
     def pending(self, call: Call) -> bytes:
         """Answer ``trade/orders-algo-pending``; ``ordType`` is mandatory, as at OKX."""
@@ -140,7 +140,7 @@ class AlgoApi:
             and algo_id in ("", str(algo.algo_id))
         ]
         chosen = page(found, call, lambda algo: algo.algo_id, lambda algo: algo.created_ns)
-        return envelope([self._row(call.account_id, algo) for algo in chosen])
+        return envelope([self.row(call.account_id, algo) for algo in chosen])
 
     def _named(self, account_id: str, algo_id: str, client_id: str) -> AlgoOrder | None:
         for algo in reversed(self._book.algos(account_id)):
@@ -148,6 +148,7 @@ class AlgoApi:
                 return algo
         return None
 
-    def _row(self, account_id: str, algo: AlgoOrder) -> Row:
+    def row(self, account_id: str, algo: AlgoOrder) -> Row:
+        """Return a row of ``trade/orders-algo-pending``."""
         leverage = self._venue.exchange.leverage(account_id, *algo.key)
         return algo_row(algo, self._by_symbol[algo.key[0]], leverage, self._window.price(PriceKind.LAST, algo.key[0]))

@@ -9,7 +9,8 @@ from crypto_qlib.core.clock import FRAME_NS, NS_PER_DAY, NS_PER_HOUR, NS_PER_MS
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.exchange.embedded.candle_pages import CandlePages, PageRequest, render_bars
 from crypto_qlib.exchange.embedded.market_window import MarketWindow
-from crypto_qlib.exchange.embedded.order_book import BookModel
+from crypto_qlib.exchange.embedded.order_book import BookModel, Level
+from crypto_qlib.exchange.embedded.trade_tape import TRADES_PER_BAR, bar_trades
 from crypto_qlib.exchange.embedded.wire import Call, Row, WireRefusal, envelope, ms, num
 from crypto_qlib.exchange.gateway import PriceKind
 
@@ -77,58 +78,55 @@ class MarketApi:
 
     def ticker(self, call: Call) -> bytes:
         """Answer ``market/ticker``."""
-        return envelope([self._ticker_row(self._window.tradable(call.required("instId")))])
+        return envelope([self.ticker_row(self._window.tradable(call.required("instId")))])
 
     def tickers(self, call: Call) -> bytes:
         """Answer ``market/tickers``: every swap that trades and has a price."""
         if call.required("instType") != "SWAP":
             return envelope([])
-        rows = [self._ticker_row(item) for item in self._window.listed()]
+        rows = [self.ticker_row(item) for item in self._window.listed()]
         return envelope([row for row in rows if row["last"]])
 
     def index_tickers(self, call: Call) -> bytes:
         """Answer ``market/index-tickers``."""
         wanted = call.query.get("instId", "")
         names = [item for item in self._window.listed() if wanted in ("", _index_name(item))]
-        rows: list[Row] = []
-        for item in names:
-            day, index = self._window.day_stats(item.symbol), self._window.price(PriceKind.INDEX, item.symbol)
-            row = {"instId": _index_name(item), "idxPx": num(index), "open24h": num(day.open)}
-            rows.append(row | {"high24h": num(day.high), "low24h": num(day.low), "ts": ms(self._window.clock.now_ns())})
-        return envelope(rows)
+        return envelope([self.index_ticker_row(item) for item in names])
+
+    def index_ticker_row(self, item: Instrument) -> Row:
+        """Return the row of ``market/index-tickers``."""
+        day, index = self._window.day_stats(item.symbol), self._window.price(PriceKind.INDEX, item.symbol)
+        row: Row = {"instId": _index_name(item), "idxPx": num(index), "open24h": num(day.open)}
+        row |= {"high24h": num(day.high), "low24h": num(day.low), "sodUtc0": num(day.open), "sodUtc8": num(day.open)}
+        return row | {"ts": ms(self._window.clock.now_ns())}
 
     def book(self, call: Call) -> bytes:
         """Answer ``market/books``: levels derived from the spread and impact model."""
         item = self._window.tradable(call.required("instId"))
         depth = min(max(call.whole("sz") or 1, 1), _MAX_BOOK)
-        last = self._window.price(PriceKind.LAST, item.symbol)
-        if math.isnan(last):
-            return envelope([{"asks": [], "bids": [], "ts": ms(self._window.clock.now_ns())}])
-        bids, asks = self._book_model.levels(item, self._window.liquidity(item.symbol), last, depth)
+        bids, asks = self.levels(item, depth)
         return envelope([{"asks": asks, "bids": bids, "ts": ms(self._window.clock.now_ns())}])
 
+    def levels(self, item: Instrument, depth: int) -> tuple[list[Level], list[Level]]:
+        """Return (bids, asks) as they stand now, best first; empty where there is no price."""
+        last = self._window.price(PriceKind.LAST, item.symbol)
+        if math.isnan(last):
+            return [], []
+        return self._book_model.levels(item, self._window.liquidity(item.symbol), last, depth)
+
     def trades(self, call: Call) -> bytes:
-        """Answer ``market/trades``: the last finished bar as trades along open, nearer extreme, other extreme, close."""
+        """Answer ``market/trades``: the newest trades, newest first."""
         item = self._window.tradable(call.required("instId"))
-        base_ns, now = self._window.clock.step_ns, self._window.clock.market_ns
-        bars = self._window.source.bars(item.symbol, base_ns, now - base_ns, now)
-        if not len(bars):
-            return envelope([])
-        first, high, low, close = (float(column[-1]) for column in (bars.open, bars.high, bars.low, bars.close))
-        path = (first, high, low, close) if high - first < first - low else (first, low, high, close)
         count = call.limit(_DEFAULT_LIMIT, _MAX_TRADES)
-        size = max(round(float(bars.volume[-1]) / item.ct_val / count / item.lot_size), 1) * item.lot_size
-        rows: list[Row] = []
-        before = first
-        for k in range(count):
-            place = k / max(count - 1, 1) * (len(path) - 1)
-            leg = min(int(place), len(path) - 2)
-            price = path[leg] + (place - leg) * (path[leg + 1] - path[leg])
-            ts_ns = now - base_ns + (k + 1) * base_ns // (count + 1)
-            row = {"instId": item.inst_id, "side": "buy" if price >= before else "sell", "sz": num(size), "source": "0"}
-            rows.append(row | {"px": item.format_price(price), "tradeId": str(ts_ns // NS_PER_MS), "ts": ms(ts_ns)})
-            before = price
-        return envelope(rows[::-1])
+        bars_needed = -(-count // TRADES_PER_BAR)
+        rows = self.trade_rows(item, self._window.clock.market_ns - bars_needed * self._window.clock.step_ns)
+        return envelope(rows[::-1][:count])
+
+    def trade_rows(self, item: Instrument, since_ns: int) -> list[Row]:
+        """Return the trades of the bars that opened at or after ``since_ns``, oldest first."""
+        span_ns, now = self._window.clock.step_ns, self._window.clock.market_ns
+        bars = self._window.closed_bars(PriceKind.LAST, item.symbol, span_ns, since_ns - since_ns % span_ns, now)
+        return [row for k in range(len(bars)) for row in bar_trades(item, bars, k, span_ns)]
 
     def _candles(self, call: Call, kind: PriceKind, *, is_history: bool) -> bytes:
         item = self._named(call, kind)
@@ -153,7 +151,8 @@ class MarketApi:
         name = call.required("instId")
         return self._window.known(f"{name}-SWAP" if kind is PriceKind.INDEX else name)
 
-    def _ticker_row(self, item: Instrument) -> Row:
+    def ticker_row(self, item: Instrument) -> Row:
+        """Return the row of ``market/ticker``; ``last`` is empty where nothing traded yet."""
         day = self._window.day_stats(item.symbol)
         ts = ms(self._window.clock.now_ns())
         row: Row = {"instType": "SWAP", "instId": item.inst_id, "last": "", "ts": ts}

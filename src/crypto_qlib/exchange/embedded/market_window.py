@@ -80,6 +80,18 @@ class MarketWindow:
         """Return the numeric id of an instrument (``instIdCode``)."""
         return self._codes[inst_id]
 
+    def inst_id_of(self, inst_id_code: str) -> str:
+        """Return the name of the instrument with the numeric id ``inst_id_code``; refuse with 51001 where there is none."""
+        for inst_id, code in self._codes.items():
+            if code == inst_id_code:
+                return inst_id
+        raise WireRefusal("51001")
+
+    def closed_bars(self, kind: PriceKind, symbol: str, frame_ns: int, start_ns: int, end_ns: int) -> BarBlock:
+        """Return the complete bars with ``start_ns <= ts_open < end_ns`` that closed at or before now."""
+        end_ns = min(end_ns, self.clock.market_ns - frame_ns + 1)
+        return self._read(kind, symbol, frame_ns, start_ns, end_ns) if start_ns < end_ns else BarBlock.empty()
+
     def liquidity(self, symbol: str) -> tuple[float, float]:
         """Return (trailing daily turnover in USDT, daily volatility in basis points) as known now; 0.0 where unknown."""
         return self.trailing_liquidity.of(symbol, self.clock.market_ns)

@@ -124,6 +124,35 @@ def fill_row(fill: PaperFill, instrument: Instrument, tag: str) -> Row:
     }  # fmt: skip
 
 
+def pushed_fields(fill: PaperFill | None, instrument: Instrument, last: float, row: Row) -> Row:
+    """Return the fields the orders channel has besides those of ``trade/order``."""
+    price = float(row["px"] or row["avgPx"] or last)
+    more: Row = {
+        "amendResult": "", "amendSource": "", "code": "0", "msg": "", "reqId": "", "lastPx": num(last),
+        "notionalUsd": num(round(float(row["sz"]) * instrument.ct_val * price, 8)), "fillFee": "0", "fillFeeCcy": "",
+        "fillMarkPx": "", "fillMarkVol": "", "fillNotionalUsd": "", "fillPnl": "0", "fillPxUsd": "", "fillPxVol": "",
+        "fillFwdPx": "", "fillIdxPx": "", "tradeQuoteCcy": "", "linkedAlgoOrd": row["linkedAlgoOrd"],
+    }  # fmt: skip
+    if fill is None:
+        return more
+    notional = abs(fill.fill.signed_lots) * instrument.base_per_lot * fill.fill.price
+    return more | {
+        "fillFee": num(-fill.fill.fee), "fillFeeCcy": "USDT", "fillNotionalUsd": num(notional), "fillPnl": num(fill.pnl),
+    }  # fmt: skip
+
+
+def liquidation_row(fill: PaperFill, instrument: Instrument) -> Row:
+    """Return the row of the public channel liquidation-orders."""
+    f = fill.fill
+    buys = f.signed_lots > 0
+    detail: Row = {
+        "side": "buy" if buys else "sell", "posSide": "short" if buys else "long", "bkPx": num(f.price), "bkLoss": "0",
+        "sz": instrument.format_size(abs(f.signed_lots)), "ccy": "", "ts": ms(f.ts_ns),
+    }  # fmt: skip
+    family = instrument.inst_id.removesuffix("-SWAP")
+    return {"instType": "SWAP", "instId": instrument.inst_id, "instFamily": family, "uly": family, "details": [detail]}
+
+
 def shown_id(client_order_id: str) -> str:
     """Return a client order id as clients see it: ids the server made itself are hidden."""
     return "" if client_order_id.startswith(ANONYMOUS) else client_order_id

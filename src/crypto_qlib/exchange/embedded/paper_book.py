@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from crypto_qlib.core.order import ExitKind, Fill, MarginMode, OrderStatus, Protection
-from crypto_qlib.venue.records import Bill, BillKind, Filled, OrderUpdated, ProtectionSet, VenueEvent, VenueOrder
+from crypto_qlib.venue.records import Bill, BillKind, Filled, FundingPaid, OrderUpdated, ProtectionSet, VenueEvent, VenueOrder
 from crypto_qlib.venue.simulator import SimulatedExchange
 
 PositionKey = tuple[str, MarginMode]
@@ -100,9 +100,39 @@ class AlgoOrder:
         return "oco" if both else "conditional"
 
 
+@dataclass(frozen=True, slots=True)
+class OrderChanged:
+    """An order as it stood after a change; ``fill`` is the one that changed it, if one did."""
+
+    account_id: str
+    order: VenueOrder
+    fill: PaperFill | None
+
+
+@dataclass(frozen=True, slots=True)
+class FillMade:
+    """A fill; ``is_exchanges_own`` where no client's order was behind it."""
+
+    account_id: str
+    fill: PaperFill
+    is_exchanges_own: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AlgoChanged:
+    """An algo order as it stood after a change."""
+
+    account_id: str
+    algo: AlgoOrder
+
+
+BookChange = OrderChanged | FillMade | AlgoChanged | FundingPaid
+
+
 @dataclass(slots=True)
 class _Account:
     fills: list[PaperFill] = field(default_factory=list)
+    last_fills: dict[int, PaperFill] = field(default_factory=dict)
     unassigned: list[int] = field(default_factory=list)
     bills_read: int = 0
     algos: dict[int, AlgoOrder] = field(default_factory=dict)
@@ -119,10 +149,16 @@ class PaperBook:
     ----------
     exchange : SimulatedExchange
         The venue; this book is the only reader of its events.
+
+    Attributes
+    ----------
+    listener : callable | None
+        Is told every change, in the order in which things happened.
     """
 
     def __init__(self, exchange: SimulatedExchange) -> None:
         self._exchange = exchange
+        self.listener: Callable[[BookChange], None] | None = None
         self._accounts: dict[str, _Account] = {}
         self._next_child = CHILD_ID_BASE + 1
         self._next_algo = ALGO_ID_BASE + 1
@@ -130,7 +166,7 @@ class PaperBook:
 
     def __getstate__(self) -> dict[str, Any]:
         # Who listens belongs to the running server, not to the state.
-        return self.__dict__ | {"_listeners": []}
+        return self.__dict__ | {"_listeners": [], "listener": None}
 
     def tell(self, listener: Callable[[VenueEvent], None]) -> None:
         """Call ``listener`` with every event from now on, after the book has taken it in."""
@@ -140,6 +176,15 @@ class PaperBook:
         """Return all fills, oldest first."""
         self.sync()
         return self._of(account_id).fills
+
+    def last_fill(self, account_id: str, order_id: int) -> PaperFill | None:
+        """Return the latest fill of the order with OKX-like id ``order_id``, if it has one."""
+        self.sync()
+        return self._of(account_id).last_fills.get(order_id)
+
+    def accounts(self) -> tuple[str, ...]:
+        """Return the accounts anything has happened in."""
+        return tuple(self._accounts)
 
     def algos(self, account_id: str) -> list[AlgoOrder]:
         """Return all algo orders, oldest first."""
@@ -182,12 +227,27 @@ class PaperBook:
         if isinstance(event, Filled):
             self._take_fill(account, event)
         elif isinstance(event, OrderUpdated):
-            # The fill of an order is told just before the order's new state, which names the order's id.
-            for at in [k for k in account.unassigned if account.fills[k].fill.client_order_id == event.order.client_order_id]:
-                account.fills[at] = replace(account.fills[at], order_id=ORDER_ID_BASE + event.order.order_id)
-                account.unassigned.remove(at)
+            self._take_order(account, event)
         elif isinstance(event, ProtectionSet):
             self._take_protection(account, event)
+        elif isinstance(event, FundingPaid):
+            self._tell(event)
+
+    def _take_order(self, account: _Account, event: OrderUpdated) -> None:
+        # The fill of an order is told just before the order's new state, which names the order's id.
+        made: PaperFill | None = None
+        order_id = ORDER_ID_BASE + event.order.order_id
+        for at in [k for k in account.unassigned if account.fills[k].fill.client_order_id == event.order.client_order_id]:
+            made = account.fills[at] = replace(account.fills[at], order_id=order_id)
+            account.last_fills[order_id] = made
+            account.unassigned.remove(at)
+            self._tell(FillMade(event.account_id, made, is_exchanges_own=False))
+        if event.order.status is not OrderStatus.REJECTED:
+            self._tell(OrderChanged(event.account_id, event.order, made))
+
+    def _tell(self, change: BookChange) -> None:
+        if self.listener is not None:
+            self.listener(change)
 
     def _take_fill(self, account: _Account, event: Filled) -> None:
         deals = [b for b in self._exchange.bills(event.account_id)[account.bills_read :] if b.kind in _DEALS and b.signed_lots]
@@ -199,19 +259,23 @@ class PaperBook:
         else:
             child_id, self._next_child = self._next_child, self._next_child + 1
         number = len(account.fills) + 1
-        account.fills.append(PaperFill(event.fill, bill, event.margin_mode, event.pnl, number, child_id))
+        fill = PaperFill(event.fill, bill, event.margin_mode, event.pnl, number, child_id)
+        account.fills.append(fill)
+        if child_id:
+            account.last_fills[child_id] = fill
+            self._tell(FillMade(event.account_id, fill, is_exchanges_own=True))
         key = (event.fill.symbol, event.margin_mode)
         account.lots[key] = account.lots.get(key, 0) + event.fill.signed_lots
         fired = _PROTECTIVE.get(event.fill.exit_kind) if event.fill.exit_kind and child_id else None
         if fired and key in account.live:
-            self._end(account, key, "effective", event.ts_ns, child_id, fired)
+            self._end(event.account_id, key, "effective", event.ts_ns, child_id, fired)
         elif account.lots[key] == 0 and key in account.live:
-            self._end(account, key, "canceled", event.ts_ns)
+            self._end(event.account_id, key, "canceled", event.ts_ns)
 
     def _take_protection(self, account: _Account, event: ProtectionSet) -> None:
         key = (event.symbol, event.margin_mode)
         if key in account.live:
-            self._end(account, key, "canceled", event.ts_ns)
+            self._end(event.account_id, key, "canceled", event.ts_ns)
         if event.protection is None:
             return
         size = account.lots.get(key, 0)
@@ -221,13 +285,15 @@ class PaperBook:
             number, name, key, event.protection, size > 0, abs(size), event.ts_ns, event.ts_ns
         )  # fmt: skip
         account.live[key] = number
+        self._tell(AlgoChanged(event.account_id, account.algos[number]))
 
     def _of(self, account_id: str) -> _Account:
         return self._accounts.setdefault(account_id, _Account())
 
-    @staticmethod
-    def _end(account: _Account, key: PositionKey, state: str, ts_ns: int, child_id: int = 0, fired_side: str = "") -> None:
+    def _end(self, account_id: str, key: PositionKey, state: str, ts_ns: int, child_id: int = 0, fired_side: str = "") -> None:
+        account = self._of(account_id)
         number = account.live.pop(key)
         account.algos[number] = replace(
             account.algos[number], state=state, updated_ns=ts_ns, child_id=child_id, fired_side=fired_side
         )  # fmt: skip
+        self._tell(AlgoChanged(account_id, account.algos[number]))

@@ -68,7 +68,19 @@ class PublicApi:
         listed = [i for i in self._window.listed() if wanted in ("", i.inst_id) and family in ("", _family(i))]
         if wanted and not listed:
             raise WireRefusal("51001")
-        return envelope([_instrument_row(item, self._window.inst_id_code(item.inst_id)) for item in listed])
+        return envelope([self.instrument_row(item) for item in listed])
+
+    def instrument_row(self, item: Instrument) -> Row:
+        """Return the row of ``public/instruments``."""
+        return _instrument_row(item, self._window.inst_id_code(item.inst_id))
+
+    def channel_rows(self, channel: str, item: Instrument) -> list[Row]:
+        """Return the row the public socket pushes for one instrument; none where the figure is not known."""
+        if channel == "funding-rate":
+            return [self._funding_row(item)]
+        if channel == "price-limit":
+            return [self._price_limit_row(item)]
+        return self._mark_rows(item) if channel == "mark-price" else self._interest_rows(item)
 
     def funding_rate(self, call: Call) -> bytes:
         """Answer ``public/funding-rate``.
@@ -95,25 +107,11 @@ class PublicApi:
 
     def mark_price(self, call: Call) -> bytes:
         """Answer ``public/mark-price``."""
-        rows: list[Row] = []
-        for item in self._asked(call):
-            mark = self._window.price(PriceKind.MARK, item.symbol)
-            if not math.isnan(mark):
-                ts = ms(self._window.clock.now_ns())
-                rows.append({"instId": item.inst_id, "instType": "SWAP", "markPx": num(mark), "ts": ts})
-        return envelope(rows)
+        return envelope([row for item in self._asked(call) for row in self._mark_rows(item)])
 
     def open_interest(self, call: Call) -> bytes:
         """Answer ``public/open-interest``; instruments whose open interest is unknown are left out."""
-        rows: list[Row] = []
-        for item in self._asked(call):
-            coins = self._window.source.open_interest(item.symbol, self._window.clock.market_ns)
-            if math.isnan(coins):
-                continue
-            usd = coins * self._window.price(PriceKind.LAST, item.symbol)
-            row = {"instId": item.inst_id, "instType": "SWAP", "oi": num(coins / item.ct_val), "oiCcy": num(coins)}
-            rows.append(row | {"oiUsd": num(usd), "ts": ms(self._window.clock.now_ns())})
-        return envelope(rows)
+        return envelope([row for item in self._asked(call) for row in self._interest_rows(item)])
 
     def position_tiers(self, call: Call) -> bytes:
         """Answer ``public/position-tiers``: bounds in contracts, up to five families."""
@@ -129,14 +127,30 @@ class PublicApi:
 
     def price_limit(self, call: Call) -> bytes:
         """Answer ``public/price-limit``: the index plus and minus the outer band (5 % majors, 8 % others)."""
-        item = self._window.tradable(call.required("instId"))
+        return envelope([self._price_limit_row(self._window.tradable(call.required("instId")))])
+
+    def _mark_rows(self, item: Instrument) -> list[Row]:
+        mark = self._window.price(PriceKind.MARK, item.symbol)
+        if math.isnan(mark):
+            return []
+        return [{"instId": item.inst_id, "instType": "SWAP", "markPx": num(mark), "ts": ms(self._window.clock.now_ns())}]
+
+    def _interest_rows(self, item: Instrument) -> list[Row]:
+        coins = self._window.source.open_interest(item.symbol, self._window.clock.market_ns)
+        if math.isnan(coins):
+            return []
+        usd = coins * self._window.price(PriceKind.LAST, item.symbol)
+        row: Row = {"instId": item.inst_id, "instType": "SWAP", "oi": num(coins / item.ct_val), "oiCcy": num(coins)}
+        return [row | {"oiUsd": num(usd), "ts": ms(self._window.clock.now_ns())}]
+
+    def _price_limit_row(self, item: Instrument) -> Row:
         index = self._window.price(PriceKind.INDEX, item.symbol)
         band = _BAND_MAJOR if item.max_leverage >= _MAJOR_LEVERAGE else _BAND_OTHER
         row: Row = {"instType": "SWAP", "instId": item.inst_id, "ts": ms(self._window.clock.now_ns()), "enabled": True}
         if math.isnan(index):
-            return envelope([row | {"buyLmt": "", "sellLmt": "", "enabled": False}])
+            return row | {"buyLmt": "", "sellLmt": "", "enabled": False}
         limits = {"buyLmt": item.format_price(index * (1.0 + band)), "sellLmt": item.format_price(index * (1.0 - band))}
-        return envelope([row | limits])
+        return row | limits
 
     def _asked(self, call: Call) -> list[Instrument]:
         wanted = call.query.get("instId", "")

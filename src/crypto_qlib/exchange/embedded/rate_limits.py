@@ -47,6 +47,7 @@ LIMITS: Final[dict[str, int]] = {
     "trade/cancel-order": 60,
     "trade/cancel-batch-orders": 300,
     "trade/amend-order": 60,
+    "trade/amend-batch-orders": 300,
     "trade/close-position": 20,
     "trade/orders-pending": 60,
     "trade/orders-history": 40,

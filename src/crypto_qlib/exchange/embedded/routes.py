@@ -66,6 +66,7 @@ def account_routes(account: AccountApi, trade: TradeApi, algo: AlgoApi) -> Route
         ("POST", "trade/cancel-order"): trade.cancel,
         ("POST", "trade/cancel-batch-orders"): trade.cancel_batch,
         ("POST", "trade/amend-order"): trade.amend,
+        ("POST", "trade/amend-batch-orders"): trade.amend_batch,
         ("POST", "trade/close-position"): trade.close_position,
         ("GET", "trade/orders-pending"): trade.pending,
         ("GET", "trade/orders-history"): trade.history,

@@ -18,22 +18,30 @@ from crypto_qlib.core.clock import NS_PER_MS, NS_PER_S, Clock, SystemClock, floo
 from crypto_qlib.core.costs import FeeSchedule
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.exchange.credentials import ApiCredentials
+from crypto_qlib.exchange.embedded.account_feed import AccountFeed
 from crypto_qlib.exchange.embedded.admin_api import ADMIN_ROOT, AdminApi, AdminRefusal, AdminRequest, is_loopback
 from crypto_qlib.exchange.embedded.admin_api import Handler as AdminHandler
 from crypto_qlib.exchange.embedded.coingecko_api import CoinGeckoApi
 from crypto_qlib.exchange.embedded.house import FUND, STEP
 from crypto_qlib.exchange.embedded.market_api import OKX_MARK_LIMIT, MarketApi
+from crypto_qlib.exchange.embedded.market_feed import MarketFeed
 from crypto_qlib.exchange.embedded.market_window import MarketWindow
 from crypto_qlib.exchange.embedded.order_book import BookModel
 from crypto_qlib.exchange.embedded.paper_desk import PaperDesk, Surroundings
 from crypto_qlib.exchange.embedded.paper_venue import PaperVenue
 from crypto_qlib.exchange.embedded.public_api import PublicApi
+from crypto_qlib.exchange.embedded.push_hub import PushHub
 from crypto_qlib.exchange.embedded.rate_limits import RateLimiter
 from crypto_qlib.exchange.embedded.recovery import Keeper
 from crypto_qlib.exchange.embedded.router import Router
 from crypto_qlib.exchange.embedded.routes import Routes, account_routes, changes_of, market_routes
 from crypto_qlib.exchange.embedded.server_clock import ServerClock
 from crypto_qlib.exchange.embedded.signature import SignedRequest
+from crypto_qlib.exchange.embedded.socket_channels import SocketChannels
+from crypto_qlib.exchange.embedded.socket_login import SocketLogin
+from crypto_qlib.exchange.embedded.socket_orders import SocketOrders
+from crypto_qlib.exchange.embedded.socket_server import SocketServer
+from crypto_qlib.exchange.embedded.socket_session import SocketParts
 from crypto_qlib.exchange.embedded.state_file import StateFile
 from crypto_qlib.venue.market_source import MarketSource
 from crypto_qlib.venue.venue_config import VenueConfig
@@ -133,7 +141,22 @@ class EmbeddedExchange:
         self._keeper.open_account(self.credentials.key, terms)
         keys = {self.credentials.key: self.credentials}
         limiter = RateLimiter(is_on=self.options.rate_limits)
-        self.router = Router(self._routes(), keys, self.clock, self._wall, limiter, self._keeper.operations)
+        book_model = BookModel(self.options.venue.impact_y, self.options.venue.half_spread_bps)
+        market = MarketApi(self._window, book_model, self.options.mark_page_limit)
+        public = PublicApi(self._window, self.options.funding_retention_days)
+        routes = self._routes(market, public)
+        self.router = Router(routes, keys, self.clock, self._wall, limiter, self._keeper.operations)
+        self.hub = PushHub()
+        self._market_feed = MarketFeed(self._window, market, public, self.hub)
+        self._account_feed = AccountFeed(self._keeper.desk, self.hub)
+        parts = SocketParts(
+            self.hub,
+            SocketChannels(self._window, self._market_feed, self._account_feed),
+            SocketLogin(keys, self.clock, self._wall),
+            SocketOrders(self._keeper.operations, self._window, limiter, self._wall, self._account_feed.tell),
+            self._wall,
+        )
+        self.sockets = SocketServer(parts, self._wall, limited=self.options.rate_limits)
         self._admin = AdminApi(self._admin_handlers())
         self._runner: web.ServerRunner | None = None
         self._background: list[asyncio.Task[None]] = []
@@ -176,6 +199,7 @@ class EmbeddedExchange:
             with suppress(asyncio.CancelledError):
                 await task
         self._background.clear()
+        await self.sockets.stop()
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -198,8 +222,12 @@ class EmbeddedExchange:
         """
         left = n_bars
         while left > 0:
-            chunk = min(left, _STEPS_PER_BREATH)
+            # Listeners are told of every bar; without any, bars are journalled many at a time.
+            chunk = 1 if self.hub.topics() else min(left, _STEPS_PER_BREATH)
             self._keeper.operations.perform(STEP, "", [{"bars": chunk}])
+            # What happened inside the bar is told before the market as it stands at the bar's close.
+            self._account_feed.moved()
+            self._market_feed.moved()
             left -= chunk
             if left:
                 await asyncio.sleep(0)
@@ -233,15 +261,10 @@ class EmbeddedExchange:
     def _fresh_desk(self) -> PaperDesk:
         return PaperDesk.fresh(self._around, self.options.venue, self.options.fees)
 
-    def _routes(self) -> Routes:
-        window, desk = self._window, self._keeper.desk
-        book_model = BookModel(self.options.venue.impact_y, self.options.venue.half_spread_bps)
-        public = market_routes(
-            MarketApi(window, book_model, self.options.mark_page_limit),
-            PublicApi(window, self.options.funding_retention_days),
-            CoinGeckoApi(window),
-        )
-        return public | account_routes(desk.account, desk.trade, desk.algo)
+    def _routes(self, market: MarketApi, public: PublicApi) -> Routes:
+        desk = self._keeper.desk
+        open_to_all = market_routes(market, public, CoinGeckoApi(self._window))
+        return open_to_all | account_routes(desk.account, desk.trade, desk.algo)
 
     async def _tick(self) -> None:
         while self.clock.has_next:
@@ -254,6 +277,8 @@ class EmbeddedExchange:
             self._keeper.keep_up()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if self.sockets.serves(request.path):
+            return await self.sockets.handle(request)
         body = await request.read() if request.can_read_body else b""
         remote = request.remote or ""
         if request.path.startswith(ADMIN_ROOT):
@@ -261,6 +286,7 @@ class EmbeddedExchange:
         else:
             signed = SignedRequest(request.method, request.raw_path, body, request.headers)
             answer = self.router.answer(signed, remote)
+            self._account_feed.tell()
         return web.Response(status=answer.status, body=answer.body, content_type="application/json")
 
     def _admin_handlers(self) -> dict[tuple[str, str], AdminHandler]:
@@ -285,6 +311,8 @@ class EmbeddedExchange:
 
     async def _admin_fund(self, posted: dict[str, Any]) -> dict[str, Any]:
         done = self._keeper.operations.perform(FUND, self.credentials.key, [{"amount": posted.get("amount")}])
+        self._account_feed.touch(self.credentials.key)
+        self._account_feed.tell()
         return dict(orjson.loads(done)) if isinstance(done, bytes) else {}
 
     def _bars_asked(self, asked: dict[str, Any]) -> int:

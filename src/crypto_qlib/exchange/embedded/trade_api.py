@@ -10,12 +10,27 @@ from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.order import MarginMode, OrderRequest, OrderStatus, Side
 from crypto_qlib.exchange.embedded import order_parsing as parse
 from crypto_qlib.exchange.embedded.market_window import MarketWindow
-from crypto_qlib.exchange.embedded.order_rows import child_order_row, fill_row, order_row, shown_id
+from crypto_qlib.exchange.embedded.order_rows import (
+    child_order_row,
+    fill_row,
+    liquidation_row,
+    order_row,
+    pushed_fields,
+    shown_id,
+)
 from crypto_qlib.exchange.embedded.paging import page
-from crypto_qlib.exchange.embedded.paper_book import BILL_ID_BASE, CHILD_ID_BASE, ORDER_ID_BASE, PaperBook, PaperFill
+from crypto_qlib.exchange.embedded.paper_book import (
+    BILL_ID_BASE,
+    CHILD_ID_BASE,
+    ORDER_ID_BASE,
+    OrderChanged,
+    PaperBook,
+    PaperFill,
+)
 from crypto_qlib.exchange.embedded.paper_venue import PaperVenue
 from crypto_qlib.exchange.embedded.refusals import wire_refusal
 from crypto_qlib.exchange.embedded.wire import Call, Reply, Row, WireRefusal, envelope, ms
+from crypto_qlib.exchange.gateway import PriceKind
 from crypto_qlib.venue.records import VenueOrder
 
 _MAX_BATCH: Final = 20
@@ -64,6 +79,33 @@ class TradeApi:
     def amend(self, call: Call) -> Reply:
         """Answer ``trade/amend-order``; keys it does not know are ignored, as OKX does."""
         return self._each(call, self._amend_one, most=1)
+
+    def amend_batch(self, call: Call) -> Reply:
+        """Answer ``trade/amend-batch-orders``."""
+        return self._each(call, self._amend_one, most=_MAX_BATCH)
+
+    def pushed_order(self, change: OrderChanged) -> Row:
+        """Return the row of the orders channel; the fill's fields are empty unless a fill made the change."""
+        order, account_id = change.order, change.account_id
+        item = self._by_symbol[order.symbol]
+        leverage = self._venue.exchange.leverage(account_id, order.symbol, order.margin_mode)
+        row = order_row(order, item, leverage, self._book.tag(account_id, order.order_id), change.fill)
+        return row | pushed_fields(change.fill, item, self._window.price(PriceKind.LAST, item.symbol), row)
+
+    def pushed_child(self, account_id: str, fill: PaperFill) -> Row:
+        """Return the row of the orders channel for an order the exchange made itself."""
+        item = self._by_symbol[fill.fill.symbol]
+        row = self._child_row(account_id, fill)
+        return row | pushed_fields(fill, item, self._window.price(PriceKind.LAST, item.symbol), row)
+
+    def pushed_fill(self, account_id: str, fill: PaperFill) -> Row:
+        """Return the row of the fills channel."""
+        item = self._by_symbol[fill.fill.symbol]
+        return fill_row(fill, item, self._book.tag(account_id, fill.order_id - ORDER_ID_BASE))
+
+    def liquidation_row(self, fill: PaperFill) -> Row:
+        """Return the row of the public channel liquidation-orders."""
+        return liquidation_row(fill, self._by_symbol[fill.fill.symbol])
 
     def close_position(self, call: Call) -> bytes:
         """Answer ``trade/close-position``: a reduce-only market order over the whole position."""
@@ -234,8 +276,8 @@ class TradeApi:
     def _row(self, account_id: str, order: VenueOrder) -> Row:
         item = self._by_symbol[order.symbol]
         leverage = self._venue.exchange.leverage(account_id, order.symbol, order.margin_mode)
-        own = [f for f in self._book.fills(account_id) if f.order_id == ORDER_ID_BASE + order.order_id]
-        return order_row(order, item, leverage, self._book.tag(account_id, order.order_id), own[-1] if own else None)
+        last_fill = self._book.last_fill(account_id, ORDER_ID_BASE + order.order_id)
+        return order_row(order, item, leverage, self._book.tag(account_id, order.order_id), last_fill)
 
     def _child_row(self, account_id: str, fill: PaperFill) -> Row:
         leverage = self._venue.exchange.leverage(account_id, fill.fill.symbol, fill.margin_mode)
