@@ -21,6 +21,12 @@ def update(context: typer.Context) -> None:
 
 
 @_app.command()
+def external(context: typer.Context) -> None:
+    """Ask the external sources: stock index, fear & greed, market caps, on-chain, page views."""
+    run_step(context, lambda p: p.data_external())
+
+
+@_app.command()
 def check(context: typer.Context) -> None:
     """Report gaps, outliers and impossible bars of the data on disk."""
     run_step(context, lambda p: p.data_check())

@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_HOUR
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.market import IntArray
+from crypto_qlib.data_collector.stock_sessions import carried_until
 from crypto_qlib.store.observations import AsOf
 from crypto_qlib.store.series_store import MARKET, SeriesStore
 
@@ -49,7 +52,7 @@ class SeriesSpec:
 YAHOO, ALTERNATIVE_ME, COINGECKO, COINMETRICS, WIKIMEDIA = "yahoo", "alternative_me", "coingecko", "coinmetrics", "wikimedia"
 
 _LONGEST_CLOSURE_NS: Final = 100 * NS_PER_HOUR
-"""Close of a Thursday to the first hour of the Tuesday after a long weekend is 90 hours; a longer silence is an outage."""
+"""Nothing is carried longer; besides, a value ends two hours into the next session (``stock_sessions.carried_until``)."""
 BAR_FIELDS: Final = ("open", "high", "low", "close", "volume")
 TICKERS: Final = {"qqq": "QQQ", "ndx": "^NDX", "nq": "NQ=F"}
 """Yahoo's ticker by the first word of the series' names: the ETF (with pre- and after-market hours), the index, the future."""
@@ -135,4 +138,8 @@ def series_on_bars(store: SeriesStore, name: str, ts_close: IntArray, coins: Seq
     spec = CATALOGUE.get(name)
     if spec is None:
         raise UserError(f"there is no external series {name!r}", f"there are {', '.join(CATALOGUE)}")
-    return store.on_bars(name, coins if spec.is_by_coin else (MARKET,), ts_close, spec.carry_ns)
+    found = store.on_bars(name, coins if spec.is_by_coin else (MARKET,), ts_close, spec.carry_ns)
+    if spec.source != YAHOO:
+        return found
+    is_stale = ts_close[:, None] >= carried_until(found.event_ns)
+    return AsOf(np.where(is_stale, np.nan, found.value), found.age_ns, found.event_ns)

@@ -52,6 +52,7 @@ from crypto_qlib.modeling.registry import champion_id, model_folder, promote
 from crypto_qlib.modeling.train_model import SUMS_FILE, TrainedModel, load_model, predict_scores, train_model
 from crypto_qlib.scheduler.compile_ahead import CompileAhead
 from crypto_qlib.scheduler.exchange_access import ExchangeAccess, market_folder
+from crypto_qlib.scheduler.external_data import OFFLINE_LINE, external_lines, update_external, wants_external
 from crypto_qlib.scheduler.paper_session import SessionInputs, trade_bars
 from crypto_qlib.scheduler.pipeline_results import (
     Said,
@@ -176,7 +177,17 @@ class Pipeline:
             }
             self._book.complete("data", data_id, found)
             self.__dict__.pop("collected", None)
-        return Said(update_lines(report))
+        outside = self.data_external().lines if wants_external(self.settings) else ()
+        return Said((*update_lines(report), *outside))
+
+    def data_external(self) -> Said:
+        """Ask the external sources what is new; a source that fails is a warning."""
+        if not wants_external(self.settings):
+            return Said((OFFLINE_LINE,))
+        with self._step("external data"):
+            coins = [member.base for member in self._universe().members]
+            advance = self._reporter.progress("sources", 1.0)
+            return Said(external_lines(update_external(self.settings, self._secrets, self.paths, coins, advance)))
 
     def data_check(self) -> Said:
         """Clean the bars and write the quality report.

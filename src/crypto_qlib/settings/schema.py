@@ -73,6 +73,23 @@ class DataSettings(Section):
     max_gap_bars: int = Field(6, ge=0, description="Longest gap, in bars, tolerated without failing `data check`.")
 
 
+class ExternalSettings(Section):
+    """What is asked of the world beside the exchange: stock index, sentiment, on-chain, page views."""
+
+    sources: tuple[Literal["yahoo", "alternative_me", "coingecko", "coinmetrics", "wikimedia"], ...] = Field(
+        ("yahoo", "alternative_me", "coingecko", "coinmetrics", "wikimedia"),
+        description="Whom to ask. Coin Metrics' community data are not for commercial use.",
+    )
+    when: Literal["online", "always", "never"] = Field(
+        "online",
+        description="online = only where the exchange is OKX itself (demo, live): the embedded market has no outside world.",
+    )
+    mirror: str = Field(
+        "", description="Address of a server that speaks all sources' APIs (a cache, a test); empty = the sources themselves."
+    )
+    timeout_s: float = Field(20.0, gt=0, description="Time limit of one request, seconds.")
+
+
 class FeatureSettings(Section):
     """Which features are built."""
 
@@ -282,6 +299,7 @@ class Settings(Section):
 
     universe: UniverseSettings = UniverseSettings()
     data: DataSettings = DataSettings()
+    external: ExternalSettings = ExternalSettings()
     features: FeatureSettings = FeatureSettings()
     model: ModelSettings = ModelSettings()
     strategy: StrategySettings = StrategySettings()

@@ -17,7 +17,6 @@ the same bytes; where two writes disagree on a row, the later write wins (the ex
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ import pyarrow as pa
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.market import BarBlock, FundingBlock, IntArray
 from crypto_qlib.store.coverage import Range, read_ranges, write_ranges
+from crypto_qlib.store.hold import held
 from crypto_qlib.store.parquet_file import encode, is_scratch, read_meta, read_table, write_atomic
 
 Columns = dict[str, npt.NDArray[Any]]
@@ -272,19 +272,7 @@ class Lake:
         UserError
             If another process holds the lake, or the folder is not writable.
         """
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            handle = (self.root / ".lock").open("w")
-        except OSError as e:
-            raise UserError(f"cannot write to {self.root}: {e.strerror or e}", "choose another folder with store.root") from e
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as e:
-                raise UserError(f"another process is writing to {self.root}", "wait until it ends") from e
-            for path in self.root.rglob(".*.tmp"):
-                if is_scratch(path):
-                    path.unlink(missing_ok=True)
+        with held(self.root):
             yield
 
     def damaged(self) -> list[Path]:

@@ -17,7 +17,8 @@ A file's bytes depend on the observations alone, so any order of fetches, overla
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -29,6 +30,7 @@ import pyarrow as pa
 from crypto_qlib.core.clock import iso
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.market import FloatArray, IntArray
+from crypto_qlib.store.hold import held
 from crypto_qlib.store.observations import AsOf, Observations, in_canonical_order, join_as_of, known_at
 from crypto_qlib.store.parquet_file import encode, is_scratch, read_table, write_atomic
 
@@ -188,6 +190,18 @@ class SeriesStore:
             np.column_stack([c.event_ns for c in columns]) if columns else np.empty(shape, np.int64),
         )
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the store for writing: one writer at a time.
+
+        Raises
+        ------
+        UserError
+            If another process holds it, or the folder is not writable.
+        """
+        with held(self.root):
+            yield
+
     def names(self) -> tuple[str, ...]:
         """Return the series there are, in alphabetical order."""
         if not self.root.is_dir():
@@ -235,7 +249,9 @@ def dated(old: Observations, seen: Seen) -> Observations:
     event, value = seen.event_ns, seen.value
     now = np.full(event.size, seen.seen_ns, np.int64)
     usual = np.minimum(np.maximum(seen.usually_known_ns, event), now)
-    was_due = usual <= (-1 if seen.last_poll_ns is None else seen.last_poll_ns)
+    # Events before the first stored one were never asked for: a longer history is no late news.
+    oldest = old.event_ns[0] if len(old) else np.iinfo(np.int64).max
+    was_due = (usual <= (-1 if seen.last_poll_ns is None else seen.last_poll_ns)) & (event > oldest)
     newest = known_at(old, np.iinfo(np.int64).max)
     at = np.searchsorted(newest.event_ns, event)
     is_old_event = np.append(newest.event_ns, -1)[at] == event
