@@ -102,3 +102,31 @@ def test_the_sharpe_ratio_of_useless_strategies_spreads_as_told() -> None:
     spread = (returns.mean(axis=1) / returns.std(axis=1)).std()
     assert i.null_sharpe_spread(250) == pytest.approx(spread, rel=0.05)
     assert np.isnan(i.null_sharpe_spread(1))
+
+
+def test_the_best_of_useless_runs_is_not_believed_and_a_good_run_is() -> None:
+    rng = np.random.default_rng(4)
+    useless = rng.normal(size=(500, 40))
+    judged = i.judge_trials(useless)
+    assert judged.n_trials == 40
+    assert judged.deflated_sharpe < 0.9
+    assert i.probabilistic_sharpe(useless[:, judged.best]) > 0.95, "alone it would have looked like skill"
+    useless[:, 11] += 0.25
+    good = i.judge_trials(useless)
+    assert good.best == 11
+    assert good.deflated_sharpe > 0.99
+    assert good.probability_of_overfitting < 0.05
+
+
+def test_a_single_run_is_judged_by_its_own_sharpe_ratio() -> None:
+    x = np.random.default_rng(6).normal(0.1, 1.0, 300)
+    judged = i.judge_trials(x[:, None])
+    assert judged.expected_best == 0.0
+    assert judged.deflated_sharpe == pytest.approx(i.probabilistic_sharpe(x))
+    assert math.isnan(judged.probability_of_overfitting)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (10, 0), (10,)])
+def test_too_few_periods_or_runs_cannot_be_judged(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="at least one run"):
+        i.judge_trials(np.zeros(shape))

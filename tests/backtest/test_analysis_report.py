@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +17,9 @@ from plotly.offline import get_plotlyjs
 from crypto_qlib.analytics.inference import MeanEstimate
 from crypto_qlib.backtest.analysis_report import ReportFiles, market_kind, summary_lines, write_report
 from crypto_qlib.backtest.ledger_arrays import AMBIGUOUS, FILL, FUNDING, LIQUIDATION, POSITION, SERIES, TRADE
-from crypto_qlib.backtest.performance_report import ATTRIBUTION_PARTS, curves, performance, position_frame
-from crypto_qlib.backtest.report_page import monthly_returns
-from crypto_qlib.backtest.report_words import money, percent
+from crypto_qlib.backtest.performance_report import ATTRIBUTION_PARTS, curves, performance
+from crypto_qlib.backtest.report_tables import ambiguous_rows, monthly_returns, trade_rows, veto_rows
+from crypto_qlib.backtest.report_words import money, percent, sentences
 from crypto_qlib.backtest.result import BacktestResult
 from crypto_qlib.core.clock import NS_PER_HOUR, parse_utc
 from crypto_qlib.core.errors import UserError
@@ -24,8 +27,8 @@ from crypto_qlib.core.market import MarketPanel
 from crypto_qlib.portfolio.rules import Rules
 from crypto_qlib.portfolio.veto import VetoRule
 from crypto_qlib.settings.schema import Settings
+from crypto_qlib.venue.matching import DELISTED, TIME
 from crypto_qlib.venue.matching import LIQUIDATION as LIQUIDATED
-from crypto_qlib.venue.matching import TIME
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 START = parse_utc("2025-01-31T20:00:00")
@@ -63,7 +66,7 @@ def result() -> BacktestResult:
         TRADE,
         {"trade": 0, "symbol": 0, "lots": 50, "entry_bar": 0, "exit_bar": 2, "exit_kind": TIME, "qty": 5.0,
          "entry_price": 100.1, "exit_price": 102.9, "leverage": 3.0, "pnl": 14.0, "fee": 1.0, "funding": -2.0, "slippage": 1.0},
-        {"trade": 1, "symbol": 1, "lots": -200, "entry_bar": 1, "exit_bar": 2, "exit_kind": LIQUIDATED, "qty": 20.0,
+        {"trade": 1, "symbol": 1, "lots": -200, "entry_bar": 1, "exit_bar": 2, "exit_kind": LIQUIDATED, "rank": 3, "qty": 20.0,
          "entry_price": 11.0, "exit_price": 13.0, "leverage": 5.0, "pnl": -40.0, "fee": 0.5, "penalty": 3.0, "overshoot": 1.5},
     )  # fmt: skip
     fills = rows(
@@ -100,8 +103,8 @@ def result() -> BacktestResult:
         open_positions=rows(POSITION, held),
         open_symbols=np.array([0]),
         veto_counts={VetoRule.LIQUIDITY: 12, VetoRule.SLOTS: 0},
-        vetoes=np.zeros((0, 3), np.int64),
-        veto_values=np.zeros((0, 2)),
+        vetoes=np.array([[START, int(VetoRule.LIQUIDITY), 1], [START + NS_PER_HOUR, int(VetoRule.DRAWDOWN), -1]]),
+        veto_values=np.array([[1e6, 25_000.0], [0.5, 0.512]]),
         exposure=exposure,
         entries_rejected=1,
         entries_cut=2,
@@ -118,7 +121,7 @@ def empty() -> BacktestResult:
     series["equity"] = 1_000.0
     return replace(
         full, **none, series=series, open_positions=full.open_positions[:0], open_symbols=full.open_symbols[:0],
-        exposure=np.zeros((6, 2)), veto_counts={},
+        exposure=np.zeros((6, 2)), veto_counts={}, vetoes=full.vetoes[:0], veto_values=full.veto_values[:0], ended=(),
     )  # fmt: skip
 
 
@@ -132,8 +135,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> ReportFiles:
 def test_the_attribution_adds_up_to_the_change_of_equity() -> None:
     a = performance(result(), panel(), "simulated", None)["attribution"]
     assert {k: pytest.approx(a[k]) for k in ATTRIBUTION_PARTS} == {
-        "long_price": 15.0 + 7.0,  # before slippage
-        "short_price": -40.0,
+        # BTC rose 3 % while 5 BTC of 100.1 were held and 6.8 % while one of 103 is; the short began at its open of 100 and
+        # ended in the middle of the third bar, at (101 + 103) / 2 - 1 % above the second one's open
+        "market": 5 * 100.1 * (101.0 / 100.0 - 1.0) - 220.0 * (102.0 / 100.0 - 1.0) + 103.0 * (110.0 / 103.0 - 1.0),
+        "signal": 15.0 + 7.0 - 40.0 - (5 * 100.1 * 0.01 - 220.0 * 0.02 + 7.0),  # the rest of the price results, before slippage
         "slippage": -1.0,
         "fees": -1.8,
         "funding": -2.0,
@@ -185,14 +190,18 @@ def test_every_file_is_there_and_carries_the_run(files: ReportFiles) -> None:
     names = {p.name for p in files.page.parent.iterdir()}
     assert names == {
         "multi_asset_pnl_curve.png", "multi_asset_performance.json", "symbol_exposure_history.png",
-        "liquidation_events.log", "trades.parquet", "equity.parquet", "report.html",
+        "liquidation_events.log", "trades.parquet", "fills.parquet", "funding.parquet", "vetoes.parquet", "equity.parquet",
+        "report.html",
     }  # fmt: skip
     plain = json.loads(files.performance.read_text())
     assert plain["run"] == IDENTITY
     assert plain["benchmarks"]["btc"]["total_return"] == pytest.approx(0.1)
-    for parquet in (files.trades, files.equity):
+    rows = {files.trades: 2, files.fills: 5, files.funding: 2, files.vetoes: 2, files.equity: 6}
+    for parquet, count in rows.items():
         assert json.loads(pq.read_schema(parquet).metadata[b"run"]) == IDENTITY
-    assert pq.read_table(files.trades).num_rows == 2
+        assert pq.read_table(parquet).num_rows == count
+    trades = pq.read_table(files.trades).to_pydict()
+    assert (trades["rank"], trades["exit_kind"]) == ([0, 3], ["time", "liquidation"])
     log = files.liquidation_log.read_text()
     assert "run=feedfacefeedface" in log
     assert "2025-01-31T22:00:00Z ETHUSDT liquidation of 200 lots short: mark=13" in log
@@ -203,9 +212,11 @@ def test_every_file_is_there_and_carries_the_run(files: ReportFiles) -> None:
 
 def test_the_page_stands_alone_and_says_what_is_simulated(files: ReportFiles) -> None:
     html = files.page.read_text()
-    assert len(html.encode()) < 6_000_000
-    assert get_plotlyjs() in html
-    html = html.replace(get_plotlyjs(), "")
+    assert len(html.encode()) < 3_000_000
+    packed = re.search(r'<script id="plotly-packed" type="text/plain">([^<]*)</script>', html)
+    assert packed is not None
+    assert zlib.decompress(base64.b64decode(packed.group(1))).decode() == get_plotlyjs()
+    html = html.replace(packed.group(1), "")
     assert "Simulated prices." in html
     assert "feedfacefeedface" in html
     assert 'src="http' not in html
@@ -213,7 +224,7 @@ def test_the_page_stands_alone_and_says_what_is_simulated(files: ReportFiles) ->
     for chart in ("equity", "exposure", "attribution", "symbols", "rank_ic", "candles_0"):
         assert f'id="chart-{chart}"' in html, chart
         assert f'"{chart}": {{' in html, chart
-    assert "Stopped trading before the end, closed at their last mark: ETHUSDT" in html
+    assert "Stopped trading before the end, with no position held in them: ETHUSDT" in html
     assert "lost 2.4 %" in html
 
 
@@ -245,6 +256,38 @@ def test_a_run_without_trades_still_gives_a_whole_report(tmp_path: Path) -> None
     assert any("RankIC            n/a" in line for line in summary_lines(files))
 
 
+def test_refusals_are_shown_with_their_limit_and_what_broke_it() -> None:
+    assert veto_rows(result()) == [
+        {"ts": "2025-01-31 21:00", "symbol": "account", "rule": "drawdown", "limit": "0.5", "actual": "0.512"},
+        {"ts": "2025-01-31 20:00", "symbol": "ETH", "rule": "liquidity", "limit": "1,000,000", "actual": "25,000"},
+    ]
+
+
+def test_trades_are_shown_newest_first_with_entry_rank_and_way_out() -> None:
+    rows = [(row["symbol"], row["rank"], row["exit_kind"], row["slippage"]) for row in trade_rows(result())]
+    assert rows == [("ETH", 4, "liquidation", "0.00"), ("BTC", 1, "time", "1.00")]
+
+
+def test_ambiguous_bars_bound_the_final_equity() -> None:
+    run = result()
+    run.ambiguous["booked_kind"], run.ambiguous["kindest_kind"] = LIQUIDATED, TIME
+    run.ambiguous["booked_price"], run.ambiguous["kindest_price"] = 13.0, 12.0
+    (row,) = ambiguous_rows(run)
+    assert (row["booked"], row["kindest"], row["gain"]) == ("liquidation at 13", "time at 12", "4.00")
+    bounds = performance(run, panel(), "simulated", None)["ambiguous_bars"]
+    assert bounds == {"count": 1, "best_case_gain": 4.0, "worst_case_equity": 975.7, "best_case_equity": 979.7}
+
+
+def test_positions_closed_by_a_delisting_are_named() -> None:
+    run = result()
+    run.trades["exit_kind"][1] = DELISTED
+    p = performance(run, panel(), "simulated", None)
+    (closed,) = p["positions_closed_by_delisting"]
+    assert (closed["symbol"], closed["side"], closed["price"]) == ("ETHUSDT", "short", 13.0)
+    p["what_if"] = None
+    assert any("ETHUSDT short (\u221242.00 USDT)" in line for line in sentences(p))
+
+
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
@@ -272,5 +315,4 @@ def test_words_of_figures() -> None:
     assert percent(float("nan")) == "n/a"
     assert money(1234.5) == "1,234 USDT"
     assert money(-0.5) == "\u22120.50 USDT"
-    assert len(position_frame(empty())) == 0
     assert MeanEstimate(1.0, 0.5, 0.0, 2.0).z == 2.0

@@ -242,3 +242,65 @@ def _sharpe_of(count: FloatArray, total: FloatArray, square: FloatArray) -> Floa
     spread = np.sqrt(np.maximum(square.sum(axis=0) / n - mean * mean, 0.0))
     ratio: FloatArray = np.divide(mean, spread, out=np.zeros_like(mean), where=spread > 0.0)
     return ratio
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenTrial:
+    """What is left of the best of many runs once it is known how many were tried.
+
+    Parameters
+    ----------
+    n_trials : int
+        Runs tried on the same periods, the chosen one included.
+    best : int
+        Column of the run with the highest Sharpe ratio.
+    sharpe : float
+        Its Sharpe ratio per period.
+    expected_best : float
+        Sharpe ratio per period that the best of as many useless runs is expected to show.
+    deflated_sharpe : float
+        Probability that the best run's true Sharpe ratio is above that.
+    probability_of_overfitting : float
+        How often the best run of one half of the time is below the middle in the other; NaN where there are too few periods.
+    """
+
+    n_trials: int
+    best: int
+    sharpe: float
+    expected_best: float
+    deflated_sharpe: float
+    probability_of_overfitting: float
+
+
+def judge_trials(returns: FloatArray, n_blocks: int = 10) -> ChosenTrial:
+    """Say what the best of many runs is worth, given that it was chosen among them.
+
+    Parameters
+    ----------
+    returns : (n_periods, n_trials) float64
+        Returns of each run on the same periods; non-finite ones count as 0 (nothing was earned any more).
+    n_blocks : int
+        Blocks of the cross-validation, even.
+
+    Raises
+    ------
+    ValueError
+        If there is no run or fewer than three periods.
+    """
+    if returns.ndim != 2 or returns.shape[1] < 1 or returns.shape[0] < 3:  # noqa: PLR2004 - skewness needs three
+        raise ValueError(f"need at least one run and three periods, got an array of shape {returns.shape}")
+    clean = np.nan_to_num(returns, nan=0.0, posinf=0.0, neginf=0.0)
+    n_periods, n_trials = clean.shape
+    spread = clean.std(axis=0, ddof=1)
+    ratios = np.divide(clean.mean(axis=0), spread, out=np.zeros(n_trials), where=spread > 0.0)
+    best = int(np.argmax(ratios))
+    between = max(float(ratios.std(ddof=1)), null_sharpe_spread(n_periods)) if n_trials > 1 else 0.0
+    can_split = n_trials > 1 and n_periods >= 2 * n_blocks
+    return ChosenTrial(
+        n_trials=n_trials,
+        best=best,
+        sharpe=float(ratios[best]),
+        expected_best=expected_best_sharpe(n_trials, between),
+        deflated_sharpe=deflated_sharpe(clean[:, best], n_trials, between),
+        probability_of_overfitting=probability_of_overfitting(clean, n_blocks) if can_split else float("nan"),
+    )

@@ -7,7 +7,10 @@ file                               what it holds
 ``multi_asset_performance.json``   every figure, as plain JSON (null where there is none)
 ``symbol_exposure_history.png``    long, short and net exposure, and each symbol's over time
 ``liquidation_events.log``         one line a liquidation
-``trades.parquet``                 closed trades with reasons and costs
+``trades.parquet``                 closed trades with entry rank, exit kind and costs
+``fills.parquet``                  every execution, before and after slippage
+``funding.parquet``                every settlement
+``vetoes.parquet``                 refusals one by one: rule, limit, actual
 ``equity.parquet``                 the account at every bar close
 ``report.html``                    all of it on one self-contained page
 =================================  ==================================================================
@@ -32,6 +35,7 @@ from crypto_qlib.backtest.report_page import build_page, write_page
 from crypto_qlib.backtest.report_pictures import draw_exposure_history, draw_pnl_curve
 from crypto_qlib.backtest.report_words import BANNERS, summary
 from crypto_qlib.backtest.result import BacktestResult
+from crypto_qlib.backtest.what_if import WhatIf
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.market import MarketPanel
 from crypto_qlib.settings.schema import Settings
@@ -49,7 +53,7 @@ class ReportFiles:
 
     Parameters
     ----------
-    pnl_picture, exposure_picture, performance, liquidation_log, trades, equity, page : Path
+    pnl_picture, exposure_picture, performance, liquidation_log, trades, fills, funding, vetoes, equity, page : Path
         The files.
     figures : dict
         What ``performance`` holds, with NaN where the file has null.
@@ -60,6 +64,9 @@ class ReportFiles:
     performance: Path
     liquidation_log: Path
     trades: Path
+    fills: Path
+    funding: Path
+    vetoes: Path
     equity: Path
     page: Path
     figures: dict[str, Any]
@@ -80,6 +87,7 @@ def write_report(
     model_performance: dict[str, Any] | None,
     out_dir: Path,
     rank_ic: tuple[list[str], list[float]] | None = None,
+    study: WhatIf | None = None,
 ) -> ReportFiles:
     """Write all files of the report into ``out_dir`` and return where they are.
 
@@ -99,6 +107,8 @@ def write_report(
         Created if absent; existing files are replaced.
     rank_ic : (times, values), optional
         RankIC of the model at each bar, for the rolling chart.
+    study : WhatIf, optional
+        Capacity, ruin and distance to liquidation, where they are wanted.
 
     Raises
     ------
@@ -107,6 +117,8 @@ def write_report(
     """
     kind = market_kind(settings)
     figures = {"run": identity, **performance(result, panel, kind, model_performance)}
+    figures["what_if"] = None if study is None else study.to_json()
+    figures["trials"] = None
     c = curves(result, panel)
     label = f"{BANNERS[kind][0]}  ·  {figures['period']['start'][:10]} to {figures['period']['end'][:10]}"
     footer = "run " + str(identity.get("run_id", "without identity"))
@@ -118,8 +130,11 @@ def write_report(
         files.performance.write_bytes(orjson.dumps(figures, default=str, option=_JSON))
         files.liquidation_log.write_text(liquidation_log(result, identity, label))
         _write_parquet(result.trades_frame(), files.trades, identity)
+        _write_parquet(result.fills_frame(), files.fills, identity)
+        _write_parquet(result.funding_frame(), files.funding, identity)
+        _write_parquet(result.vetoes_frame(), files.vetoes, identity)
         _write_parquet(result.account_frame().reset_index(), files.equity, identity)
-        html = build_page(result, panel, c, figures, settings.model_dump(mode="json"), rank_ic)
+        html = build_page(result, panel, c, figures, settings.model_dump(mode="json"), rank_ic, study)
         write_page(html, files.page)
     except OSError as e:
         raise UserError(f"cannot write the report to {out_dir}: {e.strerror or e}", "choose another store.root") from e
@@ -136,6 +151,9 @@ def _paths(folder: Path, figures: dict[str, Any]) -> ReportFiles:
         performance=folder / PERFORMANCE_FILE,
         liquidation_log=folder / LIQUIDATION_LOG,
         trades=folder / "trades.parquet",
+        fills=folder / "fills.parquet",
+        funding=folder / "funding.parquet",
+        vetoes=folder / "vetoes.parquet",
         equity=folder / "equity.parquet",
         page=folder / PAGE,
         figures=figures,

@@ -5,6 +5,7 @@ Figures are built as dictionaries: plotly's Python classes check every number ag
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -14,8 +15,10 @@ import pandas as pd
 from crypto_qlib.analytics.performance import drawdown
 from crypto_qlib.analytics.trading import over_equity
 from crypto_qlib.backtest.performance_report import Curves
-from crypto_qlib.backtest.report_pictures import BASKET, BTC_COLOUR, GAIN, LOSS, STRATEGY
+from crypto_qlib.backtest.report_pictures import BASKET, BTC_COLOUR, GAIN, LOSS, MARGIN_COLOUR, STRATEGY
+from crypto_qlib.backtest.report_words import signed
 from crypto_qlib.backtest.result import BacktestResult
+from crypto_qlib.backtest.what_if import CapacityPoint, RuinPoint
 from crypto_qlib.core.market import FloatArray, IntArray, MarketPanel
 
 Figure = dict[str, Any]
@@ -23,8 +26,8 @@ Figure = dict[str, Any]
 MOST_POINTS: Final = 2_500
 """Points of one line; longer series show every k-th bar (and the deepest drawdown within)."""
 _PART_NAMES: Final = {
-    "long_price": "longs: price",
-    "short_price": "shorts: price",
+    "signal": "signal",
+    "market": "market (beta)",
     "slippage": "slippage",
     "fees": "fees",
     "funding": "funding",
@@ -42,7 +45,7 @@ _LAYOUT: Final = {
     "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
-    "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "#b4bcc6", "activecolor": "#2457a6"},
+    "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "#b4bcc6", "activecolor": "#0072b2"},
 }
 _LOWER: Final = {"xaxis": "x2", "yaxis": "y2"}
 
@@ -87,7 +90,7 @@ def equity_chart(curves: Curves) -> str:
     traces.append(_line(x, curves.equal_weight[keep], "equal-weight universe, held", BASKET))
     traces.append(_line(x, curves.equity[keep], "strategy, after all costs", STRATEGY, 2.4))
     depth = -100.0 * np.maximum.reduceat(drawdown(curves.equity), keep)
-    fall = {"fill": "tozeroy", "fillcolor": "rgba(192,57,43,0.22)", "showlegend": False}
+    fall = {"fill": "tozeroy", "fillcolor": "rgba(213,94,0,0.22)", "showlegend": False}
     traces.append(_line(x, depth, "drawdown %", LOSS, 1.0, 2) | fall | _LOWER)
     return _json(traces, _two_rows(0.72, "USDT", "drawdown, %", tickformat=",.0f"), 480)
 
@@ -100,16 +103,18 @@ def exposure_chart(result: BacktestResult) -> str:
     longs, shorts = 0.5 * (s["gross"] + s["net"]), 0.5 * (s["net"] - s["gross"])
     traces = []
     for values, name, colour, shade in (
-        (longs, "long", STRATEGY, "rgba(36,87,166,0.25)"),
-        (shorts, "short", LOSS, "rgba(192,57,43,0.25)"),
+        (longs, "long", STRATEGY, "rgba(0,114,178,0.25)"),
+        (shorts, "short", LOSS, "rgba(213,94,0,0.25)"),
     ):
         line = _line(x, 100.0 * over_equity(values, s["equity"])[::k], name, colour, 1.0, 2)
         traces.append(line | {"fill": "tozeroy", "fillcolor": shade})
     traces.append(_line(x, 100.0 * over_equity(s["net"], s["equity"])[::k], "net", "#2c3e50", 1.4, 2))
     held = _line(x, s["n_open"][::k].astype(np.float64), "open positions", STRATEGY, 1.2, 0)
     held["line"]["shape"] = "hv"
-    traces.append(held | {"fill": "tozeroy", "fillcolor": "rgba(36,87,166,0.15)"} | _LOWER)
-    margin = _line(x, 100.0 * over_equity(s["used_margin"], s["equity"])[::k], "margin in use, % (right)", BTC_COLOUR, 1.2, 2)
+    traces.append(held | {"fill": "tozeroy", "fillcolor": "rgba(0,114,178,0.15)"} | _LOWER)
+    margin = _line(
+        x, 100.0 * over_equity(s["used_margin"], s["equity"])[::k], "margin in use, % (right)", MARGIN_COLOUR, 1.2, 2
+    )
     traces.append(margin | {"xaxis": "x2", "yaxis": "y3"})
     layout = _two_rows(0.6, "% of equity", "positions")
     layout["yaxis2"]["rangemode"] = "tozero"
@@ -120,12 +125,64 @@ def exposure_chart(result: BacktestResult) -> str:
     return _json(traces, layout, 460)
 
 
+def distance_chart(result: BacktestResult, distance: FloatArray) -> str:
+    """Return the distance to liquidation at each close: of the nearest position, or of the whole cross account."""
+    k = _stride(distance.size)
+    nearest = 100.0 * np.fmin.reduceat(distance, np.arange(0, distance.size, k))
+    name = "all marks together against the account" if result.rules.cross else "nearest position"
+    line = _line(_times(result.ts_close[::k]), nearest, name, LOSS, 1.1, 2)
+    axes = {"yaxis": {"title": {"text": "% of the mark"}, "rangemode": "tozero"}, "showlegend": False}
+    return _json([line], axes, 260)
+
+
+def capacity_chart(points: Sequence[CapacityPoint]) -> str:
+    """Return annual return by capital, with the money earned a year."""
+    x = [p.capital for p in points]
+    growth = _line(x, np.array([100.0 * p.annual_return for p in points]), "annual return, %", STRATEGY, 2.0, 2)
+    profit = _line(x, np.array([p.annual_profit for p in points]), "profit a year, USDT (right)", GAIN, 1.6, 0)
+    for trace in (growth, profit):
+        trace["mode"] = "lines+markers"
+    profit["line"]["dash"] = "dot"
+    axes = {
+        "xaxis": {"type": "log", "title": {"text": "starting capital, USDT"}, "dtick": 1},
+        "yaxis": {"title": {"text": "% a year"}, "zerolinecolor": "#9aa2ad"},
+        "yaxis2": {
+            "overlaying": "y",
+            "side": "right",
+            "showgrid": False,
+            "title": {"text": "USDT a year"},
+            "tickformat": "~s",
+            "zeroline": False,
+        },
+    }
+    return _json([growth, profit | {"yaxis": "y2"}], axes, 320)
+
+
+def ruin_chart(points: Sequence[RuinPoint]) -> str:
+    """Return the chances of ruin over the horizon by the multiple of the strategy's exposure."""
+    x = [f"{p.multiple:g}\u00d7" for p in points]
+    shades = (BTC_COLOUR, LOSS, "#7a2e00")
+    traces = [
+        _line(x, np.array([100.0 * p.odds.drawdown[d] for p in points]), f"falls {100 * d:.0f} % from a peak", colour, 1.8, 2)
+        for d, colour in zip(points[0].odds.drawdown, shades, strict=False)
+    ]
+    hit = _line(x, np.array([100.0 * p.odds.liquidation for p in points]), "any position liquidated", MARGIN_COLOUR, 1.8, 2)
+    hit["line"]["dash"] = "dot"
+    for trace in (*traces, hit):
+        trace["mode"] = "lines+markers"
+    axes = {
+        "xaxis": {"type": "category", "title": {"text": "multiple of the strategy's exposure"}},
+        "yaxis": {"title": {"text": f"chance in {points[0].odds.horizon_days} days, %"}, "range": [-2, 102]},
+    }
+    return _json([*traces, hit], axes, 320)
+
+
 def attribution_chart(parts: dict[str, float], total: float) -> str:
     """Return a waterfall from the signed parts to the change of equity."""
     names, values = [_PART_NAMES[p] for p in _PART_NAMES], [parts[p] for p in _PART_NAMES]
     bars = {
         "type": "waterfall", "x": [*names, "change of equity"], "y": [*values, total],
-        "measure": ["relative"] * len(values) + ["total"], "text": [f"{v:+,.0f}" for v in [*values, total]],
+        "measure": ["relative"] * len(values) + ["total"], "text": [signed(v) for v in [*values, total]],
         "textposition": "outside", "cliponaxis": False, "increasing": {"marker": {"color": GAIN}},
         "decreasing": {"marker": {"color": LOSS}}, "totals": {"marker": {"color": STRATEGY}},
         "connector": {"line": {"color": "#c9ced6"}},
@@ -175,7 +232,7 @@ def candle_chart(panel: MarketPanel, result: BacktestResult, symbol: str, most_b
     prices = {name: _significant(getattr(panel, name)[rows, j]) for name in ("open", "high", "low", "close")}
     traces: list[dict[str, Any]] = [
         {"type": "candlestick", "x": _times(result.ts_open[first:stop]), **prices, "name": symbol, "showlegend": False,
-         "increasing": {"line": {"color": "#8fbf9f", "width": 1}}, "decreasing": {"line": {"color": "#dca09a", "width": 1}}}
+         "increasing": {"line": {"color": "#7fc4b0", "width": 1}}, "decreasing": {"line": {"color": "#e8b48c", "width": 1}}}
     ]  # fmt: skip
     traces += _trade_lines(result, column, first)
     fills = result.fills_frame()[(result.fills["symbol"] == column) & (result.fills["bar"] >= first)]

@@ -60,6 +60,11 @@ def number(value: float | None, digits: int = 2) -> str:
     return f"{value:,.{digits}f}".replace("-", "\u2212")
 
 
+def signed(value: float) -> str:
+    """Return ``-1234.5`` as ``-1,234`` with its sign (a true minus)."""
+    return f"{value:+,.0f}".replace("-", "\u2212")
+
+
 def _tone(value: float) -> int:
     return 0 if not math.isfinite(value) or value == 0.0 else 1 if value > 0.0 else -1
 
@@ -114,23 +119,56 @@ def sentences(p: dict[str, Any]) -> list[str]:
         why = ", when the drawdown limit was reached" if p["vetoes"].get("drawdown") else ""
         lines.append(f"Nothing was held after {idle[:16].replace('T', ' ')}{why}: the rest of the curve is flat.")
     if p["ambiguous_bars"]["count"]:
+        b = p["ambiguous_bars"]
+        bars = "1 bar" if b["count"] == 1 else f"{b['count']:,} bars"
         lines.append(
-            f"In {p['ambiguous_bars']['count']:,} bars the order of events inside the bar is unknown; the worse outcome is "
-            f"booked. The kindest order would have added {money(p['ambiguous_bars']['best_case_gain'])} at most."
+            f"In {bars} the order of events inside the bar is unknown; the worse outcome is booked. The final equity lies "
+            f"between {money(b['worst_case_equity'])} (booked) and at most {money(b['best_case_equity'])} (the kindest order)."
+        )
+    return lines + _what_if_lines(p) + _delisting_lines(p)
+
+
+def _what_if_lines(p: dict[str, Any]) -> list[str]:
+    w = p.get("what_if")
+    if not w:
+        return []
+    lines = []
+    limit = w["capacity"]["capital_limit"]
+    if math.isfinite(limit):
+        lines.append(f"About {money(limit)} of capital halves the annual return of a small account.")
+    asked = next((row for row in w["ruin"] if row["multiple"] == 1.0), None)
+    if asked is not None:
+        odds = asked["odds"]
+        falls = ", ".join(f"{percent(chance)} for {percent(float(depth), 0)}" for depth, chance in odds["drawdown"].items())
+        lines.append(
+            f"Over {odds['horizon_days']} days, were the drawdown brake off, the chance of falling from a peak is {falls}; "
+            f"of a liquidated position {percent(odds['liquidation'])} (block bootstrap of this history)."
         )
     return lines
 
 
+def _delisting_lines(p: dict[str, Any]) -> list[str]:
+    ended, closed = p["delisted_in_the_run"], p["positions_closed_by_delisting"]
+    if not ended:
+        return []
+    if not closed:
+        return [f"Stopped trading before the end, with no position held in them: {', '.join(ended)}."]
+    each = ", ".join(f"{row['symbol']} {row['side']} ({money(row['net_pnl'], sign=True)})" for row in closed)
+    return [f"Stopped trading before the end: {', '.join(ended)}. Positions closed at their last mark: {each}."]
+
+
 def _gross_and_costs(p: dict[str, Any]) -> str:
     a = p["attribution"]
-    gross = a["long_price"] + a["short_price"]
+    gross = a["signal"] + a["market"]
     costs = a["fees"] + a["slippage"] + a["funding"] + a["liquidation"]
     verdict = ""
     if gross > 0.0 > gross + costs:
         verdict = " The signal earned money, and costs took more than all of it."
     elif gross <= 0.0:
         verdict = " The positions lost money even before costs."
-    return f"Price moves brought {money(gross, sign=True)}, costs and funding {money(costs, sign=True)}.{verdict}"
+    chosen, moved = money(a["signal"], sign=True), money(a["market"], sign=True)
+    split = f"{chosen} from the choice of coins and sides, {moved} from moving with BTC"
+    return f"Price moves brought {money(gross, sign=True)} ({split}), costs and funding {money(costs, sign=True)}.{verdict}"
 
 
 def model_line(model: dict[str, Any] | None) -> str:

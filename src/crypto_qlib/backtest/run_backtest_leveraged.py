@@ -45,18 +45,29 @@ def run_backtest_leveraged(
     UserError
         If the inputs cannot be right; it names symbol and time.
     """
-    return run_backtest(
-        BacktestInputs(
-            panel=panel,
-            scores=scores,
-            instruments=instruments,
-            tiers=tiers,
-            rules=rules_from_settings(settings),
-            initial_equity=settings.backtest.initial_equity,
-            execution=Execution(max_bar_volume_share=settings.backtest.max_bar_volume_share),
-            blacklist=settings.strategy.blacklist,
-            with_exposure=True,
-            veto_log_rows=200_000,
-            require_funding=require_funding,
-        )
+    return run_backtest(leveraged_inputs(panel, scores, instruments, tiers, settings, require_funding=require_funding))
+
+
+def leveraged_inputs(
+    panel: MarketPanel,
+    scores: ScorePanel,
+    instruments: Mapping[str, Instrument],
+    tiers: Mapping[str, TierHistory],
+    settings: Settings,
+    *,
+    require_funding: bool = True,
+) -> BacktestInputs:
+    """Return what :func:`run_backtest_leveraged` runs: the settings as an engine's inputs; parameters as there."""
+    return BacktestInputs(
+        panel=panel,
+        scores=scores,
+        instruments=instruments,
+        tiers=tiers,
+        rules=rules_from_settings(settings),
+        initial_equity=settings.backtest.initial_equity,
+        execution=Execution(max_bar_volume_share=settings.backtest.max_bar_volume_share),
+        blacklist=settings.strategy.blacklist,
+        with_exposure=True,
+        veto_log_rows=200_000,
+        require_funding=require_funding,
     )

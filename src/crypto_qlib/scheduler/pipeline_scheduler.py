@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from crypto_qlib.backtest.analysis_report import PAGE, summary_lines, write_report
-from crypto_qlib.backtest.result import BacktestResult
-from crypto_qlib.backtest.run_backtest_leveraged import run_backtest_leveraged
+from crypto_qlib.backtest.engine import run_backtest
+from crypto_qlib.backtest.inputs import BacktestInputs
+from crypto_qlib.backtest.run_backtest_leveraged import leveraged_inputs
+from crypto_qlib.backtest.what_if import what_if
 from crypto_qlib.core.clock import FRAME_NS, iso
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.instrument import Instrument
@@ -262,9 +264,11 @@ class Pipeline:
             if record is not None and self._book.is_current("backtest", stamp["run_id"], folder / PAGE):
                 skipped("unchanged")
                 return Said(tuple(record.output["lines"]))
-            result = self._traded(model)
+            inputs = self._backtest_inputs(model)
+            result = run_backtest(inputs)
             performance, rolling = self._performance(model)
-            files = write_report(result, self._panel(), self.settings, stamp, performance.to_json(), folder, rolling)
+            study = what_if(inputs, result)
+            files = write_report(result, inputs.panel, self.settings, stamp, performance.to_json(), folder, rolling, study)
             lines = tuple(summary_lines(files))
             self._book.complete("backtest", stamp["run_id"], {"lines": list(lines)})
         return Said(lines)
@@ -403,12 +407,12 @@ class Pipeline:
     def _identity(self, model: TrainedModel) -> dict[str, Any]:
         return identity(self.collected.data_id, self.settings, model.sha256, self.settings.model.seed).stamp()
 
-    def _traded(self, model: TrainedModel) -> BacktestResult:
+    def _backtest_inputs(self, model: TrainedModel) -> BacktestInputs:
         instruments, tiers = self._contracts()
         knows_funding = self._access.knows_funding
         if not knows_funding:
             self._reporter.say("no funding is known of this market: the result leaves it out")
-        return run_backtest_leveraged(
+        return leveraged_inputs(
             self._panel(), self._scores(model), instruments, tiers, self.settings, require_funding=knows_funding
         )
 
