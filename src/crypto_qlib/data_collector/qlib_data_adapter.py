@@ -129,7 +129,7 @@ class SqliteExpManager(MLflowExpManager):  # type: ignore[misc]
 
     def create_exp(self, experiment_name: str | None = None) -> _Experiment:
         """Create the experiment ``experiment_name``, its files below ``<database>_files``."""
-        database = Path(self.uri.removeprefix("sqlite:///"))
+        database = Path(self.uri.removeprefix("sqlite:///")).resolve()
         files = database.with_name(f"{database.stem}_files") / str(experiment_name)
         try:
             created = self.client.create_experiment(experiment_name, artifact_location=files.as_uri())
