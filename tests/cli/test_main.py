@@ -22,6 +22,7 @@ from tests.cli.command_line import Run
 AGREED = {
     "run", "universe", "train", "evaluate", "backtest", "paper", "doctor",
     "data update", "data check", "data status", "data repair", "features build", "features list", "features describe",
+    "news collect", "news import", "news backfill", "news read", "news status", "news evaluate", "news fit",
     "exchange serve", "exchange status", "config show", "config check", "config init", "config schema",
 }  # fmt: skip
 

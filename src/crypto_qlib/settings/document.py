@@ -17,7 +17,7 @@ _HEADER = """\
 # Settings of crypto-qlib. Every setting is here with its default; delete what you do not change.
 # Order: defaults < this file < CRYPTO_QLIB__SECTION__KEY in the environment < --set section.key=value.
 # Secrets never belong here: export OKX_API_KEY, OKX_API_SECRET, OKX_API_PASSPHRASE, COINGECKO_API_KEY,
-# TELEGRAM_BOT_TOKEN, TELEGRAM_CHAT_ID.
+# OPENAI_API_KEY, TELEGRAM_BOT_TOKEN, TELEGRAM_CHAT_ID.
 """
 
 

@@ -100,6 +100,54 @@ class FeatureSettings(Section):
     exclude: Names = Field((), description="Features left out by name, e.g. [VWAP59].")
 
 
+class LlmSettings(Section):
+    """The language model that reads the news; the key comes from OPENAI_API_KEY."""
+
+    base_url: str = Field("", description="OpenAI-compatible address, e.g. https://api.openai.com/v1 or a local server's "
+                          "http://127.0.0.1:11434/v1; empty = none, the light local model reads alone.")  # fmt: skip
+    model: str = Field("", description="Model name the server knows; empty = none.")
+    batch_size: int = Field(10, ge=1, le=50, description="Articles in one request.")
+    timeout_s: float = Field(45.0, gt=0, description="Time limit of one request, seconds.")
+    retries: int = Field(2, ge=0, le=10, description="Further tries after a busy or broken server.")
+    daily_tokens: int = Field(500_000, ge=0, description="Tokens a UTC day at most, in and out together; then the local "
+                              "model reads.")  # fmt: skip
+    daily_usd: float = Field(1.0, ge=0, description="Money a UTC day at most, USD.")
+    usd_per_million_in: float = Field(0.0, ge=0, description="Price of a million prompt tokens, USD (0 for a local server).")
+    usd_per_million_out: float = Field(0.0, ge=0, description="Price of a million answer tokens, USD.")
+    trained_until: IsoTime = Field("", description="ISO date the model's training data ends; its readings of older "
+                                   "articles are hindsight and not used. Empty = only live readings are used.")  # fmt: skip
+    min_relevance: float = Field(0.2, ge=0, le=1, description="Relevance, by the local model, from which the language model "
+                                 "is asked.")  # fmt: skip
+
+
+class NewsSettings(Section):
+    """Which news is collected, and who reads it."""
+
+    feeds: tuple[str, ...] = Field(
+        (
+            "coindesk https://www.coindesk.com/arc/outboundfeeds/rss/",
+            "cointelegraph https://cointelegraph.com/rss",
+            "decrypt https://decrypt.co/feed",
+            "theblock https://www.theblock.co/rss.xml",
+            "bloomberg_crypto https://feeds.bloomberg.com/crypto/news.rss",
+            "okx_announcements https://www.okx.com/help/section/announcements-latest-announcements/rss",
+        ),
+        description="RSS and Atom feeds, each as `name address`. Reuters publishes none; name the one you have access to.",
+    )
+    full_text: bool = Field(False, description="Also read the article's page where robots.txt allows it.")
+    gdelt_query: str = Field(
+        "(bitcoin OR ethereum OR cryptocurrency) sourcelang:english", description="Query of the GDELT history client."
+    )
+    host_interval_s: float = Field(2.0, ge=0, description="Least seconds between two requests to one host.")
+    timeout_s: float = Field(20.0, gt=0, description="Time limit of one request, seconds.")
+    assumed_lag_minutes: float = Field(60.0, ge=0, description="Minutes from publication to being seen where an archive did "
+                                       "not record it (measured at a vendor: median 27, 90 % under 55, most 80).")  # fmt: skip
+    processing_delay_s: float = Field(60.0, ge=0, description="Seconds from being seen to being usable, at least.")
+    max_gap_hours: float = Field(6.0, gt=0, description="Hours without a successful poll after which news is unknown, not "
+                                 "silent.")  # fmt: skip
+    llm: LlmSettings = Field(LlmSettings(), description="The language model.")
+
+
 class ModelSettings(Section):
     """What is predicted, by what, on which split."""
 
@@ -301,6 +349,7 @@ class Settings(Section):
     data: DataSettings = DataSettings()
     external: ExternalSettings = ExternalSettings()
     features: FeatureSettings = FeatureSettings()
+    news: NewsSettings = NewsSettings()
     model: ModelSettings = ModelSettings()
     strategy: StrategySettings = StrategySettings()
     backtest: BacktestSettings = BacktestSettings()

@@ -61,6 +61,16 @@ class Paths:
         return self.root / "ledger.sqlite"
 
     @property
+    def news(self) -> Path:
+        """SQLite database of articles, readings and what they cost."""
+        return self.root / "news.sqlite"
+
+    @property
+    def news_model(self) -> Path:
+        """The light reader fitted here on labelled headlines, if one was."""
+        return self.root / "news_reader.npz"
+
+    @property
     def mlflow(self) -> Path:
         """SQLite database of the experiment recorder."""
         return self.root / "mlflow.sqlite"
