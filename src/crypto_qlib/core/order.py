@@ -40,6 +40,23 @@ class MarginMode(StrEnum):
     CROSS = "cross"
 
 
+class PositionSide(StrEnum):
+    """Which position of an instrument (OKX ``posSide``): the only one in net mode, one of two in long/short mode."""
+
+    NET = "net"
+    LONG = "long"
+    SHORT = "short"
+
+    @property
+    def sign(self) -> float:
+        """Return +1.0 for long, -1.0 for short, 0.0 for net."""
+        return {"net": 0.0, "long": 1.0, "short": -1.0}[self.value]
+
+
+PositionKey = tuple[str, MarginMode, PositionSide]
+"""What tells one position of an account from another."""
+
+
 class OrderKind(StrEnum):
     """How an order executes (OKX ``ordType``)."""
 
@@ -169,6 +186,8 @@ class OrderRequest:
         May only shrink a position.
     protection : Protection | None
         Attached stop-loss / take-profit.
+    position_side : PositionSide
+        Position it belongs to; ``NET`` unless the account is in long/short mode.
     """
 
     client_order_id: str
@@ -180,12 +199,23 @@ class OrderRequest:
     margin_mode: MarginMode = MarginMode.ISOLATED
     reduce_only: bool = False
     protection: Protection | None = None
+    position_side: PositionSide = PositionSide.NET
 
     def __post_init__(self) -> None:
         if self.lots <= 0:
             raise ValueError(f"order {self.client_order_id} for {self.symbol}: size must be at least one lot")
         if (self.price is None) != (self.kind is OrderKind.MARKET):
             raise ValueError(f"order {self.client_order_id}: a {self.kind.value} order and price={self.price} do not fit")
+
+    @property
+    def key(self) -> PositionKey:
+        """Return the position the order belongs to."""
+        return self.symbol, self.margin_mode, self.position_side
+
+    @property
+    def closes_only(self) -> bool:
+        """Return whether it can only shrink a position: reduce-only, or against the side of a long/short position."""
+        return self.reduce_only or self.position_side.sign * self.side.sign < 0.0
 
 
 @dataclass(frozen=True, slots=True)

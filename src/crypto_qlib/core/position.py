@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from crypto_qlib.core import margin as m
-from crypto_qlib.core.order import Fill, MarginMode
+from crypto_qlib.core.order import Fill, MarginMode, PositionKey, PositionSide
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """One position record (one symbol, one margin mode).
+    """One position record (one symbol, one margin mode, one position side).
 
     Parameters
     ----------
@@ -33,6 +33,8 @@ class Position:
         Since the position was opened, USDT; ``fee`` and ``liquidation_penalty`` are amounts paid (>= 0 except rebates).
     opened_ns : int
         Instant of the first fill.
+    position_side : PositionSide
+        ``NET`` unless the account is in long/short mode.
     """
 
     symbol: str
@@ -47,6 +49,12 @@ class Position:
     funding: float = 0.0
     liquidation_penalty: float = 0.0
     opened_ns: int = 0
+    position_side: PositionSide = PositionSide.NET
+
+    @property
+    def key(self) -> PositionKey:
+        """Return what tells it from other positions of the account."""
+        return self.symbol, self.margin_mode, self.position_side
 
     @property
     def side(self) -> float:

@@ -11,13 +11,10 @@ from dataclasses import dataclass, field, replace
 
 from crypto_qlib.core.costs import FeeSchedule
 from crypto_qlib.core.fees import FeeHistory
-from crypto_qlib.core.order import ExitKind, Fill, MarginMode, Protection
+from crypto_qlib.core.order import ExitKind, Fill, MarginMode, PositionKey, PositionSide, Protection
 from crypto_qlib.core.position import Position, apply_fill
 from crypto_qlib.venue.liquidation import floor_at_zero
 from crypto_qlib.venue.records import Bill, BillKind, ClosedPosition, VenueEvent, VenueOrder
-
-PositionKey = tuple[str, MarginMode]
-"""Net position mode: one position per symbol and margin mode."""
 
 
 @dataclass(slots=True)
@@ -57,6 +54,8 @@ class VenueAccount:
     fees: FeeSchedule
     fee_history: FeeHistory
     cash: float = 0.0
+    is_hedged: bool = False
+    """Long/short position mode; net mode otherwise."""
     leverage: dict[PositionKey, float] = field(default_factory=dict)
     positions: dict[PositionKey, HeldPosition] = field(default_factory=dict)
     pending: dict[int, VenueOrder] = field(default_factory=dict)
@@ -70,9 +69,9 @@ class VenueAccount:
         """Return the open cross positions."""
         return [held for key, held in self.positions.items() if key[1] is MarginMode.CROSS]
 
-    def held(self, symbol: str, mode: MarginMode) -> HeldPosition | None:
-        """Return the open position of ``symbol`` in ``mode``, if any."""
-        return self.positions.get((symbol, mode))
+    def held(self, symbol: str, mode: MarginMode, side: PositionSide = PositionSide.NET) -> HeldPosition | None:
+        """Return the open position of ``symbol`` in ``mode`` on ``side``, if any."""
+        return self.positions.get((symbol, mode, side))
 
     def book(self, bill: Bill) -> Bill:
         """Write ``bill`` down under the next number and move its cash; isolated margin is moved by the caller."""
@@ -88,7 +87,7 @@ class VenueAccount:
         the insurance fund: an isolated position never costs the wallet more than its margin.
         """
         held = self.positions.get(key)
-        before = held.position if held else Position(key[0], base_per_lot, key[1], leverage)
+        before = held.position if held else Position(key[0], base_per_lot, key[1], leverage, position_side=key[2])
         after = apply_fill(before, fill)
         pnl = after.realised_pnl - before.realised_pnl
         margin_change = after.isolated_margin - before.isolated_margin
@@ -232,6 +231,7 @@ class VenueAccount:
                     opened_ns=before.opened_ns,
                     closed_ns=fill.ts_ns,
                     exit_kind=fill.exit_kind or ExitKind.MANUAL,
+                    position_side=key[2],
                 )
             )
 

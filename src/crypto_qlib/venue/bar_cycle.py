@@ -46,11 +46,10 @@ class BarCycle:
             if end is None or end > ts_open:
                 continue
             why = Refusal(RefusalCode.DELISTED, f"instrument {symbol} is delisted")
-            for mode in MarginMode:
-                held = account.held(symbol, mode)
-                if held is not None:
-                    self._execution.close(account, held, self._execution.board.mark(symbol), ExitKind.DELISTED)
-                self._execution.release_orders(account, (symbol, mode), why, every=True)
+            for held in [held for key, held in account.positions.items() if key[0] == symbol]:
+                self._execution.close(account, held, self._execution.board.mark(symbol), ExitKind.DELISTED)
+            for key in {order.key for order in account.pending.values() if order.symbol == symbol}:
+                self._execution.release_orders(account, key, why, every=True)
 
     def at_open(self, account: VenueAccount) -> None:
         """Run funding, the gap tests, orders the open trades through, then orders that waited for this bar."""

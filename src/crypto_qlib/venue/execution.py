@@ -10,8 +10,18 @@ from crypto_qlib.core import margin as m
 from crypto_qlib.core.clock import ManualClock
 from crypto_qlib.core.costs import default_half_spread_bps, trading_fee
 from crypto_qlib.core.funding import capped_funding_cash_flow, funding_cash_flow
-from crypto_qlib.core.order import ExitKind, Fill, MarginMode, OrderStatus, Protection, TriggerSource, next_status
-from crypto_qlib.venue.account import HeldPosition, PositionKey, VenueAccount
+from crypto_qlib.core.order import (
+    ExitKind,
+    Fill,
+    MarginMode,
+    OrderStatus,
+    PositionKey,
+    PositionSide,
+    Protection,
+    TriggerSource,
+    next_status,
+)
+from crypto_qlib.venue.account import HeldPosition, VenueAccount
 from crypto_qlib.venue.funding_clock import is_settlement, same_instant_cash_flow
 from crypto_qlib.venue.market_board import MarketBoard, SymbolBar
 from crypto_qlib.venue.matching import stop_fill_price, taker_fill_price
@@ -51,6 +61,14 @@ class Deal:
     protection: Protection | None = None
 
 
+def leverage_key(key: PositionKey) -> PositionKey:
+    """Return under which key the leverage of a position is kept: cross positions of both sides share one.
+
+    Source: OKX ``POST /account/set-leverage``: in long/short mode only isolated leverage is set per side.
+    """
+    return key if key[1] is MarginMode.ISOLATED else (key[0], key[1], PositionSide.NET)
+
+
 class Execution:
     """Book deals against accounts at the clock's current instant."""
 
@@ -71,11 +89,11 @@ class Execution:
     def leverage(self, account: VenueAccount, key: PositionKey) -> float:
         """Return the leverage set for ``key``, else the default held inside the instrument's own maximum."""
         default = min(self.config.default_leverage, self.listing.instrument(key[0]).max_leverage)
-        return account.leverage.get(key, default)
+        return account.leverage.get(leverage_key(key), default)
 
     def trade(self, account: VenueAccount, deal: Deal) -> float:
         """Book ``deal``; return the price PnL it realised."""
-        symbol, mode = deal.key
+        symbol, mode, _ = deal.key
         instrument = self.listing.instrument(symbol)
         rate = account.fees.maker if deal.is_maker else account.fees.taker
         fee = trading_fee(abs(deal.signed_lots) * instrument.base_per_lot, deal.price, rate)
@@ -83,7 +101,7 @@ class Execution:
             self.clock.now_ns(), symbol, deal.signed_lots, deal.price, fee, deal.is_maker, deal.client_order_id, deal.exit_kind
         )
         pnl = account.trade(deal.key, fill, instrument.base_per_lot, self.leverage(account, deal.key))
-        account.events.append(Filled(fill.ts_ns, account.account_id, fill, mode, pnl))
+        account.events.append(Filled(fill.ts_ns, account.account_id, fill, mode, pnl, deal.key[2]))
         held = account.positions.get(deal.key)
         if held is not None and deal.exit_kind is None:
             self._after_opening(account, held, deal)
@@ -92,7 +110,7 @@ class Execution:
     def close(self, account: VenueAccount, held: HeldPosition, price: float, exit_kind: ExitKind) -> None:
         """Close a whole position at ``price`` on the exchange's own initiative and cancel its reduce-only orders."""
         p = held.position
-        key = (p.symbol, p.margin_mode)
+        key = p.key
         self.trade(account, Deal(key, -p.lots, price, exit_kind=exit_kind))
         self.release_orders(account, key)
 
@@ -101,7 +119,7 @@ class Execution:
         held.protection = protection
         held.best = best if protection is not None and protection.trailing_ratio is not None else math.nan
         p = held.position
-        account.events.append(ProtectionSet(self.clock.now_ns(), account.account_id, p.symbol, p.margin_mode, protection))
+        account.events.append(ProtectionSet(self.clock.now_ns(), account.account_id, *p.key, protection))
 
     def change_order(
         self, account: VenueAccount, order: VenueOrder, status: OrderStatus, refusal: Refusal | None = None
@@ -126,7 +144,7 @@ class Execution:
     ) -> VenueOrder:
         """Fill ``signed_lots`` of ``order`` at ``price`` (only opening or only closing) and return the order after it."""
         request = order.request
-        key = (request.symbol, request.margin_mode)
+        key = request.key
         held = account.positions.get(key)
         closes = held is not None and held.position.side * signed_lots < 0
         exit_kind = (order.exit_kind or ExitKind.SIGNAL) if closes else None
@@ -156,7 +174,7 @@ class Execution:
         why = refusal or Refusal(RefusalCode.POSITION_CLOSED, f"the {key[1].value} position in {key[0]} is closed")
         for order in list(account.pending.values()):
             request = order.request
-            if (request.symbol, request.margin_mode) == key and (every or request.reduce_only) and order.remaining_lots:
+            if request.key == key and (every or request.closes_only) and order.remaining_lots:
                 self.change_order(account, order, OrderStatus.CANCELED, why)
 
     def settle(self, account: VenueAccount, key: PositionKey, qty: float, *, same_instant: bool = False) -> None:

@@ -57,7 +57,9 @@ class Liquidator:
         self._relieve(account, {h.position.symbol: self._worst_mark(h) for h in account.cross()})
         is_told = False
         while account.cross():
-            worst = {h.position.symbol: self._worst_mark(h) for h in account.cross()}
+            # Both sides of one symbol meet at one mark: where their net exposure suffers, the larger side's adverse extreme.
+            by_size = sorted(account.cross(), key=lambda held: held.position.qty)
+            worst = {h.position.symbol: self._worst_mark(h) for h in by_size}
             start, end = cross_state(account, listing, marks, now), cross_state(account, listing, worst, now)
             fraction = trigger_fraction(*start, *end)
             if not fraction >= 0.0:
@@ -102,7 +104,7 @@ class Liquidator:
 
     def _take_over(self, account: VenueAccount, held: HeldPosition, mark: float, lots: int) -> None:
         p = held.position
-        key = (p.symbol, p.margin_mode)
+        key = p.key
         partial = lots < abs(p.lots)
         now = self._execution.clock.now_ns()
         mmr = self._execution.listing.mmr(p.symbol, p.lots, now)
@@ -116,7 +118,7 @@ class Liquidator:
         pnl, overshoot = account.liquidate(key, fill, penalty)
         bar = self._execution.board.bar
         held.touched_ts = bar.ts_open if bar is not None else held.touched_ts
-        account.events.append(Filled(now, account.account_id, fill, p.margin_mode, pnl))
+        account.events.append(Filled(now, account.account_id, fill, p.margin_mode, pnl, p.position_side))
         account.events.append(
             Liquidated(now, account.account_id, *key, signed, mark, pnl, fill.fee, penalty, overshoot, partial=partial)
         )

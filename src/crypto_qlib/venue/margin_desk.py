@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from crypto_qlib.core import margin as m
-from crypto_qlib.core.order import MarginMode, Protection, TriggerSource
+from crypto_qlib.core.order import MarginMode, PositionKey, PositionSide, Protection, TriggerSource
 from crypto_qlib.core.tiers import NO_TIER
-from crypto_qlib.venue.account import HeldPosition, PositionKey, VenueAccount
-from crypto_qlib.venue.execution import Execution
+from crypto_qlib.venue.account import HeldPosition, VenueAccount
+from crypto_qlib.venue.execution import Execution, leverage_key
 from crypto_qlib.venue.order_checks import check_protection, resulting_lots
 from crypto_qlib.venue.records import Refusal, RefusalCode
 from crypto_qlib.venue.valuation import free_margin, frozen_margin
@@ -35,23 +35,24 @@ class MarginDesk:
         cap = self._cap(account, key)
         if leverage > cap * (1.0 + _SLACK):
             return Refusal(RefusalCode.LEVERAGE_ABOVE_CAP, f"leverage of {key[0]} is above its cap", cap, leverage)
-        held = account.positions.get(key)
         refusal = self._afford_pending(account, key, leverage)
-        if refusal is None and held is not None:
-            refusal = self._relever(account, key, held, leverage)
         if refusal is None:
-            account.leverage[key] = leverage
+            isolated, concerned = key[1] is MarginMode.ISOLATED, self._concerned(account, key)
+            relever = self._relever_isolated if isolated else self._relever_cross
+            refusal = relever(account, concerned, leverage) if concerned else None
+        if refusal is None:
+            account.leverage[leverage_key(key)] = leverage
         return refusal
 
-    def adjust(self, account: VenueAccount, symbol: str, amount: float) -> Refusal | None:
+    def adjust(self, account: VenueAccount, symbol: str, amount: float, side: PositionSide) -> Refusal | None:
         """Move ``amount`` USDT from cash into an isolated position's margin, or back out if negative."""
-        held = account.held(symbol, MarginMode.ISOLATED)
+        held = account.held(symbol, MarginMode.ISOLATED, side)
         if held is None:
             return Refusal(RefusalCode.NO_POSITION, f"no isolated position in {symbol}")
         limit = self._free_cash(account) if amount > 0.0 else -self._removable(held, held.position.leverage)
         if abs(amount) > abs(limit) or not math.isfinite(amount):
             return Refusal(RefusalCode.INSUFFICIENT_MARGIN, "margin change exceeds what is available", limit, amount)
-        account.move_margin((symbol, MarginMode.ISOLATED), amount, self._execution.clock.now_ns())
+        account.move_margin(held.position.key, amount, self._execution.clock.now_ns())
         return None
 
     def protect(self, account: VenueAccount, key: PositionKey, protection: Protection | None) -> Refusal | None:
@@ -69,13 +70,12 @@ class MarginDesk:
     def _cap(self, account: VenueAccount, key: PositionKey) -> float:
         instrument = self._execution.listing.instrument(key[0])
         table = self._execution.listing.tiers(key[0], self._execution.clock.now_ns())
-        held = account.positions.get(key)
         sizes = [
-            resulting_lots(account, key, order.side.value * order.remaining_lots, order.order_id)
+            resulting_lots(account, order.key, order.side.value * order.remaining_lots, order.order_id)
             for order in account.pending.values()
-            if (order.symbol, order.margin_mode) == key
+            if leverage_key(order.key) == leverage_key(key) and not order.request.closes_only
         ]
-        sizes.append(abs(held.position.lots) if held else 0)
+        sizes += [0, *(abs(held.position.lots) for held in self._concerned(account, key))]
         row = table.row(max(sizes) * instrument.lot_size)
         return 0.0 if row == NO_TIER else min(float(table.max_leverage[row]), instrument.max_leverage)
 
@@ -83,7 +83,7 @@ class MarginDesk:
         """Refuse a leverage at which the pending orders would freeze more than is free."""
 
         def wanted(owner: VenueAccount, of: PositionKey) -> float:
-            return leverage if of == key else self._execution.leverage(owner, of)
+            return leverage if leverage_key(of) == leverage_key(key) else self._execution.leverage(owner, of)
 
         listing, board = self._execution.listing, self._execution.board
         now = frozen_margin(account, account.pending, listing, board, self._execution.leverage)
@@ -93,25 +93,34 @@ class MarginDesk:
             return Refusal(RefusalCode.INSUFFICIENT_MARGIN, "pending orders need more margin than is free", free, then - now)
         return None
 
-    def _relever(self, account: VenueAccount, key: PositionKey, held: HeldPosition, leverage: float) -> Refusal | None:
+    def _concerned(self, account: VenueAccount, key: PositionKey) -> list[HeldPosition]:
+        """Return the open positions whose leverage is kept under the same key: one, or both sides of a cross pair."""
+        return [held for of, held in account.positions.items() if leverage_key(of) == leverage_key(key)]
+
+    def _relever_isolated(self, account: VenueAccount, concerned: list[HeldPosition], leverage: float) -> Refusal | None:
+        (held,) = concerned
         p = held.position
-        if key[1] is MarginMode.ISOLATED:
-            change = m.initial_margin_isolated(p.qty, p.avg_entry, leverage) - m.initial_margin_isolated(
-                p.qty, p.avg_entry, p.leverage
-            )
-            free = self._free_cash(account)
-            if change > free:
-                return Refusal(RefusalCode.INSUFFICIENT_MARGIN, "lower leverage needs more margin than is free", free, change)
-            change = max(change, -self._removable(held, leverage))
-            if change != 0.0:
-                account.move_margin(key, change, self._execution.clock.now_ns())
-        else:
-            mark = self._execution.board.mark(key[0])
-            change = m.initial_margin_cross(p.qty, mark, leverage) - m.initial_margin_cross(p.qty, mark, p.leverage)
-            free = self._free(account, MarginMode.CROSS)
-            if change > max(free, 0.0):
-                return Refusal(RefusalCode.INSUFFICIENT_MARGIN, "lower leverage needs more margin than is free", free, change)
-        account.relever(key, leverage)
+        at_new = m.initial_margin_isolated(p.qty, p.avg_entry, leverage)
+        change = at_new - m.initial_margin_isolated(p.qty, p.avg_entry, p.leverage)
+        free = self._free_cash(account)
+        if change > free:
+            return Refusal(RefusalCode.INSUFFICIENT_MARGIN, "lower leverage needs more margin than is free", free, change)
+        change = max(change, -self._removable(held, leverage))
+        if change != 0.0:
+            account.move_margin(p.key, change, self._execution.clock.now_ns())
+        account.relever(p.key, leverage)
+        return None
+
+    def _relever_cross(self, account: VenueAccount, concerned: list[HeldPosition], leverage: float) -> Refusal | None:
+        change = 0.0
+        for held in concerned:
+            p, mark = held.position, self._execution.board.mark(held.position.symbol)
+            change += m.initial_margin_cross(p.qty, mark, leverage) - m.initial_margin_cross(p.qty, mark, p.leverage)
+        free = self._free(account, MarginMode.CROSS)
+        if change > max(free, 0.0):
+            return Refusal(RefusalCode.INSUFFICIENT_MARGIN, "lower leverage needs more margin than is free", free, change)
+        for held in concerned:
+            account.relever(held.position.key, leverage)
         return None
 
     def _removable(self, held: HeldPosition, leverage: float) -> float:

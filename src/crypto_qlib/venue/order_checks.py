@@ -10,9 +10,9 @@ import math
 
 from crypto_qlib.core import margin as m
 from crypto_qlib.core.instrument import Instrument, InstrumentState
-from crypto_qlib.core.order import MarginMode, OrderKind, OrderRequest, Protection
+from crypto_qlib.core.order import MarginMode, OrderKind, OrderRequest, PositionKey, PositionSide, Protection
 from crypto_qlib.core.tiers import NO_TIER
-from crypto_qlib.venue.account import PositionKey, VenueAccount
+from crypto_qlib.venue.account import VenueAccount
 from crypto_qlib.venue.execution import Execution
 from crypto_qlib.venue.records import Refusal, RefusalCode
 from crypto_qlib.venue.valuation import free_margin, frozen_margin
@@ -48,6 +48,14 @@ def check_client_id(account: VenueAccount, client_order_id: str) -> Refusal | No
             RefusalCode.DUPLICATE_CLIENT_ORDER_ID, f"client order id {client_order_id} is carried by a pending order"
         )
     return None
+
+
+def check_position_side(account: VenueAccount, side: PositionSide) -> Refusal | None:
+    """Refuse long or short in net mode, and net in long/short mode."""
+    if (side is not PositionSide.NET) is account.is_hedged:
+        return None
+    mode = "long/short" if account.is_hedged else "net"
+    return Refusal(RefusalCode.BAD_POSITION_SIDE, f"position side {side.value} does not exist in {mode} mode")
 
 
 def check_size(instrument: Instrument, kind: OrderKind, lots: int) -> Refusal | None:
@@ -104,7 +112,7 @@ def resulting_lots(account: VenueAccount, key: PositionKey, signed_lots: int, ex
     total = (held.position.lots if held else 0) + signed_lots
     for order in account.pending.values():
         request = order.request
-        if order.order_id == exclude_order or request.reduce_only or (request.symbol, request.margin_mode) != key:
+        if order.order_id == exclude_order or request.closes_only or request.key != key:
             continue
         if request.side.value * signed_lots > 0:
             total += request.side.value * order.remaining_lots
@@ -133,11 +141,11 @@ def check_margin(
     execution: Execution, account: VenueAccount, request: OrderRequest, lots: int, price: float, *, exclude_order: int = 0
 ) -> Refusal | None:
     """Refuse an order whose opening part needs more initial margin and fee than is free, with what its closing part frees."""
-    key = (request.symbol, request.margin_mode)
+    key = request.key
     held = account.positions.get(key)
     opposite = held is not None and held.position.side * request.side.sign < 0
     closing = min(abs(held.position.lots), lots) if held is not None and opposite else 0
-    if request.reduce_only or lots == closing:
+    if request.closes_only or lots == closing:
         return None
     base_per_lot = execution.listing.instrument(request.symbol).base_per_lot
     value = (lots - closing) * base_per_lot * price

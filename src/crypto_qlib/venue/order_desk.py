@@ -22,6 +22,7 @@ from crypto_qlib.venue.order_checks import (
     check_instrument,
     check_leverage,
     check_margin,
+    check_position_side,
     check_price,
     check_protection,
     check_size,
@@ -42,7 +43,11 @@ class OrderDesk:
     def submit(self, account: VenueAccount, request: OrderRequest, exit_kind: ExitKind | None) -> VenueOrder:
         """Check ``request``, accept or reject it, and match it if a bar is open; return the order as it then stands."""
         now = self._execution.clock.now_ns()
-        refusal = check_instrument(self._execution, request.symbol) or check_client_id(account, request.client_order_id)
+        refusal = (
+            check_instrument(self._execution, request.symbol)
+            or check_client_id(account, request.client_order_id)
+            or check_position_side(account, request.position_side)
+        )
         if refusal is None:
             request, refusal = self._cut_reduce_only(account, request)
         refusal = refusal or self._check(account, request, request.lots, 0)
@@ -172,9 +177,9 @@ class OrderDesk:
             ) or check_leverage(
                 self._execution,
                 account,
-                (order.symbol, order.margin_mode),
+                order.key,
                 sign * opening,
-                self._execution.leverage(account, (order.symbol, order.margin_mode)),
+                self._execution.leverage(account, order.key),
                 order.order_id,
             )
             if refusal is None:
@@ -186,44 +191,55 @@ class OrderDesk:
             self._execution.change_order(account, order, OrderStatus.CANCELED, why)
 
     def _openable(self, order: VenueOrder, closing: int, row: SymbolBar) -> int:
-        if order.request.reduce_only:
+        if order.request.closes_only:
             return 0
         base_per_lot = self._execution.listing.instrument(order.symbol).base_per_lot
         share = self._execution.config.max_bar_volume_share
         return max(fillable_lots(order.remaining_lots - closing, row.volume, base_per_lot, share), 0)
 
     def _closable(self, account: VenueAccount, order: VenueOrder) -> int:
-        held = account.held(order.symbol, order.margin_mode)
+        held = account.positions.get(order.key)
         return abs(held.position.lots) if held and held.position.side * order.side.sign < 0 else 0
 
     def _closes(self, account: VenueAccount, order: VenueOrder) -> bool:
-        return order.request.reduce_only or self._closable(account, order) > 0
+        return order.request.closes_only or self._closable(account, order) > 0
 
     def _drop(self, account: VenueAccount, order: VenueOrder, code: RefusalCode, text: str) -> None:
         self._execution.change_order(account, order, OrderStatus.CANCELED, Refusal(code, text))
 
     def _cut_reduce_only(self, account: VenueAccount, request: OrderRequest) -> tuple[OrderRequest, Refusal | None]:
-        if not request.reduce_only:
+        if not request.closes_only:
             return request, None
-        held = account.held(request.symbol, request.margin_mode)
+        held = account.positions.get(request.key)
         if held is None or held.position.side * request.side.sign >= 0:
             return request, Refusal(
                 RefusalCode.REDUCE_ONLY_WITHOUT_POSITION,
                 f"no {request.margin_mode.value} position in {request.symbol} to reduce",
             )
+        if not request.reduce_only:
+            return request, self._above_position(account, request, abs(held.position.lots))
         return replace(request, lots=min(request.lots, abs(held.position.lots))), None
+
+    def _above_position(self, account: VenueAccount, request: OrderRequest, held_lots: int) -> Refusal | None:
+        """Refuse a closing order of long/short mode beyond what is held and not yet spoken for by other closing orders."""
+        spoken_for = sum(o.remaining_lots for o in account.pending.values() if o.key == request.key and o.request.closes_only)
+        if request.lots <= held_lots - spoken_for:
+            return None
+        return Refusal(
+            RefusalCode.ABOVE_POSITION, "the closing size exceeds the position", max(held_lots - spoken_for, 0), request.lots
+        )
 
     def _check(self, account: VenueAccount, request: OrderRequest, lots: int, exclude_order: int) -> Refusal | None:
         """Check size, price, protection, tier and margin of ``lots`` more of ``request``."""
         execution = self._execution
-        key = (request.symbol, request.margin_mode)
+        key = request.key
         instrument = execution.listing.instrument(request.symbol)
         refusal = (
             check_size(instrument, request.kind, request.lots)
             or check_price(execution, request)
             or check_protection(request.side.sign, request.protection)
         )
-        if refusal is not None or request.reduce_only:
+        if refusal is not None or request.closes_only:
             return refusal
         row = execution.board.row(request.symbol) if execution.board.bar else None
         price = request.price

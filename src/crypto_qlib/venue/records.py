@@ -6,7 +6,18 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from crypto_qlib.core.order import ExitKind, Fill, MarginMode, OrderKind, OrderRequest, OrderStatus, Protection, Side
+from crypto_qlib.core.order import (
+    ExitKind,
+    Fill,
+    MarginMode,
+    OrderKind,
+    OrderRequest,
+    OrderStatus,
+    PositionKey,
+    PositionSide,
+    Protection,
+    Side,
+)
 
 
 class RefusalCode(StrEnum):
@@ -34,6 +45,9 @@ class RefusalCode(StrEnum):
     AMEND_BELOW_FILLED = "amend_below_filled"
     NO_POSITION = "no_position"
     BAD_PROTECTION = "bad_protection"
+    BAD_POSITION_SIDE = "bad_position_side"
+    ABOVE_POSITION = "above_position"
+    MODE_IN_USE = "mode_in_use"
     CANCELED_BY_CLIENT = "canceled_by_client"
     POSITION_CLOSED = "position_closed"
     LIQUIDATED = "liquidated"
@@ -127,6 +141,11 @@ class VenueOrder:
         return self.request.margin_mode
 
     @property
+    def key(self) -> PositionKey:
+        """Return the position it belongs to."""
+        return self.request.key
+
+    @property
     def lots(self) -> int:
         """Return the ordered size in lots."""
         return self.request.lots
@@ -172,6 +191,8 @@ class Bill:
         Compact symbol; empty for transfers of the account.
     margin_mode : MarginMode | None
         Mode of the position; ``None`` for transfers of the account.
+    position_side : PositionSide
+        Side of the position.
     pnl, fee, funding, penalty, overshoot : float
         Its parts, USDT: ``fee`` and ``penalty`` paid, ``funding`` received, ``overshoot`` borne by the insurance fund.
     signed_lots : int
@@ -190,6 +211,7 @@ class Bill:
     cash_balance: float
     symbol: str = ""
     margin_mode: MarginMode | None = None
+    position_side: PositionSide = PositionSide.NET
     pnl: float = 0.0
     fee: float = 0.0
     funding: float = 0.0
@@ -229,6 +251,7 @@ class ClosedPosition:
     opened_ns: int
     closed_ns: int
     exit_kind: ExitKind
+    position_side: PositionSide = PositionSide.NET
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +272,7 @@ class Filled:
     fill: Fill
     margin_mode: MarginMode
     pnl: float
+    position_side: PositionSide = PositionSide.NET
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +283,7 @@ class FundingPaid:
     account_id: str
     symbol: str
     margin_mode: MarginMode
+    position_side: PositionSide
     amount: float
     rate: float
     mark: float
@@ -273,6 +298,7 @@ class Liquidated:
     account_id: str
     symbol: str
     margin_mode: MarginMode
+    position_side: PositionSide
     signed_lots: int
     mark: float
     pnl: float
@@ -306,6 +332,7 @@ class ProtectionSet:
     account_id: str
     symbol: str
     margin_mode: MarginMode
+    position_side: PositionSide
     protection: Protection | None
 
 

@@ -41,7 +41,7 @@ from crypto_qlib.core.clock import NS_PER_MS, ManualClock, iso
 from crypto_qlib.core.costs import FeeSchedule
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.fees import FeeHistory
-from crypto_qlib.core.order import ExitKind, Fill, MarginMode, OrderRequest, Protection
+from crypto_qlib.core.order import ExitKind, Fill, MarginMode, OrderRequest, PositionSide, Protection
 from crypto_qlib.venue.account import VenueAccount
 from crypto_qlib.venue.bar_cycle import BarCycle
 from crypto_qlib.venue.execution import Execution
@@ -55,7 +55,7 @@ from crypto_qlib.venue.venue_config import VenueConfig, VenueInstrument
 
 
 class SimulatedExchange:
-    """One exchange with any number of accounts in net position mode, isolated and cross.
+    """One exchange with any number of accounts in net or long/short position mode, isolated and cross.
 
     Parameters
     ----------
@@ -161,9 +161,26 @@ class SimulatedExchange:
         self._clock.advance_to(bar.ts_close)
         self._board.close_bar()
 
-    def set_leverage(self, account_id: str, symbol: str, margin_mode: MarginMode, leverage: float) -> Refusal | None:
-        """Set the leverage of one symbol and margin mode; an open isolated position moves margin from or to cash."""
-        return self._margin_desk.set_leverage(self._account(account_id), (symbol, margin_mode), leverage)
+    def set_position_mode(self, account_id: str, *, hedged: bool) -> Refusal | None:
+        """Switch between net and long/short mode; refused while positions or orders are open and the mode would change."""
+        account = self._account(account_id)
+        if hedged is not account.is_hedged and (account.positions or account.pending):
+            return Refusal(RefusalCode.MODE_IN_USE, "close positions and cancel orders before changing the position mode")
+        account.is_hedged = hedged
+        return None
+
+    def is_hedged(self, account_id: str) -> bool:
+        """Return whether an account is in long/short mode."""
+        return self._account(account_id).is_hedged
+
+    def set_leverage(
+        self, account_id: str, symbol: str, margin_mode: MarginMode, leverage: float, side: PositionSide = PositionSide.NET
+    ) -> Refusal | None:
+        """Set the leverage of one symbol and margin mode; an open isolated position moves margin from or to cash.
+
+        In long/short mode isolated leverage is set per ``side``; cross leverage is one for both sides.
+        """
+        return self._margin_desk.set_leverage(self._account(account_id), (symbol, margin_mode, side), leverage)
 
     def set_fees(self, account_id: str, fees: FeeSchedule | FeeHistory) -> None:
         """Change the rates an account pays from now on (a new VIP level); margin ratios follow the taker rate at once."""
@@ -171,13 +188,15 @@ class SimulatedExchange:
         account.fee_history = fees if isinstance(fees, FeeHistory) else FeeHistory([fees])
         account.fees = account.fee_history.at(self.now_ns)
 
-    def leverage(self, account_id: str, symbol: str, margin_mode: MarginMode) -> float:
-        """Return the leverage in force of one symbol and margin mode."""
-        return self._execution.leverage(self._account(account_id), (symbol, margin_mode))
+    def leverage(self, account_id: str, symbol: str, margin_mode: MarginMode, side: PositionSide = PositionSide.NET) -> float:
+        """Return the leverage in force of one symbol and margin mode (and side)."""
+        return self._execution.leverage(self._account(account_id), (symbol, margin_mode, side))
 
-    def adjust_margin(self, account_id: str, symbol: str, amount: float) -> Refusal | None:
+    def adjust_margin(
+        self, account_id: str, symbol: str, amount: float, side: PositionSide = PositionSide.NET
+    ) -> Refusal | None:
         """Add ``amount`` USDT to the margin of an isolated position (negative: take it out)."""
-        return self._margin_desk.adjust(self._account(account_id), symbol, amount)
+        return self._margin_desk.adjust(self._account(account_id), symbol, amount, side)
 
     def submit(self, account_id: str, request: OrderRequest, *, exit_kind: ExitKind | None = None) -> VenueOrder:
         """Take an order; inside a bar it is matched at the open at once, else it waits for the next bar's open.
@@ -207,10 +226,15 @@ class SimulatedExchange:
         return None
 
     def set_protection(
-        self, account_id: str, symbol: str, margin_mode: MarginMode, protection: Protection | None
+        self,
+        account_id: str,
+        symbol: str,
+        margin_mode: MarginMode,
+        protection: Protection | None,
+        side: PositionSide = PositionSide.NET,
     ) -> Refusal | None:
         """Set, replace or remove (``None``) the stop-loss, take-profit and trailing stop of an open position."""
-        return self._margin_desk.protect(self._account(account_id), (symbol, margin_mode), protection)
+        return self._margin_desk.protect(self._account(account_id), (symbol, margin_mode, side), protection)
 
     def snapshot(self, account_id: str) -> AccountSnapshot:
         """Return the account at the prices now known: opens inside a bar, closes after it."""

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 
 from crypto_qlib.core import margin as m
 from crypto_qlib.core.instrument import Instrument
-from crypto_qlib.core.order import MarginMode, TriggerSource
+from crypto_qlib.core.order import MarginMode, PositionKey, TriggerSource
 from crypto_qlib.core.tiers import TierHistory, TierTable
-from crypto_qlib.venue.account import HeldPosition, PositionKey, VenueAccount
+from crypto_qlib.venue.account import HeldPosition, VenueAccount
 from crypto_qlib.venue.market_board import MarketBoard
 from crypto_qlib.venue.matching import trailing_level
 from crypto_qlib.venue.records import VenueOrder
@@ -69,15 +69,15 @@ def cross_state(account: VenueAccount, listing: Listing, marks: dict[str, float]
 
 def board_marks(account: VenueAccount, board: MarketBoard) -> dict[str, float]:
     """Return the marks now known of all symbols held."""
-    return {symbol: board.mark(symbol) for symbol, _ in account.positions}
+    return {key[0]: board.mark(key[0]) for key in account.positions}
 
 
 def order_margin(account: VenueAccount, order: VenueOrder, listing: Listing, price: float, leverage: float) -> float:
     """Return what a pending order sets aside: initial margin and taker fee of the part that would open, at ``price``."""
     request = order.request
-    if request.reduce_only:
+    if request.closes_only:
         return 0.0
-    held = account.held(request.symbol, request.margin_mode)
+    held = account.positions.get(request.key)
     closing = abs(held.position.lots) if held and held.position.side == -request.side.sign else 0
     opening = max(order.remaining_lots - closing, 0)
     value = opening * listing.instrument(request.symbol).base_per_lot * price
@@ -92,7 +92,7 @@ def frozen_margin(
     for order in pending.values():
         request = order.request
         price = board.last(request.symbol) if request.price is None else request.price
-        leverage = leverage_of(account, (request.symbol, request.margin_mode))
+        leverage = leverage_of(account, request.key)
         total += order_margin(account, order, listing, price, leverage)
     return total
 
@@ -108,9 +108,7 @@ def frozen_against_cross(account: VenueAccount, listing: Listing, board: MarketB
         request = order.request
         price = board.last(request.symbol) if request.price is None else request.price
         # Margin at infinite leverage is none: what is left is the fee.
-        of = (
-            math.inf if request.margin_mode is MarginMode.CROSS else leverage_of(account, (request.symbol, request.margin_mode))
-        )
+        of = math.inf if request.margin_mode is MarginMode.CROSS else leverage_of(account, request.key)
         total += order_margin(account, order, listing, price, of)
     return total
 
