@@ -6,7 +6,7 @@ from typing import Final
 
 from crypto_qlib.core.clock import NS_PER_DAY
 from crypto_qlib.core.costs import FeeSchedule
-from crypto_qlib.core.order import MarginMode
+from crypto_qlib.core.order import MarginMode, PositionKey, PositionSide
 from crypto_qlib.exchange.embedded import order_parsing as parse
 from crypto_qlib.exchange.embedded.account_rows import (
     balance_row,
@@ -24,7 +24,8 @@ from crypto_qlib.exchange.gateway import PriceKind
 
 _BILLS_KEPT_NS: Final = 7 * NS_PER_DAY
 _ARCHIVE_KEPT_NS: Final = 92 * NS_PER_DAY
-_NET_MODE: Final = "net_mode"
+_MODES: Final = {False: "net_mode", True: "long_short_mode"}
+_SIDES: Final = {False: (PositionSide.NET,), True: (PositionSide.LONG, PositionSide.SHORT)}
 _FUTURES_MODE: Final = "2"
 _MAX_INSTRUMENTS: Final = 10
 
@@ -50,13 +51,14 @@ class AccountApi:
         self._book = book
         self._fees = fees
         self._by_symbol = {item.symbol: item for item in window.source.instruments()}
-        self._numbers = {symbol: 2 * k for k, symbol in enumerate(self._by_symbol)}
+        self._numbers = {symbol: 6 * k for k, symbol in enumerate(self._by_symbol)}
 
     def config(self, call: Call) -> bytes:
-        """Answer ``account/config``: futures mode, net positions."""
+        """Answer ``account/config``: futures mode, net or long/short positions."""
         uid = str(int.from_bytes(call.account_id.encode()[:6]))
         row = {
-            "acctLv": _FUTURES_MODE, "posMode": _NET_MODE, "autoLoan": False, "ctIsoMode": "automatic", "greeksType": "PA",
+            "acctLv": _FUTURES_MODE, "posMode": _MODES[self._hedged(call)], "autoLoan": False, "ctIsoMode": "automatic",
+            "greeksType": "PA",
             "ip": "", "kycLv": "", "label": "paper", "level": "Lv1", "levelTmp": "", "liquidationGear": "-1", "mainUid": uid,
             "mgnIsoMode": "automatic", "opAuth": "0", "perm": "read_only,trade", "roleType": "0", "spotOffsetType": "",
             "spotRoleType": "0", "spotTraderInsts": [], "traderInsts": [], "uid": uid,
@@ -89,9 +91,9 @@ class AccountApi:
         rows: list[Row] = []
         for held in self._venue.exchange.snapshot(account_id).positions:
             item = self._by_symbol[held.position.symbol]
-            algo = self._book.live_algo(account_id, (item.symbol, held.position.margin_mode))
+            algo = self._book.live_algo(account_id, held.position.key)
             index = self._window.price(PriceKind.INDEX, item.symbol)
-            rows.append(position_row(held, item, self._number(item.symbol, held.position.margin_mode), index, algo))
+            rows.append(position_row(held, item, self._number(held.position.key), index, algo))
         return rows
 
     def balance_of(self, account_id: str) -> Row:
@@ -112,30 +114,33 @@ class AccountApi:
         wanted = call.query.get("instId", "")
         kept = [(k, c) for k, c in closed if wanted in ("", self._by_symbol[c.symbol].inst_id)]
         chosen = page(kept, call, lambda pair: pair[1].closed_ns, lambda pair: pair[1].closed_ns)
-        rows = [closed_position_row(c, self._by_symbol[c.symbol], self._number(c.symbol, c.margin_mode)) for _, c in chosen]
+        rows = [
+            closed_position_row(c, self._by_symbol[c.symbol], self._number((c.symbol, c.margin_mode, c.position_side)))
+            for _, c in chosen
+        ]
         return envelope(rows)
 
     def set_position_mode(self, call: Call) -> bytes:
-        """Answer ``account/set-position-mode``: net mode is all there is; 59000 while something is open."""
+        """Answer ``account/set-position-mode``; 59000 while something is open."""
         mode = parse.required(_only(call), "posMode")
-        state = self._venue.exchange.snapshot(call.account_id)
-        if mode != _NET_MODE:
-            if state.positions or self._venue.exchange.open_orders(call.account_id):
-                raise WireRefusal("59000")
+        if mode not in _MODES.values():
             raise WireRefusal("51000", "posMode")
-        return envelope([{"posMode": _NET_MODE}])
+        refusal = self._venue.exchange.set_position_mode(call.account_id, hedged=mode == _MODES[True])
+        if refusal is not None:
+            raise wire_refusal(refusal)
+        return envelope([{"posMode": mode}])
 
     def set_leverage(self, call: Call) -> bytes:
         """Answer ``account/set-leverage``; 59102 above the cap of the tier of what is held, 59105 below 1."""
         row = _only(call)
         item = self._window.tradable(parse.required(row, "instId"))
-        parse.check_net_side(row)
         mode, leverage = parse.margin_mode(row, "mgnMode"), parse.number(row, "lever")
-        refusal = self._venue.exchange.set_leverage(call.account_id, item.symbol, mode, leverage)
+        side = self._leverage_side(call, row, mode)
+        refusal = self._venue.exchange.set_leverage(call.account_id, item.symbol, mode, leverage, side)
         if refusal is not None:
             raise wire_refusal(refusal, leverage_above_cap=("59102",))
         answer = {"instId": item.inst_id, "lever": num(leverage), "mgnMode": mode.value}
-        return envelope([answer | {"posSide": "net" if mode is MarginMode.ISOLATED else ""}])
+        return envelope([answer | {"posSide": side.value if mode is MarginMode.ISOLATED else ""}])
 
     def leverage_info(self, call: Call) -> bytes:
         """Answer ``account/leverage-info`` for up to ten instruments."""
@@ -143,9 +148,10 @@ class AccountApi:
         rows: list[Row] = []
         for name in call.required("instId").split(",")[:_MAX_INSTRUMENTS]:
             item = self._window.tradable(name)
-            leverage = self._venue.exchange.leverage(call.account_id, item.symbol, mode)
-            row = {"ccy": "", "instId": item.inst_id, "lever": num(leverage), "mgnMode": mode.value, "posSide": "net"}
-            rows.append(row)
+            for side in _SIDES[self._hedged(call)]:
+                leverage = self._venue.exchange.leverage(call.account_id, item.symbol, mode, side)
+                row = {"ccy": "", "instId": item.inst_id, "lever": num(leverage), "mgnMode": mode.value}
+                rows.append(row | {"posSide": side.value})
         return envelope(rows)
 
     def trade_fee(self, call: Call) -> bytes:
@@ -174,10 +180,14 @@ class AccountApi:
         if kind not in ("add", "reduce"):
             raise WireRefusal("51000", "type")
         amount = parse.number(row, "amt")
-        refusal = self._venue.exchange.adjust_margin(call.account_id, item.symbol, amount if kind == "add" else -amount)
+        side = parse.position_side(row, hedged=self._hedged(call))
+        signed = amount if kind == "add" else -amount
+        refusal = self._venue.exchange.adjust_margin(call.account_id, item.symbol, signed, side)
         if refusal is not None:
             raise wire_refusal(refusal)
-        return envelope([{"amt": num(amount), "instId": item.inst_id, "posSide": "net", "type": kind}])
+        leverage = num(self._venue.exchange.leverage(call.account_id, item.symbol, MarginMode.ISOLATED, side))
+        answer = {"amt": num(amount), "ccy": "USDT", "instId": item.inst_id, "leverage": leverage, "posSide": side.value}
+        return envelope([answer | {"type": kind}])
 
     def _bills(self, call: Call, kept_ns: int) -> bytes:
         wanted = call.query.get("type", "")
@@ -189,8 +199,17 @@ class AccountApi:
         oldest = self._window.clock.market_ns - kept_ns
         return envelope([row for _, _, row in page(named, call, lambda n: n[0], lambda n: n[1], oldest)])
 
-    def _number(self, symbol: str, mode: MarginMode) -> int:
-        return self._numbers[symbol] + (mode is MarginMode.CROSS)
+    def _number(self, key: PositionKey) -> int:
+        return self._numbers[key[0]] + 2 * list(PositionSide).index(key[2]) + (key[1] is MarginMode.CROSS)
+
+    def _hedged(self, call: Call) -> bool:
+        return self._venue.exchange.is_hedged(call.account_id)
+
+    def _leverage_side(self, call: Call, row: Row, mode: MarginMode) -> PositionSide:
+        if mode is MarginMode.CROSS:
+            # One leverage for both sides; whatever side is sent means nothing.
+            return PositionSide.NET
+        return parse.position_side(row, hedged=self._hedged(call))
 
 
 def _only(call: Call) -> Row:

@@ -6,7 +6,7 @@ import math
 from typing import Final
 
 from crypto_qlib.core.instrument import Instrument
-from crypto_qlib.core.order import MarginMode
+from crypto_qlib.core.order import MarginMode, PositionSide
 from crypto_qlib.exchange.embedded.paper_book import BILL_ID_BASE, AlgoOrder
 from crypto_qlib.exchange.embedded.wire import Row, ms, num
 from crypto_qlib.venue.records import Bill, BillKind, ClosedPosition
@@ -75,8 +75,10 @@ def position_row(
         "instType": "SWAP", "last": num(state.last), "lever": num(p.leverage), "liqPenalty": num(-p.liquidation_penalty),
         "liqPx": num(state.reported_liquidation_price), "margin": num(p.isolated_margin) if isolated else "",
         "markPx": num(state.mark), "mgnMode": p.margin_mode.value, "mgnRatio": num(state.margin_ratio), "mmr": num(state.mmr),
-        "notionalUsd": num(state.notional), "pnl": num(p.realised_pnl), "pos": signed_size(p.lots, instrument),
-        "posId": str(POSITION_ID_BASE + number), "posSide": "net", "realizedPnl": num(p.net_realised), "tradeId": "",
+        "notionalUsd": num(state.notional), "pnl": num(p.realised_pnl),
+        "pos": signed_size(p.lots if p.position_side is PositionSide.NET else abs(p.lots), instrument),
+        "posId": str(POSITION_ID_BASE + number), "posSide": p.position_side.value, "realizedPnl": num(p.net_realised),
+        "tradeId": "",
         "uTime": opened, "upl": num(state.upl), "uplRatio": num(state.upl_ratio), "uplLastPx": num(last_upl),
         "uplRatioLastPx": num(last_upl / entry_margin),
     }  # fmt: skip
@@ -105,7 +107,8 @@ def closed_position_row(closed: ClosedPosition, instrument: Instrument, number: 
         "direction": "long" if closed.lots > 0 else "short", "fee": num(-closed.fee), "fundingFee": num(closed.funding),
         "instId": instrument.inst_id, "instType": "SWAP", "lever": num(closed.leverage), "liqPenalty": num(-closed.penalty),
         "mgnMode": closed.margin_mode.value, "openAvgPx": num(closed.open_average), "openMaxPos": size, "pnl": num(closed.pnl),
-        "pnlRatio": num(net / margin), "posId": str(POSITION_ID_BASE + number), "posSide": "net", "realizedPnl": num(net),
+        "pnlRatio": num(net / margin), "posId": str(POSITION_ID_BASE + number), "posSide": closed.position_side.value,
+        "realizedPnl": num(net),
         "triggerPx": "", "type": kind, "uTime": ms(closed.closed_ns), "uly": instrument.inst_id.removesuffix("-SWAP"),
     }  # fmt: skip
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from crypto_qlib.core.order import MarginMode, Protection
+from crypto_qlib.core.order import PositionKey, Protection
 from crypto_qlib.core.position import Position
 from crypto_qlib.exchange.embedded import order_parsing as parse
 from crypto_qlib.exchange.embedded.market_window import MarketWindow
@@ -65,7 +65,8 @@ class AlgoApi:
                 algo = self._named(call.account_id, row["algoId"], row["algoClOrdId"])
                 if algo is None or algo.state != "live":
                     raise WireRefusal("51400")
-                self._venue.exchange.set_protection(call.account_id, *algo.key, None)
+                symbol, mode, side = algo.key
+                self._venue.exchange.set_protection(call.account_id, symbol, mode, None, side)
                 rows.append(row | {"algoId": str(algo.algo_id), "sCode": "0", "sMsg": ""})
             except WireRefusal as refusal:
                 rows.append(row | {"sCode": refusal.code, "sMsg": refusal.message})
@@ -92,7 +93,7 @@ class AlgoApi:
 
     def _place_one(self, account_id: str, posted: Row, client_id: str) -> AlgoOrder:
         item = self._window.tradable(parse.required(posted, "instId"))
-        parse.check_net_side(posted)
+        pos_side = parse.position_side(posted, hedged=self._venue.exchange.is_hedged(account_id))
         if parse.required(posted, "ordType") not in _PROTECTIVE:
             raise WireRefusal("51000", "ordType")
         parse.client_id({"algoClOrdId": client_id} if client_id else {}, "algoClOrdId")
@@ -100,22 +101,24 @@ class AlgoApi:
         levels = parse.protection_in(posted)
         if levels is None:
             raise WireRefusal("50014", "slTriggerPx")
-        held = self._position(account_id, item.symbol, mode)
+        key = (item.symbol, mode, pos_side)
+        held = self._position(account_id, key)
         closes_long = parse.required(posted, "side") == "sell"
         if held is None or (held.lots > 0) != closes_long:
             raise WireRefusal("51169")
         if "closeFraction" not in posted and parse.lots(posted, "sz", item) < abs(held.lots):
             raise WireRefusal("51000", "sz")
-        key = (item.symbol, mode)
         self._book.name_next_algo(account_id, key, client_id)
-        refusal = self._venue.exchange.set_protection(account_id, *key, self._merged(account_id, key, levels))
+        refusal = self._venue.exchange.set_protection(
+            account_id, item.symbol, mode, self._merged(account_id, key, levels), pos_side
+        )
         if refusal is not None:
             raise wire_refusal(refusal)
         algo = self._book.live_algo(account_id, key)
         assert algo is not None
         return algo
 
-    def _merged(self, account_id: str, key: tuple[str, MarginMode], levels: Protection) -> Protection:
+    def _merged(self, account_id: str, key: PositionKey, levels: Protection) -> Protection:
         before = self._book.live_algo(account_id, key)
         if before is None:
             return levels
@@ -124,9 +127,9 @@ class AlgoApi:
         target = old.take_profit_price if levels.take_profit_price is None else levels.take_profit_price
         return replace(levels, stop_price=stop, take_profit_price=target)
 
-    def _position(self, account_id: str, symbol: str, mode: MarginMode) -> Position | None:
+    def _position(self, account_id: str, key: PositionKey) -> Position | None:
         held = self._venue.exchange.snapshot(account_id).positions
-        return next((p.position for p in held if (p.position.symbol, p.position.margin_mode) == (symbol, mode)), None)
+        return next((p.position for p in held if p.position.key == key), None)
 
     def _listed(self, call: Call, states: tuple[str, ...]) -> bytes:
         kinds = call.required("ordType").split(",")

@@ -1,7 +1,7 @@
 """A posted order, as OKX words it, to an :class:`~crypto_qlib.core.order.OrderRequest`.
 
 What is malformed is refused here with OKX's parameter codes; whether a well-formed order is *allowed* is the venue's affair.
-The account is in net position mode: ``posSide`` is absent or ``net``.
+``posSide`` is absent or ``net`` in net mode, and needed in long/short mode, where ``reduceOnly`` means nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Final, TypeVar
 
 from crypto_qlib.core.instrument import Instrument
-from crypto_qlib.core.order import MarginMode, OrderKind, OrderRequest, Protection, Side, TriggerSource
+from crypto_qlib.core.order import MarginMode, OrderKind, OrderRequest, PositionSide, Protection, Side, TriggerSource
 from crypto_qlib.exchange.embedded.market_window import MarketWindow
 from crypto_qlib.exchange.embedded.wire import Row, WireRefusal
 
@@ -38,7 +38,7 @@ class PostedOrder:
     algo_client_id: str
 
 
-def posted_order(row: Row, window: MarketWindow, anonymous_id: str) -> PostedOrder:
+def posted_order(row: Row, window: MarketWindow, anonymous_id: str, *, hedged: bool) -> PostedOrder:
     """Return the order in ``row``.
 
     Parameters
@@ -49,6 +49,8 @@ def posted_order(row: Row, window: MarketWindow, anonymous_id: str) -> PostedOrd
         Knows the instruments.
     anonymous_id : str
         Client order id to use where none was sent.
+    hedged : bool
+        Whether the account is in long/short mode.
 
     Raises
     ------
@@ -56,10 +58,10 @@ def posted_order(row: Row, window: MarketWindow, anonymous_id: str) -> PostedOrd
         51000 for a malformed parameter, 51001 unknown instrument, 51020/51121 size, 51100 protection on a reduce-only order.
     """
     instrument = window.tradable(required(row, "instId"))
-    check_net_side(row)
+    side = position_side(row, hedged=hedged)
     kind = _choice(ORDER_KINDS, row, "ordType")
     price = None if kind is OrderKind.MARKET else number(row, "px")
-    reduce_only = str(row.get("reduceOnly", "false")).lower() == "true"
+    reduce_only = not hedged and str(row.get("reduceOnly", "false")).lower() == "true"
     protection, algo_client_id = _attached(row, reduce_only=reduce_only)
     tag = str(row.get("tag", ""))
     if len(tag) > _MAX_TAG:
@@ -74,6 +76,7 @@ def posted_order(row: Row, window: MarketWindow, anonymous_id: str) -> PostedOrd
         margin_mode=margin_mode(row, "tdMode"),
         reduce_only=reduce_only,
         protection=protection,
+        position_side=side,
     )
     return PostedOrder(request, instrument, tag, algo_client_id)
 
@@ -119,10 +122,12 @@ def client_id(row: Row, name: str) -> str:
     return text
 
 
-def check_net_side(row: Row) -> None:
-    """Refuse ``posSide`` long or short: they belong to long/short mode."""
-    if row.get("posSide", "net") != "net":
+def position_side(row: Row, *, hedged: bool) -> PositionSide:
+    """Return the position side of a row; 51000 where it does not fit the account's position mode."""
+    found = {side.value: side for side in PositionSide}.get(str(row.get("posSide", "net")))
+    if found is None or (found is PositionSide.NET) is hedged:
         raise WireRefusal("51000", "posSide")
+    return found
 
 
 def protection_in(row: Row) -> Protection | None:

@@ -11,11 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from crypto_qlib.core.order import ExitKind, Fill, MarginMode, OrderStatus, Protection
+from crypto_qlib.core.order import ExitKind, Fill, MarginMode, OrderStatus, PositionKey, PositionSide, Protection
 from crypto_qlib.venue.records import Bill, BillKind, Filled, FundingPaid, OrderUpdated, ProtectionSet, VenueEvent, VenueOrder
 from crypto_qlib.venue.simulator import SimulatedExchange
-
-PositionKey = tuple[str, MarginMode]
 
 ORDER_ID_BASE: Final = 10**17
 CHILD_ID_BASE: Final = 2 * 10**17
@@ -41,6 +39,8 @@ class PaperFill:
         Price PnL it realised, USDT.
     trade_id : int
         Running number in the account.
+    position_side : PositionSide
+        Of the position.
     order_id : int
         OKX-like id of the order; a child id where the exchange itself traded (stop, liquidation, delisting).
     """
@@ -51,6 +51,12 @@ class PaperFill:
     pnl: float
     trade_id: int
     order_id: int
+    position_side: PositionSide = PositionSide.NET
+
+    @property
+    def key(self) -> PositionKey:
+        """Return the position it belongs to."""
+        return self.fill.symbol, self.margin_mode, self.position_side
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,7 @@ class AlgoOrder:
     client_id : str
         ``algoClOrdId``; empty where none was given.
     key : tuple
-        (symbol, margin mode) of the position.
+        (symbol, margin mode, side) of the position.
     protection : Protection
         Its levels.
     closes_long : bool
@@ -259,12 +265,12 @@ class PaperBook:
         else:
             child_id, self._next_child = self._next_child, self._next_child + 1
         number = len(account.fills) + 1
-        fill = PaperFill(event.fill, bill, event.margin_mode, event.pnl, number, child_id)
+        fill = PaperFill(event.fill, bill, event.margin_mode, event.pnl, number, child_id, event.position_side)
         account.fills.append(fill)
         if child_id:
             account.last_fills[child_id] = fill
             self._tell(FillMade(event.account_id, fill, is_exchanges_own=True))
-        key = (event.fill.symbol, event.margin_mode)
+        key = fill.key
         account.lots[key] = account.lots.get(key, 0) + event.fill.signed_lots
         fired = _PROTECTIVE.get(event.fill.exit_kind) if event.fill.exit_kind and child_id else None
         if fired and key in account.live:
@@ -273,7 +279,7 @@ class PaperBook:
             self._end(event.account_id, key, "canceled", event.ts_ns)
 
     def _take_protection(self, account: _Account, event: ProtectionSet) -> None:
-        key = (event.symbol, event.margin_mode)
+        key = (event.symbol, event.margin_mode, event.position_side)
         if key in account.live:
             self._end(event.account_id, key, "canceled", event.ts_ns)
         if event.protection is None:

@@ -7,7 +7,7 @@ from typing import Final
 
 from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_HOUR
 from crypto_qlib.core.instrument import Instrument
-from crypto_qlib.core.order import MarginMode, OrderRequest, OrderStatus, Side
+from crypto_qlib.core.order import OrderRequest, OrderStatus, PositionKey, PositionSide, Side
 from crypto_qlib.exchange.embedded import order_parsing as parse
 from crypto_qlib.exchange.embedded.market_window import MarketWindow
 from crypto_qlib.exchange.embedded.order_rows import (
@@ -88,7 +88,7 @@ class TradeApi:
         """Return the row of the orders channel; the fill's fields are empty unless a fill made the change."""
         order, account_id = change.order, change.account_id
         item = self._by_symbol[order.symbol]
-        leverage = self._venue.exchange.leverage(account_id, order.symbol, order.margin_mode)
+        leverage = self._venue.exchange.leverage(account_id, *order.key)
         row = order_row(order, item, leverage, self._book.tag(account_id, order.order_id), change.fill)
         return row | pushed_fields(change.fill, item, self._window.price(PriceKind.LAST, item.symbol), row)
 
@@ -113,9 +113,9 @@ class TradeApi:
             raise WireRefusal("50000")
         row = call.body[0]
         item = self._window.tradable(parse.required(row, "instId"))
-        parse.check_net_side(row)
-        mode = parse.margin_mode(row, "mgnMode")
-        held = self._held_lots(call.account_id, item.symbol, mode)
+        side = parse.position_side(row, hedged=self._venue.exchange.is_hedged(call.account_id))
+        key = (item.symbol, parse.margin_mode(row, "mgnMode"), side)
+        held = self._held_lots(call.account_id, key)
         if held == 0:
             raise WireRefusal("51023")
         name = parse.client_id(row, "clOrdId")
@@ -124,10 +124,13 @@ class TradeApi:
         while left:
             lots = min(left, largest)
             ident = name if left == abs(held) and name else self._anonymous_id()
-            request = OrderRequest(ident, item.symbol, Side.of(-held), lots, margin_mode=mode, reduce_only=True)
+            request = OrderRequest(
+                ident, item.symbol, Side.of(-held), lots,
+                margin_mode=key[1], reduce_only=side is PositionSide.NET, position_side=side,
+            )  # fmt: skip
             self._submit(call.account_id, request)
             left -= lots
-        return envelope([{"instId": item.inst_id, "posSide": "net", "clOrdId": name, "tag": str(row.get("tag", ""))}])
+        return envelope([{"instId": item.inst_id, "posSide": side.value, "clOrdId": name, "tag": str(row.get("tag", ""))}])
 
     def order(self, call: Call) -> bytes:
         """Answer GET ``trade/order`` by ``ordId`` or ``clOrdId``; 51603 where neither names an order."""
@@ -186,8 +189,9 @@ class TradeApi:
         return Reply(rows, "0" if not failed else "1" if failed == len(rows) else "2")
 
     def _place_one(self, account_id: str, posted: Row) -> Row:
-        order = parse.posted_order(posted, self._window, self._anonymous_id())
-        self._book.name_next_algo(account_id, (order.instrument.symbol, order.request.margin_mode), order.algo_client_id)
+        hedged = self._venue.exchange.is_hedged(account_id)
+        order = parse.posted_order(posted, self._window, self._anonymous_id(), hedged=hedged)
+        self._book.name_next_algo(account_id, order.request.key, order.algo_client_id)
         taken = self._submit(account_id, order.request)
         self._book.remember_tag(account_id, taken.order_id, order.tag)
         return {"ordId": str(ORDER_ID_BASE + taken.order_id)}
@@ -275,18 +279,18 @@ class TradeApi:
 
     def _row(self, account_id: str, order: VenueOrder) -> Row:
         item = self._by_symbol[order.symbol]
-        leverage = self._venue.exchange.leverage(account_id, order.symbol, order.margin_mode)
+        leverage = self._venue.exchange.leverage(account_id, *order.key)
         last_fill = self._book.last_fill(account_id, ORDER_ID_BASE + order.order_id)
         return order_row(order, item, leverage, self._book.tag(account_id, order.order_id), last_fill)
 
     def _child_row(self, account_id: str, fill: PaperFill) -> Row:
-        leverage = self._venue.exchange.leverage(account_id, fill.fill.symbol, fill.margin_mode)
+        leverage = self._venue.exchange.leverage(account_id, *fill.key)
         algo = next((a for a in self._book.algos(account_id) if a.child_id == fill.order_id), None)
         return child_order_row(fill, self._by_symbol[fill.fill.symbol], leverage, algo)
 
-    def _held_lots(self, account_id: str, symbol: str, mode: MarginMode) -> int:
+    def _held_lots(self, account_id: str, key: PositionKey) -> int:
         held = self._venue.exchange.snapshot(account_id).positions
-        return next((p.position.lots for p in held if (p.position.symbol, p.position.margin_mode) == (symbol, mode)), 0)
+        return next((p.position.lots for p in held if p.position.key == key), 0)
 
     def _is_asked(self, call: Call, symbol: str) -> bool:
         return call.query.get("instId", "") in ("", self._by_symbol[symbol].inst_id)

@@ -54,6 +54,7 @@ MESSAGES: Final[dict[str, tuple[int, str]]] = {
     "51047": (200, "The stop loss trigger price must be lower than the order price"),
     "51100": (200, "Unable to place order. Take profit/Stop loss conditions cannot be added to reduce-only orders."),
     "51101": (200, "Entered amount exceeds the max pending order amount (Cont) per transaction."),
+    "51112": (200, "Close order size exceeds your available amount."),
     "51121": (200, "Order quantity must be a multiple of the lot size."),
     "51169": (200, "Order failed because you don't have any positions in this direction for this contract to reduce or close."),
     "51170": (200, "Failed to place reduce-only order. It can't have the same trading direction as your existing position."),
