@@ -30,6 +30,7 @@ def coin(symbol: str, price: float, cap: float, name: str = "", spread: float = 
 
 class FixedRanking:
     source = "a table"
+    name = "table"
 
     def __init__(self, *coins: Coin, error: str = "") -> None:
         self._coins, self._error = coins, error
@@ -218,7 +219,11 @@ async def test_the_official_client_reads_a_server_that_speaks_coingecko(tmp_path
 
     async def markets(request: web.Request) -> web.Response:
         asked.append(request)
-        return web.json_response([row])
+        kind = request.query.get("category", "")
+        if kind == "tokenized-gold":
+            return web.json_response({"error": "no such category"}, status=404)
+        peg = row | {"id": "odd-dollar", "symbol": "odd", "name": "Odd", "current_price": 1.2, "market_cap": 5e9}
+        return web.json_response([peg] if kind == "stablecoins" else [] if kind else [row, peg])
 
     async def broken(_request: web.Request) -> web.Response:
         return web.Response(text="<html>Just a moment...</html>", content_type="text/html")
@@ -242,6 +247,8 @@ async def test_the_official_client_reads_a_server_that_speaks_coingecko(tmp_path
         await runner.cleanup()
     assert (coins[0].symbol, coins[0].price, coins[0].market_cap) == ("BTC", 93921.0, 1864959154869.0)
     assert math.isnan(coins[0].low_24h)
+    assert [c.category for c in coins] == ["", "stablecoin"]
+    assert why_excluded(coins[1]) == "stablecoin"
     assert asked[0].query["per_page"] == "250"
     assert asked[0].headers["x-cg-demo-api-key"] == "KEY"
-    assert not any(name.lower().startswith("x-cg") for name in asked[1].headers)
+    assert not any(name.lower().startswith("x-cg") for name in asked[-1].headers)

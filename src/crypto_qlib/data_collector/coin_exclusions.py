@@ -1,6 +1,7 @@
 """Coins that are no bet of their own: pegged to money or gold, or claims on another coin.
 
-Found by ticker, by name, and by behaviour: a coin that stays within half a percent of one dollar all day is a stablecoin,
+Found by the source's own category, by ticker, by name, and by behaviour (also over weeks: :mod:`.peg_watch`):
+a coin that stays within half a percent of one dollar all day is a stablecoin,
 whatever it is called. The lists are of 2025; behaviour and names catch most newcomers, ``universe.exclude`` the rest.
 """
 
@@ -44,6 +45,8 @@ def why_excluded(coin: Coin) -> str:
     -----
     By behaviour: price, high and low of the last day all within 0.5 % of one dollar (3 % if the name speaks of dollars).
     """
+    if coin.category:
+        return coin.category
     if coin.symbol in _STABLECOINS:
         return "stablecoin"
     if coin.symbol in _CLAIMS or _CLAIM_NAME.search(coin.name):

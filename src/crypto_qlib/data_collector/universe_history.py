@@ -1,16 +1,23 @@
-"""Universe snapshots, point in time: who was in the universe *as known then*."""
+"""Universe snapshots, point in time: who was in the universe *as known then*.
+
+Two kinds are kept apart: snapshots **taken** at the time itself (one file each, never changed), and the **rebuilt** history
+from before the first of them (:mod:`.universe_rebuild`, one file, derived from rankings). Where both speak, the taken ones do.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import pyarrow as pa
 
 from crypto_qlib.core.clock import NS_PER_S, iso, utc
+from crypto_qlib.core.membership import Membership, membership_of
 from crypto_qlib.store.lake import Kind, Lake
 
+_HISTORY: Final = "rebuilt"
 _COLUMNS: Final = {"symbol": pa.string(), "base": pa.string(), "rank": pa.int32(), "market_cap": pa.float64()}
 
 
@@ -111,6 +118,50 @@ def _read(lake: Lake, name: str) -> UniverseSnapshot:
     table, meta = found
     members = tuple(UniverseMember(**row) for row in table.to_pylist())
     return UniverseSnapshot(int(meta["as_of_ns"]), members, meta["source"], meta["rule"], tuple(meta["notes"]))
+
+
+def keep_history(lake: Lake, snapshots: Sequence[UniverseSnapshot]) -> bool:
+    """Replace the rebuilt history by ``snapshots`` (oldest first) and return whether it changed."""
+    rows = [
+        {"as_of_ns": s.as_of_ns, "source": s.source, **{c: getattr(m, c) for c in _COLUMNS}}
+        for s in snapshots
+        for m in s.members
+    ]
+    schema = pa.schema([("as_of_ns", pa.int64()), ("source", pa.string()), *_COLUMNS.items()])
+    notes = {str(s.as_of_ns): list(s.notes) for s in snapshots if s.notes}
+    meta = {"rule": snapshots[0].rule if snapshots else "", "notes": notes}
+    return lake.write_document(Kind.UNIVERSE_HISTORY, _HISTORY, pa.Table.from_pylist(rows, schema=schema), meta)
+
+
+def rebuilt_history(lake: Lake) -> tuple[UniverseSnapshot, ...]:
+    """Return the rebuilt history, oldest first; empty where there is none."""
+    found = lake.read_document(Kind.UNIVERSE_HISTORY, _HISTORY)
+    if found is None:
+        return ()
+    table, meta = found
+    members: dict[int, list[UniverseMember]] = {}
+    sources: dict[int, str] = {}
+    for row in table.to_pylist():
+        as_of = int(row["as_of_ns"])
+        sources[as_of] = str(row["source"])
+        members.setdefault(as_of, []).append(UniverseMember(**{c: row[c] for c in _COLUMNS}))
+    notes = meta["notes"]
+    return tuple(
+        UniverseSnapshot(t, tuple(m), sources[t], str(meta["rule"]), tuple(notes.get(str(t), ()))) for t, m in members.items()
+    )
+
+
+def all_snapshots(lake: Lake, rule: str) -> tuple[UniverseSnapshot, ...]:
+    """Return the whole history under one rule: rebuilt ones from before the first snapshot taken, then those taken."""
+    taken = [s for s in universe_snapshots(lake) if s.rule == rule]
+    first = taken[0].as_of_ns if taken else None
+    before = [s for s in rebuilt_history(lake) if s.rule == rule and (first is None or s.as_of_ns < first)]
+    return (*before, *taken)
+
+
+def load_membership(lake: Lake, rule: str) -> Membership:
+    """Return who belonged to the universe when, by the settings of ``rule``; empty where nothing is known."""
+    return membership_of((s.as_of_ns, s.symbols) for s in all_snapshots(lake, rule))
 
 
 def describe(snapshot: UniverseSnapshot) -> str:

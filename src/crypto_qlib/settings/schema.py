@@ -47,14 +47,19 @@ class UniverseSettings(Section):
     """Which coins may be traded."""
 
     size: int = Field(50, ge=1, le=500, description="Coins in the universe: the top N by market cap with a USDT swap.")
-    market_cap_source: Literal["auto", "coingecko", "volume"] = Field(
+    market_cap_source: Literal["auto", "coingecko", "coinmarketcap", "volume"] = Field(
         "auto",
-        description="Where market caps come from: coingecko; volume ranks by 24 h turnover instead; "
+        description="Where market caps come from: coingecko, or coinmarketcap (needs COINMARKETCAP_API_KEY); volume ranks by "
+        "24 h turnover instead; "
         "auto = coingecko's API (served by the embedded exchange in embedded mode).",
     )
     include: Names = Field((), description="Base coins always in the universe, e.g. [BTC, ETH].")
     exclude: Names = Field((), description="Base coins never in the universe.")
     exclude_stablecoins: bool = Field(True, description="Leave out stablecoins, wrapped/staked duplicates and gold tokens.")
+    never_pegged: Names = Field((), description="Base coins the exclusion by category and by peg never applies to.")
+    point_in_time: bool = Field(
+        True, description="Research and trade at each bar only the coins that were in the universe as known then."
+    )
     hysteresis: int = Field(3, ge=0, description="Ranks a member may fall below the size before it leaves.")
     refresh_hours: float = Field(24.0, gt=0, description="Hours between two refreshes of the ranking.")
 

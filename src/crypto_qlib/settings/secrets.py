@@ -26,6 +26,7 @@ class Secrets:
     okx_api_passphrase: str = ""
     coingecko_api_key: str = ""
     openai_api_key: str = ""
+    coinmarketcap_api_key: str = ""
     telegram_bot_token: str = ""
     telegram_chat_id: str = ""
 

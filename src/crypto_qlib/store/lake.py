@@ -47,6 +47,9 @@ class Kind(StrEnum):
     FUNDING = "funding"
     OPEN_INTEREST = "open_interest"
     UNIVERSE = "universe"
+    UNIVERSE_HISTORY = "universe_history"
+    MARKET_CAPS = "market_caps"
+    CAP_CHARTS = "cap_charts"
     INSTRUMENTS = "instruments"
     TIERS = "tiers"
 
