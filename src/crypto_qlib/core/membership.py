@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+
+_LONG_AGO: Final = -(2**62)
+"""Before every market; not the least int64, which has no difference to today that fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,13 @@ class Membership:
         padded = np.pad(self.is_member, ((0, 1), (0, 1)))  # row and column -1: nobody, never
         result: BoolArray = padded[rows][:, columns]
         return result
+
+    def from_the_start(self) -> Membership:
+        """Return the same with the first snapshot in force from the beginning of time: hindsight, to be said aloud."""
+        if not self.as_of_ns.size:
+            return self
+        start = np.concatenate((np.array([_LONG_AGO], dtype=np.int64), self.as_of_ns[1:]))
+        return Membership(start, self.symbols, self.is_member)
 
     def ever(self, start_ns: int, end_ns: int) -> tuple[str, ...]:
         """Return every symbol that belonged at some instant of ``[start_ns, end_ns)``, in the order of ``symbols``."""

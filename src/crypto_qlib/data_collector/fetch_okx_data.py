@@ -231,17 +231,14 @@ class _Collector:
             return await self._funding(done, symbol, span[0])
 
         async def snapshots(done: SymbolUpdate) -> SymbolUpdate:
-            return await self._snapshots(done, symbol)
+            return await self._snapshots(done, symbol, is_live=instrument.state is InstrumentState.LIVE)
 
         steps = [candles]
         if self._settings.mark_candles:
             steps.append(mark)
-        is_live = instrument.state is InstrumentState.LIVE
-        if self._settings.funding and is_live:
+        if self._settings.funding:
             steps.append(funding)
-        if is_live:
-            steps.append(snapshots)
-        return list(steps)
+        return [*steps, snapshots]
 
     async def _bars(self, done: SymbolUpdate, symbol: str, kind: Kind, span: Range) -> SymbolUpdate:
         frame, frame_ns = self._settings.frame, FRAME_NS[self._settings.frame]
@@ -280,7 +277,7 @@ class _Collector:
         self._lake.remember_asked(series, [asked_funding(piece, settled.ts, self._now_ns)])
         return written
 
-    async def _snapshots(self, done: SymbolUpdate, symbol: str) -> SymbolUpdate:
+    async def _snapshots(self, done: SymbolUpdate, symbol: str, *, is_live: bool) -> SymbolUpdate:
         """Archive tiers (once a day) and open interest (every run): the exchange keeps no history of them."""
         checked = Series(Kind.TIERS, EVENT, symbol)
         last_look = max((b for _, b in await _in_thread(self._lake.asked, checked)), default=0)
@@ -289,6 +286,8 @@ class _Collector:
             await _in_thread(archive_tiers, self._lake, symbol, table, self._now_ns)
             await _in_thread(self._lake.remember_asked, checked, [(self._now_ns - 1, self._now_ns)])
             done = _counted(done, Upsert(0, 0))
+        if not is_live:
+            return done
         ts_ns, coins = await self.ask(lambda: self._gateway.open_interest(symbol))
         series = Series(Kind.OPEN_INTEREST, EVENT, symbol)
         await _in_thread(self._lake.upsert, series, event_rows(ts_ns, open_interest=coins))

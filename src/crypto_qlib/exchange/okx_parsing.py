@@ -68,6 +68,7 @@ def instrument_from(row: Row, funding_interval_h: int = _DEFAULT_FUNDING_HOURS) 
         max_leverage=float(row.get("lever") or 1.0),
         funding_interval_h=funding_interval_h,
         listed_ns=int(row.get("listTime") or 0) * NS_PER_MS,
+        delisted_ns=int(row["expTime"]) * NS_PER_MS if row.get("expTime") else None,
         state=_STATES.get(str(row.get("state")), InstrumentState.EXPIRED),
     )
 

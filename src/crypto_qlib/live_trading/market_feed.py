@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crypto_qlib.core.clock import FRAME_NS, NS_PER_HOUR, NS_PER_MINUTE, floor_ts
-from crypto_qlib.core.errors import RetryLater, UserError
+from crypto_qlib.core.errors import DoNotRetry, RetryLater, UserError
 from crypto_qlib.core.market import (
     PANEL_FIELDS,
     PANEL_PRICES,
@@ -29,6 +29,8 @@ from crypto_qlib.data_collector.panel import funding_on_grid
 from crypto_qlib.exchange.gateway import Gateway, PriceKind
 from crypto_qlib.live_trading.events import Freshness
 
+_DELISTED = frozenset({"51001", "51087"})
+"""The exchange no longer knows the symbol: a coin that belonged to the universe once, and has no new bars."""
 _LAST_FIELDS = ("open", "high", "low", "close", "volume", "quote_volume")
 _MARK_FIELDS = dict(zip(PANEL_PRICES[4:], PANEL_PRICES[:4], strict=True))
 
@@ -164,6 +166,10 @@ class MarketFeed:
                     mark = await self._gateway.candles(symbol, config.frame, start, as_of_ns, PriceKind.MARK)
             return _Answer(last, mark, await self._ask_funding(symbol, column, as_of_ns))
         except RetryLater:  # the gateway has tried more than once; the bar counts as missing, which the session must see
+            return None
+        except DoNotRetry as e:
+            if e.code not in _DELISTED:
+                raise
             return None
 
     async def _ask_funding(self, symbol: str, column: int, as_of_ns: int) -> FundingBlock:

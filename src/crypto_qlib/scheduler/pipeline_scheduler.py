@@ -32,17 +32,19 @@ from crypto_qlib.core.clock import FRAME_NS, iso
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.market import MarketPanel
+from crypto_qlib.core.membership import Membership
 from crypto_qlib.core.signal import ScorePanel
 from crypto_qlib.core.tiers import TierHistory
 from crypto_qlib.data_collector.asset_selector import fresh_universe, select_universe
 from crypto_qlib.data_collector.clean_data import clean
 from crypto_qlib.data_collector.contract_archive import load_instruments, load_tiers
-from crypto_qlib.data_collector.fetch_okx_data import update_data
-from crypto_qlib.data_collector.market_caps import CoinGeckoRanking
+from crypto_qlib.data_collector.fetch_okx_data import UpdateReport, update_data
+from crypto_qlib.data_collector.fetch_plan import wanted_span
 from crypto_qlib.data_collector.panel import load_panel
 from crypto_qlib.data_collector.qlib_data_adapter import update_qlib_store
 from crypto_qlib.data_collector.quality_report import write_quality_report
 from crypto_qlib.data_collector.universe_history import UniverseSnapshot, universe_snapshots
+from crypto_qlib.data_collector.universe_rebuild import rebuild_history
 from crypto_qlib.exchange.gateway import Gateway
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame, load_feature_frame, save_feature_frame
 from crypto_qlib.feature_engineering.feature_generator import build_features, settings_for_panel
@@ -67,6 +69,14 @@ from crypto_qlib.scheduler.pipeline_results import (
 )
 from crypto_qlib.scheduler.reporter import Reporter
 from crypto_qlib.scheduler.steps import StepBook, key_of
+from crypto_qlib.scheduler.universe_access import (
+    backfill_universe,
+    coin_ranking,
+    digest_of,
+    history_line,
+    members_with_bars,
+    universe_over_time,
+)
 from crypto_qlib.settings.identity import code_identity, identity
 from crypto_qlib.settings.load import require_okx_keys
 from crypto_qlib.settings.schema import Settings
@@ -155,26 +165,21 @@ class Pipeline:
         """Choose the coins, unless the stored choice is still fresh."""
         with self._step("universe"):
             snapshot = self._access.run(self._choose_universe)
-        return Said(universe_lines(snapshot))
+            self.__dict__.pop("_members", None)
+            past = history_line(self._members, snapshot.as_of_ns, self.settings)
+        return Said((*universe_lines(snapshot), *past))
 
     def data_update(self) -> Said:
         """Fetch what the lake lacks."""
         with self._step("data update"):
-            symbols = self._universe().symbols
-            advance = self._reporter.progress("candles, marks, funding", len(symbols))
-
-            async def _update(gateway: Gateway) -> Any:
-                now_ns = await gateway.server_time_ns()
-                required = frozenset(f"{base}USDT" for base in self.settings.universe.include)
-                return await update_data(gateway, self._lake, symbols, self.settings.data, now_ns, advance, required)
-
-            report = self._access.run(_update)
-            data_id = data_identity(self._lake, symbols=report.symbols)
+            report = self._access.run(self._update_data)
+            symbols = members_with_bars(self._lake, self.settings.data.frame, report, self._members)
+            data_id = data_identity(self._lake, symbols=symbols)
             found = {
                 "now_ns": report.now_ns,
                 "start_ns": report.span[0],
                 "end_ns": report.span[1],
-                "symbols": list(report.symbols),
+                "symbols": list(symbols),
                 "data_id": data_id,
             }
             self._book.complete("data", data_id, found)
@@ -340,9 +345,31 @@ class Pipeline:
         known = fresh_universe(self._lake, self.settings.universe, now_ns)
         if known is not None:
             return known
-        url = f"{self._access.base_url}/api/v3" if self._access.is_embedded else ""
-        ranking = CoinGeckoRanking(url, self._secrets.coingecko_api_key, self.settings.exchange.timeout_s)
-        return await select_universe(gateway, ranking, self._lake, self.settings.universe, now_ns)
+        ranking = coin_ranking(self.settings, self._secrets, self._access)
+        snapshot = await select_universe(gateway, ranking, self._lake, self.settings.universe, now_ns)
+        if self.settings.universe.point_in_time:
+            for line in await backfill_universe(gateway, ranking, self._lake, self.settings, now_ns, self._reporter):
+                self._reporter.say(line)
+        return snapshot
+
+    async def _update_data(self, gateway: Gateway) -> UpdateReport:
+        """Fetch everybody who belonged to the universe at some time; prices that come in may show that others did."""
+        now_ns = await gateway.server_time_ns()
+        start_ns = wanted_span(self.settings.data, now_ns)[0]
+        required = frozenset(f"{base}USDT" for base in self.settings.universe.include)
+        fetched: tuple[str, ...] = ()
+        while True:
+            ever = (*self._universe().symbols, *self._members.ever(start_ns, now_ns))
+            symbols = tuple(dict.fromkeys((*fetched, *ever)))
+            advance = self._reporter.progress("candles, marks, funding", len(symbols))
+            report = await update_data(gateway, self._lake, symbols, self.settings.data, now_ns, advance, required)
+            if not self.settings.universe.point_in_time:
+                return report
+            fetched = symbols
+            rebuild_history(self._lake, self.settings.universe, self.settings.data.frame)
+            self.__dict__.pop("_members", None)
+            if set(self._members.ever(start_ns, now_ns)) <= set(fetched):
+                return report
 
     def _universe(self) -> UniverseSnapshot:
         kept = universe_snapshots(self._lake)
@@ -352,7 +379,12 @@ class Pipeline:
 
     def _panel(self) -> MarketPanel:
         c = self.collected
-        return load_panel(self._lake, c.symbols, self.settings.data.frame, c.start_ns, c.end_ns)
+        return load_panel(self._lake, c.symbols, self.settings.data.frame, c.start_ns, c.end_ns).with_members(self._members)
+
+    @cached_property
+    def _members(self) -> Membership:
+        """Return who belongs to the universe when; everybody chosen last, always, where the past is not asked for."""
+        return universe_over_time(self._lake, self._universe(), self.settings.universe)
 
     def _contracts(self) -> tuple[dict[str, Instrument], dict[str, TierHistory]]:
         c = self.collected
@@ -363,7 +395,7 @@ class Pipeline:
 
     def _feature_key(self) -> str:
         c, share = self.collected, self.settings.model.train_fraction
-        return key_of(self._clean_key(), c.start_ns, c.end_ns, self.settings.features, share)
+        return key_of(self._clean_key(), c.start_ns, c.end_ns, self.settings.features, share, digest_of(self._members))
 
     def _train_key(self) -> str:
         return key_of(self._feature_key(), self.settings.model.model_dump(exclude={"threads"}))
@@ -419,7 +451,8 @@ class Pipeline:
     async def _session(self, gateway: Gateway, model: TrainedModel, stamp: dict[str, Any]) -> PaperResult:
         instruments, tiers = self._contracts()
         ledger = self._session_ledger(stamp["run_id"])
-        inputs = SessionInputs(model, self._panel(), instruments, tiers, ledger, f"{self.settings.exchange.mode}-paper", stamp)
+        session_id = f"{self.settings.exchange.mode}-paper"
+        inputs = SessionInputs(model, self._panel(), instruments, tiers, ledger, session_id, stamp, self._members)
         step = self._access.embedded().step if self._access.is_embedded else None
         return await trade_bars(gateway, self.settings, inputs, step, self._show_paper)
 

@@ -2,7 +2,7 @@
 
 Real clients of CoinGecko can be pointed here, so that the universe is chosen by the same code path offline. Only coins the
 market knows are listed; fields it does not know are null, as CoinGecko itself may answer.
-Source: CoinGecko API v3, ``/coins/list`` and ``/coins/markets``.
+Source: CoinGecko API v3, ``/coins/list``, ``/coins/markets`` and ``/coins/{id}/market_chart/range``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import orjson
 
-from crypto_qlib.core.clock import iso
+from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_MS, NS_PER_S, iso
 from crypto_qlib.exchange.embedded.market_window import MarketWindow
 from crypto_qlib.exchange.embedded.wire import Call, Row
 from crypto_qlib.exchange.gateway import PriceKind
@@ -32,7 +32,7 @@ _NAMES: Final = {"BTC": "bitcoin", "ETH": "ethereum", "SOL": "solana", "BNB": "b
 
 
 class CoinGeckoApi:
-    """Handlers of the two CoinGecko endpoints; each returns a finished answer.
+    """Handlers of the CoinGecko endpoints; each returns a finished answer.
 
     Parameters
     ----------
@@ -42,6 +42,7 @@ class CoinGeckoApi:
 
     def __init__(self, window: MarketWindow) -> None:
         self._window = window
+        self._caps_by_day: dict[int, dict[str, float]] = {}
 
     def ping(self, _call: Call) -> bytes:
         """Answer ``/ping``."""
@@ -49,11 +50,13 @@ class CoinGeckoApi:
 
     def coins_list(self, _call: Call) -> bytes:
         """Answer ``/coins/list``."""
-        coins = sorted(self._window.source.market_caps(self._window.clock.market_ns))
+        coins = sorted(item.base for item in (*self._window.listed(), *self._window.delisted()))
         return orjson.dumps([{"id": coin_id(coin), "symbol": coin.lower(), "name": coin} for coin in coins])
 
     def coins_markets(self, call: Call) -> bytes:
         """Answer ``/coins/markets``: by market cap, largest first (ties by name), paged."""
+        if call.query.get("category"):  # the market behind the server knows of no categories
+            return orjson.dumps([])
         caps = self._window.source.market_caps(self._window.clock.market_ns)
         ranked = sorted(((coin, cap) for coin, cap in caps.items() if cap > 0.0), key=lambda pair: (-pair[1], pair[0]))
         rows = [self._row(coin, cap, rank) for rank, (coin, cap) in enumerate(ranked, start=1)]
@@ -64,6 +67,28 @@ class CoinGeckoApi:
         per_page = min(call.whole("per_page") or _DEFAULT_PER_PAGE, _MAX_PER_PAGE)
         first = ((call.whole("page") or 1) - 1) * per_page
         return orjson.dumps(rows[first : first + per_page])
+
+    def market_chart(self, call: Call) -> bytes:
+        """Answer ``/coins/{id}/market_chart/range``: one point a UTC day, as known at its midnight."""
+        wanted = call.query.get("id", "")
+        first = -(-(call.whole("from") or 0) * NS_PER_S // NS_PER_DAY) * NS_PER_DAY
+        stop = min((call.whole("to") or 0) * NS_PER_S, self._window.clock.market_ns)
+        item = next((i for i in (*self._window.listed(), *self._window.delisted()) if coin_id(i.base) == wanted), None)
+        if item is None:
+            return orjson.dumps({"error": "coin not found"})
+        answer: dict[str, list[list[float]]] = {"prices": [], "market_caps": [], "total_volumes": []}
+        for day in range(max(first, self._window.source.start_ns // NS_PER_DAY * NS_PER_DAY), stop + 1, NS_PER_DAY):
+            cap = self._caps_at(day).get(item.base)
+            bar = self._window.source.bars(item.symbol, self._window.clock.step_ns, day - self._window.clock.step_ns, day)
+            if cap is not None and len(bar):
+                answer["prices"].append([day // NS_PER_MS, float(bar.close[-1])])
+                answer["market_caps"].append([day // NS_PER_MS, cap])
+        return orjson.dumps(answer)
+
+    def _caps_at(self, day: int) -> dict[str, float]:
+        if day not in self._caps_by_day:
+            self._caps_by_day[day] = self._window.source.market_caps(day)
+        return self._caps_by_day[day]
 
     def _row(self, coin: str, cap: float, rank: int) -> Row:
         row: Row = {"id": coin_id(coin), "symbol": coin.lower(), "name": coin, "image": "", "market_cap": cap}

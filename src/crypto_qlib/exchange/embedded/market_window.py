@@ -62,6 +62,11 @@ class MarketWindow:
         """Return the instruments that trade now, in the source's order."""
         return [item for item in self._by_inst_id.values() if item.is_listed(self.clock.market_ns)]
 
+    def delisted(self) -> list[Instrument]:
+        """Return the instruments that traded before and do so no more, in the source's order."""
+        now = self.clock.market_ns
+        return [item for item in self._by_inst_id.values() if item.delisted_ns is not None and item.delisted_ns <= now]
+
     def tradable(self, inst_id: str) -> Instrument:
         """Return an instrument that trades now; refuse with 51001 otherwise."""
         found = self.known(inst_id)

@@ -68,7 +68,14 @@ class PublicApi:
         listed = [i for i in self._window.listed() if wanted in ("", i.inst_id) and family in ("", _family(i))]
         if wanted and not listed:
             raise WireRefusal("51001")
-        return envelope([self.instrument_row(item) for item in listed])
+        rows = [self.instrument_row(item) for item in listed]
+        if not wanted and not family:
+            # OKX drops a delisted swap from the list after a while; here it stays as suspended with its offline time, so
+            # that a history replayed keeps the coins that died in it.
+            # A delisting still to come is not told: the history behind the server knows it, a market would not.
+            for item in self._window.delisted():
+                rows.append(self.instrument_row(item) | {"state": "suspend", "expTime": ms(item.delisted_ns or 0)})
+        return envelope(rows)
 
     def instrument_row(self, item: Instrument) -> Row:
         """Return the row of ``public/instruments``."""

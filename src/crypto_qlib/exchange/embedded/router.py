@@ -7,6 +7,7 @@ the journal's door where it may change something; 6. render refusals as OKX does
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,6 +24,7 @@ from crypto_qlib.exchange.embedded.signature import SignedRequest, check_signatu
 from crypto_qlib.exchange.embedded.wire import Call, Reply, WireRefusal, envelope, order_envelope, sent
 
 API_ROOT: Final = "/api/v5/"
+_COIN_PATH: Final = re.compile(r"(/api/v3/coins/)([a-z0-9-]+)(/.+)")
 _UNAUTHORISED: Final = 401
 _NOT_FOUND: Final = 404
 
@@ -87,6 +89,11 @@ class Router:
         name = path.removeprefix(API_ROOT)
         endpoint = self._endpoints.get((request.method, name))
         if endpoint is None:
+            # CoinGecko names the coin in the path; the id travels on as a field like any other.
+            name, coin = _without_coin(name)
+            endpoint = self._endpoints.get((request.method, name))
+            query = f"{query}&id={coin}"
+        if endpoint is None:
             return Answer(
                 _NOT_FOUND, orjson.dumps({"code": "404", "msg": f"{request.method} {path} is not served here", "data": []})
             )
@@ -111,6 +118,12 @@ class Router:
         if isinstance(result, Reply):
             return order_envelope(result, self._clock.now_ns() // 1000)
         return result
+
+
+def _without_coin(path: str) -> tuple[str, str]:
+    """Return ``/api/v3/coins/*/rest`` and the coin of ``/api/v3/coins/<coin>/rest``; the path itself where it is another."""
+    match = _COIN_PATH.fullmatch(path)
+    return (f"{match[1]}*{match[3]}", match[2]) if match else (path, "")
 
 
 def _posted(body: bytes) -> list[dict[str, Any]]:

@@ -42,6 +42,7 @@ def market_routes(market: MarketApi, public: PublicApi, coingecko: CoinGeckoApi)
         ("GET", "/api/v3/ping"): Endpoint(coingecko.ping),
         ("GET", "/api/v3/coins/list"): Endpoint(coingecko.coins_list),
         ("GET", "/api/v3/coins/markets"): Endpoint(coingecko.coins_markets),
+        ("GET", "/api/v3/coins/*/market_chart/range"): Endpoint(coingecko.market_chart),
     }
 
 
