@@ -17,6 +17,12 @@ FundingFile = Annotated[Path | None, typer.Option("--replay-funding", metavar="P
 CapsFile = Annotated[Path | None, typer.Option("--replay-caps", metavar="PATH", help="Market caps of the replay.")]
 MarkFile = Annotated[Path | None, typer.Option("--replay-mark", metavar="PATH", help="Mark-price candles of the replay.")]
 
+RankFile = Annotated[
+    Path | None,
+    typer.Option("--import", metavar="FILE", help="Take in a table of past market caps (symbol, ts, market_cap, price)."),
+]
+ShowHistory = Annotated[bool, typer.Option("--history", help="Show who joined and who left, and when.")]
+
 
 def register(root: typer.Typer) -> None:
     """Add these commands to ``root``."""
@@ -50,9 +56,14 @@ def run(
     run_step(context, lambda p: p.run(), *replay_overrides(replay, replay_funding, replay_caps, replay_mark))
 
 
-def universe(context: typer.Context) -> None:
-    """Choose the coins: the top N by market cap with a tradable USDT swap."""
-    run_step(context, lambda p: p.universe())
+def universe(context: typer.Context, ranks: RankFile = None, history: ShowHistory = False) -> None:
+    """Choose the coins: the top N by market cap with a tradable USDT swap, now and as known at every day of the past."""
+    if ranks is not None:
+        run_step(context, lambda p: p.universe_import(ranks))
+    elif history:
+        run_step(context, lambda p: p.universe_history())
+    else:
+        run_step(context, lambda p: p.universe())
 
 
 def train(context: typer.Context) -> None:

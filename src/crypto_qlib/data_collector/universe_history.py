@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import pyarrow as pa
@@ -168,3 +169,18 @@ def describe(snapshot: UniverseSnapshot) -> str:
     """Return one line for people: how many coins, from where, when."""
     age = iso(snapshot.as_of_ns // NS_PER_S * NS_PER_S)
     return f"{len(snapshot.members)} coins by {snapshot.source} at {age}"
+
+
+def changes_lines(snapshots: Sequence[UniverseSnapshot]) -> tuple[str, ...]:
+    """Return one line for people per time at which somebody joined or left; the first line tells the span."""
+    if not snapshots:
+        return ("no universe is known of any time under these settings: run `crypto-qlib universe`",)
+    first, last = snapshots[0], snapshots[-1]
+    lines = [f"{len(snapshots):,} universes from {iso(first.as_of_ns)} to {iso(last.as_of_ns)}"]
+    for before, after in pairwise(snapshots):
+        joined = sorted({m.base for m in after.members} - {m.base for m in before.members})
+        left = sorted({m.base for m in before.members} - {m.base for m in after.members})
+        if joined or left:
+            told = "".join(f"  + {b}" for b in joined) + "".join(f"  - {b}" for b in left)
+            lines.append(f"  {iso(after.as_of_ns)[:10]}{told}")
+    return tuple(lines)

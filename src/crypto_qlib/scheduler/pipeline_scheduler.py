@@ -35,7 +35,8 @@ from crypto_qlib.core.market import MarketPanel
 from crypto_qlib.core.membership import Membership
 from crypto_qlib.core.signal import ScorePanel
 from crypto_qlib.core.tiers import TierHistory
-from crypto_qlib.data_collector.asset_selector import fresh_universe, select_universe
+from crypto_qlib.data_collector.asset_selector import fresh_universe, rule_of, select_universe
+from crypto_qlib.data_collector.cap_rankings import import_rankings
 from crypto_qlib.data_collector.clean_data import clean
 from crypto_qlib.data_collector.contract_archive import load_instruments, load_tiers
 from crypto_qlib.data_collector.fetch_okx_data import UpdateReport, update_data
@@ -43,7 +44,7 @@ from crypto_qlib.data_collector.fetch_plan import wanted_span
 from crypto_qlib.data_collector.panel import load_panel
 from crypto_qlib.data_collector.qlib_data_adapter import update_qlib_store
 from crypto_qlib.data_collector.quality_report import write_quality_report
-from crypto_qlib.data_collector.universe_history import UniverseSnapshot, universe_snapshots
+from crypto_qlib.data_collector.universe_history import UniverseSnapshot, all_snapshots, changes_lines, universe_snapshots
 from crypto_qlib.data_collector.universe_rebuild import rebuild_history
 from crypto_qlib.exchange.gateway import Gateway
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame, load_feature_frame, save_feature_frame
@@ -168,6 +169,21 @@ class Pipeline:
             self.__dict__.pop("_members", None)
             past = history_line(self._members, snapshot.as_of_ns, self.settings)
         return Said((*universe_lines(snapshot), *past))
+
+    def universe_import(self, path: Path) -> Said:
+        """Take a table of past market caps into the lake and choose the universe again for every time it speaks of."""
+        with self._step("import market caps"), self._lake.writing():
+            source, added = import_rankings(self._lake, path)
+            snapshots = rebuild_history(self._lake, self.settings.universe, self.settings.data.frame)
+        self.__dict__.pop("_members", None)
+        lines = [f"{path.name}: {added:,} rankings added as {source}; the universe of {len(snapshots):,} past times is known"]
+        if not snapshots:
+            lines.append("  no contract is known yet: run `crypto-qlib universe` once, then the past is chosen again")
+        return Said(tuple(lines))
+
+    def universe_history(self) -> Said:
+        """Say who joined and who left the universe, and when."""
+        return Said(changes_lines(all_snapshots(self._lake, rule_of(self.settings.universe))))
 
     def data_update(self) -> Said:
         """Fetch what the lake lacks."""

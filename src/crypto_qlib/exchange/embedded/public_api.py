@@ -73,8 +73,10 @@ class PublicApi:
             # OKX drops a delisted swap from the list after a while; here it stays as suspended with its offline time, so
             # that a history replayed keeps the coins that died in it.
             # A delisting still to come is not told: the history behind the server knows it, a market would not.
-            for item in self._window.delisted():
-                rows.append(self.instrument_row(item) | {"state": "suspend", "expTime": ms(item.delisted_ns or 0)})
+            rows += [
+                self.instrument_row(item) | {"state": "suspend", "expTime": ms(item.delisted_ns or 0)}
+                for item in self._window.delisted()
+            ]
         return envelope(rows)
 
     def instrument_row(self, item: Instrument) -> Row:
