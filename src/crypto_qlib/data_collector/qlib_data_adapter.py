@@ -32,6 +32,11 @@ from crypto_qlib.store.paths import Paths
 
 REGION: Final = "crypto"
 EXPERIMENT: Final = "crypto_qlib"
+DATASET_PROVIDER: Final = {
+    "class": "PanelDatasetProvider",
+    "module_path": "crypto_qlib.data_collector.qlib_expressions",
+}
+"""Qlib's ``dataset_provider`` entry: ``D.features`` evaluated on arrays instead of pandas objects."""
 
 
 def update_qlib_store(lake: Lake, paths: Paths, symbols: Sequence[str], frame: str) -> StoreReport:
@@ -83,6 +88,7 @@ def init_qlib(paths: Paths) -> None:
         provider_uri=str(paths.qlib),
         region=REGION,
         kernels=1,
+        dataset_provider=DATASET_PROVIDER,
         expression_cache=None,
         dataset_cache=None,
         logging_level=logging.WARNING,
