@@ -253,6 +253,7 @@ def test_minutes_are_traded_under_hourly_scores() -> None:
     rows |= {n: getattr(panel, n)[::4] for n in ("open", "mark_open", "funding_rate")}
     rows |= {n: getattr(panel, n).reshape(60, 4, 4).max(axis=1) for n in ("high", "mark_high")}
     rows |= {n: getattr(panel, n).reshape(60, 4, 4).min(axis=1) for n in ("low", "mark_low")}
+    rows["is_member"] = panel.is_member[::4]
     coarse = dataclasses.replace(panel, frame_ns=NS_PER_HOUR, ts_open=ts[::4], **rows)
     result = run_backtest(dataclasses.replace(fine, panel=panel, scores=scores, state_panel=coarse))
     entries = result.fills[result.fills["kind"] == 0]["bar"]

@@ -86,6 +86,9 @@ TAPES = [
     ("every fourth bar", Tape(seed=11), {"decide_every_bars": 4, "holding_bars": 10}),
     ("targets near", Tape(seed=13), {"min_take_distance": 0.03, "max_take_distance": 0.03, "replace_margin": 1.0}),
     ("correlation and beta caps", Tape(seed=12, n_bars=260), {"max_correlation": 0.6, "max_beta": 1.0}),
+    ("cluster caps", Tape(seed=14, n_bars=260), {"max_cluster": 1.0, "cluster_correlation": 0.3}),
+    ("large positions near their stops", Tape(seed=15, volatility=0.03),
+     {"position_fraction": 1.0, "leverage": 50.0, "min_stop_distance": 0.01, "liquidation_buffer": 0.5}),
 ]  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def market(**changes: Any) -> MarketState:
     state = MarketState(
         as_of_ns=NOW, symbols=SYMBOLS, close=100.0 * one, mark=100.0 * one, data_age_bars=0.0 * one, atr_fraction=0.02 * one,
         funding_rate=0.0 * one, funding_settlements=3.0 * one, adv=1e9 * one, sigma_day=0.05 * one, half_spread_bps=0.0 * one,
-        beta=one, returns=np.empty((0, n)), contracts=contracts,
+        beta=one, cluster=np.arange(n), returns=np.empty((0, n)), contracts=contracts,
     )  # fmt: skip
     return replace(state, **changes)
 

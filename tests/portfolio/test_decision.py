@@ -83,6 +83,7 @@ REFUSALS: list[tuple[str, dict[str, Any], dict[str, Any], VetoRule]] = [
     ("funding eats it", {"min_net_return": 0.0}, {"funding_rate": np.full(4, 0.01)}, VetoRule.MIN_NET_RETURN),
     ("gross cap is full", {"max_gross": 0.0}, {}, VetoRule.GROSS),
     ("net cap is full", {"max_net": 0.0}, {}, VetoRule.NET),
+    ("cluster cap is full", {"max_cluster": 0.0}, {}, VetoRule.CLUSTER),
     ("beta cap is full", {"max_beta": 0.0}, {}, VetoRule.BETA),
     ("no tier is that careful", {"liquidation_buffer": 40.0}, {}, VetoRule.LEVERAGE),
     ("smaller than a lot", {}, {"min_lots": np.full(4, 1e5)}, VetoRule.MIN_SIZE),

@@ -20,7 +20,7 @@ from crypto_qlib.portfolio.rules import Rules
 
 SYMBOLS = ("BTCUSDT", "AUSDT", "BUSDT")
 START = 19_000 * NS_PER_DAY + 5 * NS_PER_HOUR
-RULES = Rules(max_correlation=0.9, max_beta=2.0)
+RULES = Rules(max_correlation=0.9, max_beta=2.0, max_cluster=1.0, cluster_correlation=0.05)
 
 
 def panel(n_bars: int = 1400, seed: int = 0) -> MarketPanel:
@@ -107,7 +107,8 @@ def test_expected_funding_is_the_last_settled_rate_times_the_settlements_to_come
 
 def test_columns_nobody_asked_for_are_left_out() -> None:
     plain = RULES._replace(
-        max_correlation=1.0, max_beta=100.0, impact_y=0.0, half_spread_bps=2.0, min_daily_turnover=0.0, expect_funding=False,
+        max_correlation=1.0, max_beta=100.0, max_cluster=100.0, impact_y=0.0, half_spread_bps=2.0, min_daily_turnover=0.0,
+        expect_funding=False,
         min_stop_distance=0.03, max_stop_distance=0.03, min_take_distance=0.06, max_take_distance=0.06,
     )  # fmt: skip
     p = panel(200)

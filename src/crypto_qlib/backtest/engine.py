@@ -79,6 +79,7 @@ def hold_positions(desk: Desk, held: Held, is_cross: bool) -> int:
         held.mark[k] = p.mark
         held.margin[k] = initial_margin_cross(p.qty, p.mark, p.leverage) if is_cross else p.margin
         held.upl[k] = unrealised_pnl(p.side, p.qty, p.entry, p.mark)
+        held.stop[k] = p.stop
         held.opened_ns[k] = p.opened_ns
     return n
 

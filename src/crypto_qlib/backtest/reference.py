@@ -156,6 +156,7 @@ class _Driver:
                     leverage=p.leverage,
                     margin=p.isolated_margin if self._mode is MarginMode.ISOLATED else cross,
                     opened_ns=p.opened_ns,
+                    stop_price=math.nan if s.protection is None else (s.protection.stop_price or math.nan),
                 )
             )
         return AccountState(

@@ -16,8 +16,7 @@ The function is pure: same arguments, same plan; nothing is read but the argumen
 from __future__ import annotations
 
 import math
-from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +25,13 @@ from crypto_qlib.core.account import AccountState, OpenPosition
 from crypto_qlib.core.jit import njit_leaf, njit_lent
 from crypto_qlib.core.order import ExitKind, Side
 from crypto_qlib.core.signal import Scores
+from crypto_qlib.portfolio.book import beta_of, cluster_exposure, staying_book, with_position, without_position
+from crypto_qlib.portfolio.lookup import column
 from crypto_qlib.portfolio.market_columns import CORRELATION_BARS
 from crypto_qlib.portfolio.market_panel import StateArrays, state_arrays
 from crypto_qlib.portfolio.market_state import MarketState
 from crypto_qlib.portfolio.plan import Plan, PlannedOrder
+from crypto_qlib.portfolio.plan_arrays import Held, PlanRows, Scratch, new_held, new_plan_rows, new_scratch
 from crypto_qlib.portfolio.rules import Rules, rules_record
 from crypto_qlib.portfolio.selection import (
     OUT,
@@ -40,7 +42,7 @@ from crypto_qlib.portfolio.selection import (
     note_veto,
     rank_candidates,
 )
-from crypto_qlib.portfolio.sizing import ACCEPTED, Book, Sized, column, size_position, today
+from crypto_qlib.portfolio.sizing import ACCEPTED, Sized, size_position
 from crypto_qlib.portfolio.veto import N_RULES, Veto, VetoRule
 
 FloatArray = npt.NDArray[np.float64]
@@ -57,84 +59,6 @@ _DRAWDOWN: Final = int(VetoRule.DRAWDOWN)
 _SLOTS: Final = int(VetoRule.SLOTS)
 _CORRELATION: Final = int(VetoRule.CORRELATION)
 _REPLACE: Final = int(VetoRule.REPLACE_MARGIN)
-
-
-class Held(NamedTuple):
-    """Open positions, ordered by column, as compiled decisions read them; ``(capacity,)`` each, the first ``n`` count.
-
-    Parameters
-    ----------
-    symbol : int64
-        Columns, increasing.
-    side, qty, mark : float64
-        Sign, base coins, current mark.
-    margin, upl : float64
-        Margin in use and unrealised PnL, USDT.
-    opened_ns : int64
-        Instant of the first fill.
-    """
-
-    symbol: IntArray
-    side: FloatArray
-    qty: FloatArray
-    mark: FloatArray
-    margin: FloatArray
-    upl: FloatArray
-    opened_ns: IntArray
-
-
-class PlanRows(NamedTuple):
-    """A plan as arrays; the first ``n_exits`` and ``n_entries`` rows count.
-
-    Parameters
-    ----------
-    exit_slot, exit_reason : (capacity,) int64
-        Row in :class:`Held`, and ``EXIT_TIME`` or ``EXIT_REPLACED``.
-    symbol, lots : (capacity,) int64
-        Column and size of each entry, best first.
-    side, leverage, price, stop, take, score : (capacity,) float64
-        As in :class:`~crypto_qlib.portfolio.plan.PlannedOrder`.
-    """
-
-    exit_slot: IntArray
-    exit_reason: IntArray
-    symbol: IntArray
-    lots: IntArray
-    side: FloatArray
-    leverage: FloatArray
-    price: FloatArray
-    stop: FloatArray
-    take: FloatArray
-    score: FloatArray
-
-
-class Scratch(NamedTuple):
-    """Working memory of a decision: ranks and net returns by column, and which positions are leaving."""
-
-    rank: FloatArray
-    net: FloatArray
-    is_leaving: BoolArray
-
-
-def _ints(n: int) -> IntArray:
-    return np.zeros(n, np.int64)
-
-
-def new_held(capacity: int) -> Held:
-    """Return room for ``capacity`` positions."""
-    f, i = partial(np.zeros, capacity), partial(_ints, capacity)
-    return Held(i(), f(), f(), f(), f(), f(), i())
-
-
-def new_plan_rows(capacity: int) -> PlanRows:
-    """Return room for ``capacity`` exits and ``capacity`` entries."""
-    f, i = partial(np.zeros, capacity), partial(_ints, capacity)
-    return PlanRows(i(), i(), i(), i(), f(), f(), f(), f(), f(), f())
-
-
-def new_scratch(n_symbols: int, capacity: int) -> Scratch:
-    """Return working memory for ``n_symbols`` columns and ``capacity`` positions."""
-    return Scratch(np.zeros(n_symbols), np.zeros(n_symbols), np.zeros(capacity, np.bool_))
 
 
 def new_veto_log(n_rows: int) -> VetoLog:
@@ -155,20 +79,6 @@ def plan_time_exits(rules: Rules, as_of_ns: int, held: Held, n_held: int, scratc
             rows.exit_reason[n] = EXIT_TIME
             n += 1
     return n
-
-
-@njit_leaf
-def staying_book(state: StateArrays, day: int, equity: float, available: float, held: Held, n: int, scratch: Scratch) -> Book:
-    """Return the exposure of the positions that are not leaving."""
-    gross = net = beta_net = 0.0
-    for k in range(n):
-        if not scratch.is_leaving[k]:
-            value = held.qty[k] * held.mark[k]
-            beta = today(state.daily, day, held.symbol[k]).beta
-            gross += value
-            net += held.side[k] * value
-            beta_net += held.side[k] * value * (1.0 if math.isnan(beta) else beta)
-    return Book(equity, available, gross, net, beta_net)
 
 
 @njit_lent
@@ -212,30 +122,6 @@ def weakest_position(
 
 
 @njit_leaf
-def without_position(state: StateArrays, day: int, book: Book, held: Held, k: int) -> Book:
-    """Return the book after position ``k`` has left: its margin is free again, less its unrealised loss."""
-    value = held.qty[k] * held.mark[k]
-    beta = today(state.daily, day, held.symbol[k]).beta
-    signed = held.side[k] * value
-    released = held.margin[k] + min(held.upl[k], 0.0)
-    return Book(
-        book.equity, book.available + max(released, 0.0), book.gross - value, book.net - signed,
-        book.beta - signed * (1.0 if math.isnan(beta) else beta),
-    )  # fmt: skip
-
-
-@njit_leaf
-def with_position(state: StateArrays, day: int, book: Book, j: int, side: float, sized: Sized, taker_fee: float) -> Book:
-    """Return the book after the new position was opened at its reference price."""
-    value = sized.lots * state.contracts[j].base_per_lot * sized.price
-    beta = today(state.daily, day, j).beta
-    return Book(
-        book.equity, book.available - value * (1.0 / sized.leverage + taker_fee), book.gross + value,
-        book.net + side * value, book.beta + side * value * (1.0 if math.isnan(beta) else beta),
-    )  # fmt: skip
-
-
-@njit_leaf
 def entries_open(rules: Rules, as_of_ns: int, equity: float, peak: float, free: int, n_staying: int, log: VetoLog) -> bool:
     """Return whether anything may be opened at all, and note the rule that forbids it."""
     if not equity > 0.0:
@@ -251,7 +137,7 @@ def entries_open(rules: Rules, as_of_ns: int, equity: float, peak: float, free: 
 
 
 @njit_lent
-def plan_orders(  # noqa: PLR0912 - the numbered algorithm of the module
+def plan_orders(  # noqa: PLR0912, PLR0915 - the numbered algorithm of the module
     rules: Rules,
     state: StateArrays,
     row: int,
@@ -295,7 +181,7 @@ def plan_orders(  # noqa: PLR0912 - the numbered algorithm of the module
         rules, state, row, day, as_of_ns, equity, expected_return, win_probability, is_taken, cooldown_until_ns,
         scratch.rank, scratch.net, log,
     )  # fmt: skip
-    book = staying_book(state, day, equity, available, held, n_held, scratch)
+    book = staying_book(rules, state, day, version, equity, available, held, n_held, scratch)
     n_entries = 0
     best_score = 0.0
     while True:
@@ -315,7 +201,7 @@ def plan_orders(  # noqa: PLR0912 - the numbered algorithm of the module
                 if victim >= 0:
                     note_veto(log, as_of_ns, _REPLACE, j, rules.replace_margin, scratch.net[j] - value)
                 break
-            around = without_position(state, day, book, held, victim)
+            around = without_position(rules, state, day, version, book, held, victim)
             scratch.is_leaving[victim] = True
         if rules.max_correlation < 1.0:
             c = most_correlated(state, row, j, side, held, n_held, scratch, rows, n_entries)
@@ -326,7 +212,8 @@ def plan_orders(  # noqa: PLR0912 - the numbered algorithm of the module
                 continue
         best_score = max(best_score, score)
         weight = min(max(score / best_score, 0.0), 1.0) if best_score > 0.0 else 1.0
-        sized = size_position(rules, state, row, day, version, j, side, around, scratch.net[j], weight)
+        in_cluster = cluster_exposure(rules, state, day, j, held, n_held, scratch, rows, n_entries)
+        sized = size_position(rules, state, row, day, version, j, side, around, in_cluster, scratch.net[j], weight)
         if sized.code != ACCEPTED:
             note_veto(log, as_of_ns, sized.code, j, sized.limit, sized.actual)
             if victim >= 0:
@@ -339,7 +226,10 @@ def plan_orders(  # noqa: PLR0912 - the numbered algorithm of the module
         free -= 1 if victim < 0 else 0
         write_entry(rows, n_entries, j, side, sized, score)
         n_entries += 1
-        book = with_position(state, day, around, j, side, sized, rules.taker_fee)
+        book = with_position(
+            around, beta_of(state, day, j), side, sized.lots * state.contracts[j].base_per_lot * sized.price, sized.leverage,
+            sized.need, rules.taker_fee,
+        )  # fmt: skip
     return n_exits, n_entries
 
 
@@ -410,6 +300,7 @@ def _held_from(account: AccountState, column_of: dict[str, int]) -> tuple[Held, 
         held.symbol[k], held.side[k], held.qty[k], held.mark[k] = column_of[p.symbol], p.side, p.qty, p.mark
         held.margin[k], held.opened_ns[k] = p.margin, p.opened_ns
         held.upl[k] = p.side * p.qty * (p.mark - p.avg_entry)
+        held.stop[k] = p.stop_price
         is_taken[column_of[p.symbol]] = True
     for symbol in account.pending_symbols:
         if symbol in column_of:
@@ -454,4 +345,7 @@ def _vetoes(log: VetoLog, symbols: tuple[str, ...]) -> tuple[Veto, ...]:
     return tuple(Veto(VetoRule(w[1]), v[0], v[1], symbols[w[2]] if w[2] >= 0 else "") for w, v in rows)
 
 
-__all__ = ["CORRELATION_BARS", "Plan", "PlannedOrder", "Rules", "Scores", "Veto", "decide", "plan_orders"]
+__all__ = [
+    "CORRELATION_BARS", "Held", "Plan", "PlanRows", "PlannedOrder", "Rules", "Scores", "Scratch", "Veto", "decide", "new_held",
+    "new_plan_rows", "new_scratch", "plan_orders",
+]  # fmt: skip

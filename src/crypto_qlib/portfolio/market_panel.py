@@ -17,16 +17,19 @@ from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.market import FloatArray, IntArray, MarketPanel
 from crypto_qlib.core.tiers import TierHistory
 from crypto_qlib.portfolio import market_columns as columns
+from crypto_qlib.portfolio.clusters import clusters_by_day
 from crypto_qlib.portfolio.contract_table import ContractHistory, contract_history
 from crypto_qlib.portfolio.market_state import ContractTable, MarketState
-from crypto_qlib.portfolio.rules import BETA_OFF, KELLY, Rules
+from crypto_qlib.portfolio.rules import CAP_OFF, KELLY, Rules
 
 BTC = "BTCUSDT"
 RecordArray = npt.NDArray[Any]
 
 
-DAILY: Final = np.dtype([("adv", np.float64), ("sigma", np.float64), ("half_spread", np.float64), ("beta", np.float64)])
-"""Daily figures of one symbol: turnover (USDT), volatility (fraction), half spread (basis points), beta to BTC."""
+DAILY: Final = np.dtype(
+    [("adv", np.float64), ("sigma", np.float64), ("half_spread", np.float64), ("beta", np.float64), ("cluster", np.int64)]
+)
+"""Daily figures of one symbol: turnover (USDT), volatility (fraction), half spread (basis points), beta to BTC, cluster."""
 
 CONTRACT: Final = np.dtype(
     [
@@ -134,6 +137,7 @@ class MarketStatePanel:
             sigma_day=_at(a.daily["sigma"], day),
             half_spread_bps=_at(a.daily["half_spread"], day),
             beta=_at(a.daily["beta"], day),
+            cluster=_at(a.daily["cluster"], day),
             returns=a.returns[max(row + 1 - columns.CORRELATION_BARS, 0) : row + 1],
             contracts=self.contracts.at(as_of_ns),
         )
@@ -142,7 +146,7 @@ class MarketStatePanel:
 def state_arrays(state: MarketState) -> StateArrays:
     """Return one moment's state as arrays of one row, for compiled decisions."""
     c = state.contracts
-    daily = _records(DAILY, state.adv, state.sigma_day, state.half_spread_bps, state.beta)
+    daily = _records(DAILY, state.adv, state.sigma_day, state.half_spread_bps, state.beta, state.cluster)
     return StateArrays(
         _row(state.close), _row(state.data_age_bars), _row(state.atr_fraction), _row(state.funding_rate),
         _row(state.funding_settlements), frozen(state.returns), _row(daily), _contracts(c),
@@ -184,13 +188,13 @@ def market_states(
     contracts = contract_history(panel.symbols, instruments, tiers, start, end + 1, blacklist)
     close, mark, age = _last_known(panel)
     rate, settlements = _funding(panel, instruments, rules)
-    day_start, adv, sigma, half, beta = _daily(panel, contracts, rules)
+    day_start, *daily = _daily(panel, contracts, rules)
     needs_atr = rules.min_stop_distance < rules.max_stop_distance or rules.min_take_distance < rules.max_take_distance
     atr = columns.atr_fraction(panel.high, panel.low, panel.close, close) if needs_atr else _constant(panel, math.nan)
     returns = columns.log_returns(panel.close) if rules.max_correlation < 1.0 else np.empty((0, len(panel.symbols)))
     arrays = StateArrays(
         frozen(close), frozen(age), frozen(atr), frozen(rate), frozen(settlements), frozen(returns),
-        frozen(_records(DAILY, adv, sigma, half, beta)), _contracts(contracts.fixed),
+        frozen(_records(DAILY, *daily)), _contracts(contracts.fixed),
         frozen(contracts.tier_max), frozen(contracts.tier_mmr), frozen(contracts.tier_leverage),
     )  # fmt: skip
     return MarketStatePanel(panel.symbols, panel.ts_open + panel.frame_ns, day_start, frozen(mark), arrays, contracts)
@@ -224,8 +228,8 @@ def _row(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return frozen(values[None])
 
 
-def _at(values: FloatArray, row: int) -> FloatArray:
-    result: FloatArray = values[min(row, values.shape[0] - 1)]
+def _at(values: npt.NDArray[Any], row: int) -> npt.NDArray[Any]:
+    result: npt.NDArray[Any] = values[min(row, values.shape[0] - 1)]
     return result
 
 
@@ -255,17 +259,18 @@ def _funding(panel: MarketPanel, instruments: Mapping[str, Instrument], rules: R
 
 def _daily(
     panel: MarketPanel, contracts: ContractHistory, rules: Rules
-) -> tuple[IntArray, FloatArray, FloatArray, FloatArray, FloatArray]:
-    """Return (midnights, turnover, volatility, half spread, beta); one row where the rules need none of them."""
+) -> tuple[IntArray, FloatArray, FloatArray, FloatArray, FloatArray, IntArray]:
+    """Return (midnights, turnover, volatility, half spread, beta, cluster); one row where the rules need none of them."""
     unused = (
         rules.impact_y == 0.0 and rules.half_spread_bps >= 0.0 and rules.min_daily_turnover <= 0.0
-        and rules.max_beta >= BETA_OFF and rules.sizing != KELLY
+        and rules.max_beta >= CAP_OFF and rules.max_cluster >= CAP_OFF and rules.sizing != KELLY
     )  # fmt: skip
+    alone = np.arange(len(panel.symbols), dtype=np.int64)
     if unused or NS_PER_DAY % panel.frame_ns:
         start = np.array([panel.ts_open[0]], np.int64)
         none = _constant(panel, math.nan)
         half = none if rules.half_spread_bps < 0.0 else _constant(panel, rules.half_spread_bps)
-        return start, none, none, half, _constant(panel, 1.0)
+        return start, none, none, half, _constant(panel, 1.0), alone[None]
     per_day = NS_PER_DAY // panel.frame_ns
     first_midnight = -(-int(panel.ts_open[0]) // NS_PER_DAY) * NS_PER_DAY
     first_row = (first_midnight - int(panel.ts_open[0])) // panel.frame_ns
@@ -276,7 +281,12 @@ def _daily(
     )
     adv, sigma, beta = columns.daily_figures(*sums)
     starts = first_midnight + NS_PER_DAY * np.arange(n_days + 1, dtype=np.int64)
-    return starts, adv, sigma, _half_spread(panel, contracts, rules, adv, first_row + per_day * np.arange(n_days + 1)), beta
+    half = _half_spread(panel, contracts, rules, adv, first_row + per_day * np.arange(n_days + 1))
+    cluster = np.broadcast_to(alone, adv.shape)
+    if rules.max_cluster < CAP_OFF:
+        returns = columns.log_returns(frozen(panel.close))
+        cluster = clusters_by_day(returns, first_row, per_day, n_days, rules.cluster_correlation)
+    return starts, adv, sigma, half, beta, cluster
 
 
 def _half_spread(

@@ -73,6 +73,8 @@ class MarketState:
     adv, sigma_day, half_spread_bps, beta : (n_symbols,) float64
         Median daily turnover (USDT), daily volatility (fraction), half spread (basis points), beta to BTC, from
         complete UTC days before ``as_of_ns``; NaN where no such day.
+    cluster : (n_symbols,) int64
+        Cluster of coins that move together, named by its lowest column, from the same days; each its own where not asked for.
     returns : (n_window, n_symbols) float64
         Latest log returns of the closes, oldest first, for correlations; may be empty.
     contracts : ContractTable
@@ -91,5 +93,6 @@ class MarketState:
     sigma_day: FloatArray
     half_spread_bps: FloatArray
     beta: FloatArray
+    cluster: IntArray
     returns: FloatArray
     contracts: ContractTable

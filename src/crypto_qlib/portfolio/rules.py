@@ -22,8 +22,9 @@ SIZING_CODES: Final[dict[str, int]] = {
 }
 """Sizing names of the settings and their codes in :class:`Rules`."""
 
-BETA_OFF: Final = 100.0
-"""``max_beta`` from which the cap is off, so betas need not be known."""
+CAP_OFF: Final = 100.0
+"""``max_beta`` or ``max_cluster`` from which the cap is off, so that betas or clusters need not be known."""
+BETA_OFF: Final = CAP_OFF
 
 
 _NUMPY_OF: Final[dict[type, type]] = {bool: np.bool_, int: np.int64, float: np.float64}
@@ -56,8 +57,10 @@ class Rules(NamedTuple):
         One of the codes in this module.
     risk_per_trade, position_fraction, kelly_cap, leverage, max_position_fraction : float
         Size of one position; see :mod:`crypto_qlib.portfolio.sizing`.
-    max_gross, max_net, max_beta : float
+    max_gross, max_net, max_beta, max_cluster : float
         Book limits, multiples of equity.
+    cluster_correlation : float
+        Mean correlation from which coins are one cluster; see :mod:`crypto_qlib.portfolio.clusters`.
     liquidation_buffer, max_drawdown : float
         Distance from stop to liquidation in stop distances; drawdown at which entries end.
     taker_fee, impact_y, half_spread_bps : float
@@ -97,6 +100,8 @@ class Rules(NamedTuple):
     max_gross: float = 3.0
     max_net: float = 0.3
     max_beta: float = 100.0
+    max_cluster: float = 100.0
+    cluster_correlation: float = 0.7
     liquidation_buffer: float = 0.5
     max_drawdown: float = 0.5
     taker_fee: float = 0.0005

@@ -23,10 +23,11 @@ import numpy.typing as npt
 
 from crypto_qlib.core.clock import NS_PER_DAY
 from crypto_qlib.core.jit import njit_leaf, njit_lent
+from crypto_qlib.portfolio.lookup import column, today
 from crypto_qlib.portfolio.market_columns import CORRELATION_BARS
 from crypto_qlib.portfolio.market_panel import StateArrays
 from crypto_qlib.portfolio.rules import Rules
-from crypto_qlib.portfolio.sizing import column, expected_slippage, today
+from crypto_qlib.portfolio.sizing import expected_slippage
 from crypto_qlib.portfolio.veto import VetoRule
 
 FloatArray = npt.NDArray[np.float64]

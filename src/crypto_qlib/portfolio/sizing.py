@@ -9,7 +9,8 @@
    - score weighted: fixed fraction times ``score / best score of the decision``
    - Kelly: ``E * kelly_cap * mu / sigma_h^2`` with ``sigma_h = sigma_day * sqrt(holding days)``
 
-4. Caps: risk per trade (``E * risk_per_trade / (d + c)``), position, gross, net and beta room, largest order.
+4. Caps: risk per trade (``E * risk_per_trade / (d + c)``), position, gross, net, beta and cluster room, largest order; in cross
+   margin what the account can bear with every position beyond its stop (:mod:`crypto_qlib.portfolio.book`).
 5. Leverage: the wanted one, at most the instrument's, the tier's of the resulting size, and the one that keeps the liquidation
    price ``liquidation_buffer`` stop distances beyond the stop; rounded down to 0.01. Fixed fractions shrink with it.
 6. Available margin: ``notional * (1 / L + taker fee) <= available * (1 - MARGIN_SLACK)``.
@@ -19,7 +20,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +31,10 @@ from crypto_qlib.core.instrument import floor_lots, round_price_against
 from crypto_qlib.core.jit import njit_leaf, njit_lent
 from crypto_qlib.core.margin import max_leverage_for_stop
 from crypto_qlib.core.tiers import NO_TIER, tier_index
+from crypto_qlib.portfolio.book import Book, beta_of, need_at_stop
+from crypto_qlib.portfolio.lookup import column, tier_count, today
 from crypto_qlib.portfolio.market_panel import StateArrays
-from crypto_qlib.portfolio.rules import EQUAL_RISK, KELLY, SCORE_WEIGHTED, Rules
+from crypto_qlib.portfolio.rules import CAP_OFF, EQUAL_RISK, KELLY, SCORE_WEIGHTED, Rules
 from crypto_qlib.portfolio.veto import VetoRule
 
 MARGIN_SLACK: Final = 0.01
@@ -49,24 +52,19 @@ _POSITION_CAP: Final = int(VetoRule.POSITION_CAP)
 _GROSS: Final = int(VetoRule.GROSS)
 _NET: Final = int(VetoRule.NET)
 _BETA: Final = int(VetoRule.BETA)
+_CLUSTER: Final = int(VetoRule.CLUSTER)
+_STOPS: Final = int(VetoRule.STOPS)
 _LEVERAGE: Final = int(VetoRule.LEVERAGE)
 _TIER: Final = int(VetoRule.TIER)
 _MARGIN: Final = int(VetoRule.AVAILABLE_MARGIN)
 _MIN_SIZE: Final = int(VetoRule.MIN_SIZE)
 
 
-class Book(NamedTuple):
-    """What the account holds while a plan grows, USDT: equity, free margin, gross, net and beta-weighted net notional."""
-
-    equity: float
-    available: float
-    gross: float
-    net: float
-    beta: float
-
-
 class Sized(NamedTuple):
-    """One position as sized, or the refusal: ``code`` is ``ACCEPTED`` or a veto rule with its limit and actual value."""
+    """One position as sized, or the refusal: ``code`` is ``ACCEPTED`` or a veto rule with its limit and actual value.
+
+    ``need`` is what a cross position takes from the account on the way to beyond its stop (``book.need_at_stop``), else 0.
+    """
 
     code: int
     limit: float
@@ -76,19 +74,7 @@ class Sized(NamedTuple):
     price: float
     stop: float
     take: float
-
-
-@njit_leaf
-def column(values: npt.NDArray[np.float64], row: int, j: int) -> float:
-    """Return ``values[row, j]``; a column with one row holds for every moment."""
-    value: float = values[row if values.shape[0] > 1 else 0, j]
-    return value
-
-
-@njit_leaf
-def today(daily: npt.NDArray[Any], day: int, j: int) -> Any:
-    """Return the record ``daily[day, j]``; a table with one row holds for every day."""
-    return daily[day if daily.shape[0] > 1 else 0, j]
+    need: float
 
 
 @njit_leaf
@@ -132,7 +118,9 @@ def wanted_notional(
 
 
 @njit_leaf
-def tightest_room(rules: Rules, book: Book, side: float, beta: float, largest: float) -> tuple[float, int, float, float]:
+def tightest_room(
+    rules: Rules, book: Book, side: float, beta: float, in_cluster: float, largest: float
+) -> tuple[float, int, float, float]:
     """Return (room in USDT, rule, limit, actual) of the book cap that leaves a new position the least room."""
     room, code, limit, actual = rules.max_position_fraction * book.equity, _POSITION_CAP, rules.max_position_fraction, 0.0
     if largest < room:
@@ -148,6 +136,10 @@ def tightest_room(rules: Rules, book: Book, side: float, beta: float, largest: f
         free = (rules.max_beta * book.equity - (1.0 if push > 0.0 else -1.0) * book.beta) / abs(push)
         if free < room:
             room, code, limit, actual = free, _BETA, rules.max_beta, abs(book.beta) / book.equity
+    if rules.max_cluster < CAP_OFF:
+        free = rules.max_cluster * book.equity - side * in_cluster
+        if free < room:
+            room, code, limit, actual = free, _CLUSTER, rules.max_cluster, side * in_cluster / book.equity
     return room, code, limit, actual
 
 
@@ -178,10 +170,42 @@ def fitted_leverage(
     return math.floor(cap * LEVERAGE_STEP + _SLACK) / LEVERAGE_STEP, row
 
 
+@njit_lent
+def fitted_lots(
+    rules: Rules, state: StateArrays, version: int, j: int, side: float, at_stops: float, contract: Contract, price: float,
+    distance: float, notional: float, per_leverage: float,
+) -> tuple[int, float, int]:  # fmt: skip
+    """Return (lots, leverage, tier row) of at most ``notional`` USDT: size and leverage fit each other's tier.
+
+    A leverage below 1 or a row of ``NO_TIER`` says that nothing fits. ``per_leverage`` is the wish at leverage 1, infinite for
+    methods whose wish does not grow with leverage.
+    """
+    per_lot = state.contracts[j].base_per_lot
+    lots = floor_lots(notional / price, per_lot)
+    leverage, tier = 0.0, NO_TIER
+    for _ in range(_TIER_PASSES):
+        leverage, tier = fitted_leverage(rules.leverage, contract, lots, distance, rules.liquidation_buffer, rules.taker_fee)
+        if tier == NO_TIER:
+            lots = _largest_lots(contract)
+            continue
+        if leverage < 1.0:
+            break
+        cap = min(notional, per_leverage * leverage)
+        if rules.cross and lots > 0:
+            value = lots * per_lot * price
+            need = need_at_stop(rules, state, version, j, side, lots * per_lot, price, price * (1.0 - side * distance))
+            cap = min(cap, max(at_stops, 0.0) * value / (need + value * rules.taker_fee))
+        fitting = min(lots, floor_lots(cap / price, per_lot))
+        if fitting == lots:
+            break
+        lots = fitting
+    return lots, leverage, tier
+
+
 @njit_leaf
 def refused(code: int, limit: float, actual: float) -> Sized:
     """Return the refusal ``code`` as a size."""
-    return Sized(code, limit, actual, 0, 0.0, math.nan, math.nan, math.nan)
+    return Sized(code, limit, actual, 0, 0.0, math.nan, math.nan, math.nan, 0.0)
 
 
 @njit_leaf
@@ -194,6 +218,7 @@ def size_position(  # noqa: PLR0911 - one return for each rule that refuses
     j: int,
     side: float,
     book: Book,
+    in_cluster: float,
     net: float,
     weight: float,
 ) -> Sized:
@@ -205,6 +230,8 @@ def size_position(  # noqa: PLR0911 - one return for each rule that refuses
         Rows of the bar columns, the daily columns and the tiers.
     side : float
         +1 long, -1 short.
+    in_cluster : float
+        Net notional already in the symbol's cluster, USDT; read where that cap is on.
     net : float
         Expected return after costs, fraction.
     weight : float
@@ -219,8 +246,7 @@ def size_position(  # noqa: PLR0911 - one return for each rule that refuses
     close = column(state.close, row, j)
     per_lot = state.contracts[j].base_per_lot
     sigma = today(state.daily, day, j).sigma
-    beta = today(state.daily, day, j).beta
-    room, code, limit, actual = tightest_room(rules, book, side, 1.0 if math.isnan(beta) else beta, lots_cap * per_lot * close)
+    room, code, limit, actual = tightest_room(rules, book, side, beta_of(state, day, j), in_cluster, lots_cap * per_lot * close)
     smallest = max(state.contracts[j].min_lots, 1.0)
     if room < smallest * per_lot * close:
         return refused(code, limit, actual)
@@ -240,47 +266,39 @@ def size_position(  # noqa: PLR0911 - one return for each rule that refuses
     notional = min(wish, risk_cap, room)
     # The slippage of the final size is not above that of the room it was first worked out for.
     price = slipped_price(close, side, expected_slippage(half, adv, sigma, rules.impact_y, notional) / BPS)
-    lots = floor_lots(notional / price, per_lot)
-    for _ in range(_TIER_PASSES):
-        leverage, tier = fitted_leverage(rules.leverage, contract, lots, distance, rules.liquidation_buffer, rules.taker_fee)
-        if tier == NO_TIER:
-            lots = _largest_lots(contract)
-            continue
-        if leverage < 1.0:
-            return refused(_LEVERAGE, 1.0, leverage)
-        cap = notional
-        if rules.sizing not in (EQUAL_RISK, KELLY):
-            cap = min(cap, wanted_notional(rules, book.equity, leverage, loss, weight, net, sigma))
-        fitting = min(lots, floor_lots(cap / price, per_lot))
-        if fitting == lots:
-            break
-        lots = fitting
-    if tier == NO_TIER or leverage < 1.0:
+    per_leverage = math.inf
+    if rules.sizing not in (EQUAL_RISK, KELLY):
+        per_leverage = wanted_notional(rules, book.equity, 1.0, loss, weight, net, sigma)
+    lots, leverage, tier = fitted_lots(
+        rules, state, version, j, side, book.at_stops, contract, price, distance, notional, per_leverage
+    )
+    if tier != NO_TIER and leverage < 1.0:
+        return refused(_LEVERAGE, 1.0, leverage)
+    if tier == NO_TIER:
         return refused(_TIER, math.nan, lots * contract.contracts_per_lot)
     free = book.available * (1.0 - MARGIN_SLACK) / (1.0 / leverage + rules.taker_fee)
     if free < lots * per_lot * price:
         lots = floor_lots(max(free, 0.0) / price, per_lot)
         if lots < smallest:
             return refused(_MARGIN, smallest * per_lot * price / leverage, book.available)
+    if rules.cross and lots < smallest and book.at_stops < notional:
+        return refused(_STOPS, 0.0, book.at_stops / book.equity)
     if lots < smallest:
         return refused(_MIN_SIZE, smallest, notional / price / per_lot)
     tick = state.contracts[j].tick_size
     stop = round_price_against(price * (1.0 - side * distance), tick, side)
     target = price * (1.0 + side * take)
     target = round_price_against(target, tick, -side) if tick < target < math.inf else math.nan
-    return Sized(ACCEPTED, 0.0, 0.0, lots, leverage, price, stop, target)
-
-
-@njit_leaf
-def tier_count(bounds: npt.NDArray[np.float64]) -> int:
-    """Return how many of the padded upper bounds are tiers."""
-    n = bounds.size
-    while n > 1 and bounds[n - 1] < 0.0:
-        n -= 1
-    return n
+    need = need_at_stop(rules, state, version, j, side, lots * per_lot, price, stop) if rules.cross else 0.0
+    return Sized(ACCEPTED, 0.0, 0.0, lots, leverage, price, stop, target, need)
 
 
 @njit_lent
 def _largest_lots(contract: Contract) -> int:
     """Return the largest position the last tier allows, in lots."""
     return floor_lots(contract.tier_max[tier_count(contract.tier_max) - 1], contract.contracts_per_lot)
+
+
+__all__ = [
+    "ACCEPTED", "Book", "Sized", "column", "expected_slippage", "size_position", "tier_count", "today", "wanted_notional",
+]  # fmt: skip

@@ -33,6 +33,8 @@ class VetoRule(IntEnum):
     MIN_SIZE = 21
     DELISTING = 22
     POSITION_CAP = 23
+    CLUSTER = 24
+    STOPS = 25
 
     @property
     def label(self) -> str:

@@ -223,6 +223,10 @@ class StrategySettings(Section):
         "the market's direction.",
     )
     max_beta: float = Field(100.0, gt=0, description="Cap of |net beta to BTC| x notional, multiple of equity; 100 = off.")
+    max_cluster: float = Field(100.0, gt=0, description="Cap of |net| notional in coins that move together, multiple of "
+                               "equity; 100 = off.")  # fmt: skip
+    cluster_correlation: float = Field(0.7, gt=0, lt=1, description="Mean trailing return correlation from which coins are one "
+                                       "cluster.")  # fmt: skip
     liquidation_buffer: float = Field(0.5, ge=0, description="Least distance from stop to liquidation, as a fraction of the "
                                       "stop distance.")  # fmt: skip
     max_drawdown: Fraction = Field(0.5, description="Drawdown from the peak at which no position is opened any more.")
