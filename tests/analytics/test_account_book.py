@@ -11,12 +11,12 @@ from crypto_qlib.analytics.account_book import (
     PARTS,
     FillBook,
     Flows,
-    MarketFactor,
     attribution,
     book_positions,
     grouped,
     number_positions,
 )
+from crypto_qlib.core.market_factor import MarketFactor
 
 
 def fills(*rows: tuple[int, int, int, float, float, str]) -> FillBook:

@@ -13,8 +13,9 @@ from crypto_qlib.backtest.inputs import prepare
 from crypto_qlib.backtest.liquidation_distance import isolated_distance, liquidation_distance
 from crypto_qlib.backtest.performance_report import performance
 from crypto_qlib.backtest.report_charts import distance_chart
-from crypto_qlib.backtest.result_book import btc_factor, fill_book, position_book
+from crypto_qlib.backtest.result_book import fill_book, position_book
 from crypto_qlib.backtest.what_if import CapacityPoint, capital_limit, scaled_rules, what_if
+from crypto_qlib.portfolio.btc_factor import btc_factor
 from crypto_qlib.portfolio.rules import FIXED_FRACTION, Rules
 from crypto_qlib.venue.matching import LIQUIDATION
 from tests.backtest.backtest_tapes import LOOSE, Tape, inputs

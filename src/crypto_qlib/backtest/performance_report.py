@@ -18,9 +18,11 @@ from crypto_qlib.analytics.account_book import PARTS
 from crypto_qlib.analytics.account_figures import AccountHistory, account_figures
 from crypto_qlib.analytics.trading import AccountSeries
 from crypto_qlib.backtest.result import BacktestResult
-from crypto_qlib.backtest.result_book import BTC, btc_factor, fill_book, position_book
+from crypto_qlib.backtest.result_book import fill_book, position_book
 from crypto_qlib.core.clock import NS_PER_DAY, iso
 from crypto_qlib.core.market import FloatArray, IntArray, MarketPanel
+from crypto_qlib.portfolio.btc_factor import btc_factor
+from crypto_qlib.portfolio.market_panel import BTC
 from crypto_qlib.venue.matching import DELISTED
 
 ATTRIBUTION_PARTS = PARTS

@@ -26,6 +26,7 @@ from crypto_qlib.live_trading.paper_view import PaperView
 from crypto_qlib.live_trading.risk_control import RiskLimits
 from crypto_qlib.live_trading.runner import BarWaiter, PaperResult, RealBars, SessionParts, SteppedBars, run_session
 from crypto_qlib.live_trading.session import SessionConfig
+from crypto_qlib.live_trading.session_report import session_figures, write_session_figures
 from crypto_qlib.live_trading.signal_processor import Contracts, Scorer, SignalProcessor, window_bars
 from crypto_qlib.modeling.train_model import TrainedModel, predict_row
 from crypto_qlib.portfolio.rules import rules_from_settings
@@ -131,7 +132,10 @@ async def trade_bars(
             ),
             clock=SystemClock() if step is None else ManualClock(first_close_ns),
         )
-        return await run_session(parts, _bar_waiter(step, now_ns), first_close_ns, settings.live.paper_bars, show)
+        result = await run_session(parts, _bar_waiter(step, now_ns), first_close_ns, settings.live.paper_bars, show)
+        figures = session_figures(ledger, feed.panel, inputs.instruments, rules)
+        write_session_figures(figures, inputs.ledger.parent, inputs.identity)
+        return result
     finally:
         ledger.close()
 

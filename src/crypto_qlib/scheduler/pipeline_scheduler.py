@@ -51,6 +51,7 @@ from crypto_qlib.feature_engineering.feature_frame import FeatureFrame, load_fea
 from crypto_qlib.feature_engineering.feature_generator import build_features, settings_for_panel
 from crypto_qlib.live_trading.paper_view import PaperView
 from crypto_qlib.live_trading.runner import PaperResult
+from crypto_qlib.live_trading.session_report import SESSION_FIGURES
 from crypto_qlib.modeling.evaluate_model import ModelPerformance, evaluate_model, rank_ic_series, write_performance
 from crypto_qlib.modeling.labels import Labels, make_labels
 from crypto_qlib.modeling.registry import champion_id, model_folder, promote
@@ -304,7 +305,9 @@ class Pipeline:
             result = self._access.run(lambda gateway: self._session(gateway, model, stamp))
         if not self._is_whole_run:
             self._access.close()
-        return Said(paper_lines(result, self._access.market_label))
+        where = self.paths.reports / stamp["run_id"] if self._access.is_embedded else self.paths.root
+        figures = f"  every figure of the session, as of a backtest: {where / SESSION_FIGURES}"
+        return Said((*paper_lines(result, self._access.market_label), figures))
 
     # ------------------------------------------------------------ data at rest
 
