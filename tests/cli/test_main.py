@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import subprocess
 import sys
@@ -23,7 +22,8 @@ AGREED = {
     "run", "universe", "train", "evaluate", "backtest", "paper", "doctor",
     "data update", "data check", "data status", "data repair", "features build", "features list", "features describe",
     "news collect", "news import", "news backfill", "news read", "news status", "news evaluate", "news fit",
-    "exchange serve", "exchange status", "config show", "config check", "config init", "config schema",
+    "exchange serve", "exchange status", "exchange fund", "exchange fault",
+    "exchange reset", "config show", "config check", "config init", "config schema",
 }  # fmt: skip
 
 
@@ -64,6 +64,25 @@ BAD = [
     ("a port beyond ports", ["exchange", "serve", "--port", "70000"], "--port"),
     ("no exchange served here", ["exchange", "status"], "no embedded exchange is served"),
     ("an address that is none", ["exchange", "status", "--url", "file:///etc/passwd"], "is no HTTP address"),
+    ("a public address without leave", ["exchange", "serve", "--host", "0.0.0.0"], "can be reached from other machines"),
+    ("a public address without TLS", ["exchange", "serve", "--host", "0.0.0.0", "--public"], "serves TLS only"),
+    ("half a certificate", ["exchange", "serve", "--set", "exchange.tls_key=x"], "belong together"),
+    (
+        "a certificate that is none",
+        [
+            "exchange",
+            "serve",
+            "--tls",
+            "--set",
+            "exchange.tls_key=x",
+            "--set",
+            "exchange.tls_certificate=y",
+            *["--set", "exchange.simulated_symbols=2"],
+        ],
+        "cannot serve TLS with",
+    ),
+    ("money to nobody", ["exchange", "fund", "100"], "no embedded exchange is served"),
+    ("a fault at nobody", ["exchange", "fault", "drop"], "no embedded exchange is served"),
     ("nobody at the address", ["exchange", "status", "--url", "http://127.0.0.1:9"], "no embedded exchange answers"),
 ]
 
@@ -161,26 +180,6 @@ def test_secrets_are_taken_out_of_any_text() -> None:
     secrets = Secrets(okx_api_key="key-1", okx_api_secret="sec-2")
     assert redacted("a key-1 b sec-2 c", secrets) == "a *** b *** c"
     assert redacted("nothing", Secrets()) == "nothing"
-
-
-@pytest.mark.slow
-def test_a_served_exchange_is_found_and_stopped_by_an_interrupt(process: Run, tmp_path: Path) -> None:
-    small = ["--set", "exchange.simulated_symbols=2", "--set", "exchange.simulated_days=3", "--set", f"store.root={tmp_path}"]
-    command = [str(Path(sys.executable).with_name("crypto-qlib")), "exchange", "serve", *small]
-    environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) as server:
-        assert server.stdout is not None
-        first = server.stdout.readline()
-        assert first.startswith("embedded exchange at http://127.0.0.1:")
-        try:
-            ended = process("exchange", "status", *small)
-            assert ended.code == 0, ended.err
-            assert "prices are invented" in ended.out
-            assert "2 symbols" in ended.out
-        finally:
-            server.send_signal(2)
-            assert server.wait(timeout=20) == 0
-    assert not (tmp_path / "exchange" / "address").exists()
 
 
 def test_the_catalogue_lists_the_features_of_one_set(cli: Run) -> None:

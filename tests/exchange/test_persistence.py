@@ -26,6 +26,7 @@ from crypto_qlib.exchange.embedded.house import FUND
 from crypto_qlib.exchange.embedded.server import EmbeddedExchange, EmbeddedOptions
 from crypto_qlib.exchange.embedded.signature import SignedRequest, sign
 from crypto_qlib.exchange.embedded.state_file import FILE_NAME, StateFile
+from tests.exchange.ccxt_clients import okx_client
 from tests.exchange.fake_market import START_NS, FakeMarket
 
 NOW_NS = START_NS + 62 * NS_PER_DAY
@@ -121,6 +122,23 @@ async def test_a_stopped_exchange_comes_back_from_its_snapshot_alone(tmp_path: P
     third = opened(killed(tmp_path, tmp_path / "copy"))
     assert views(third) == told, "the snapshot and the journal's tail together"
     await second.stop()
+    await third.stop()
+
+
+async def test_faults_of_the_market_are_in_force_again_after_a_restart(tmp_path: Path) -> None:
+    first = opened(tmp_path / "a")
+    for fault in ({"fault": "suspend", "symbol": "BTCUSDT"}, {"fault": "funding_step", "symbol": "DOGEUSDT"}):
+        first.switchboard.switch(fault)
+    first.switchboard.switch({"fault": "partial_fill", "fraction": 0.25})
+    await first.step(9)
+    told = first.switchboard.shown()["on"]
+    second = opened(killed(tmp_path / "a", tmp_path / "b"))
+    assert second.switchboard.shown()["on"] == told
+    await second.stop()
+    third = opened(tmp_path / "b")
+    assert third.switchboard.shown()["on"] == told, "from the snapshot too"
+    assert ask(third, "POST", "trade/order", order("a1"))["data"][0]["sCode"] == "51022"
+    await first.stop()
     await third.stop()
 
 
@@ -221,15 +239,6 @@ def server(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
             process.kill()
 
 
-def client(url: str, key: ApiCredentials) -> Any:
-    made = ccxt.okx({
-        "apiKey": key.key, "secret": key.secret, "password": key.passphrase, "enableRateLimit": False,
-        "options": {"defaultType": "swap", "fetchMarkets": {"types": ["swap"]}, "adjustForTimeDifference": True},
-    })  # fmt: skip
-    made.urls["api"]["rest"] = url
-    return made
-
-
 async def until_killed(
     okx: Any, process: subprocess.Popen[str], start: int, kill_after: int
 ) -> tuple[dict[str, str], set[str]]:
@@ -265,7 +274,7 @@ async def test_kills_at_random_moments_lose_nothing_acknowledged_and_double_noth
     key, heard, unheard = load_or_create_credentials(tmp_path), {}, set()
     for round_number in range(5):
         with server(tmp_path) as (process, url):
-            okx = client(url, key)
+            okx = okx_client(url, key)
             try:
                 await okx.load_markets()
                 rows = await all_orders(okx)

@@ -58,6 +58,11 @@ def credentials_from(secrets_given: Secrets) -> ApiCredentials | None:
     return ApiCredentials(secrets_given.okx_api_key, secrets_given.okx_api_secret, secrets_given.okx_api_passphrase)
 
 
+def key_file(folder: Path) -> Path:
+    """Return where the embedded exchange's key is kept below ``folder``."""
+    return folder / _FILE_NAME
+
+
 def load_or_create_credentials(folder: Path) -> ApiCredentials:
     """Return the embedded exchange's key kept in ``folder``, making it on first use (file readable by the owner only).
 
@@ -66,7 +71,7 @@ def load_or_create_credentials(folder: Path) -> ApiCredentials:
     UserError
         If the file cannot be written, or is not what this function wrote.
     """
-    path = folder / _FILE_NAME
+    path = key_file(folder)
     try:
         text = path.read_text()
     except FileNotFoundError:

@@ -10,17 +10,18 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Self, TypeVar
 
-from crypto_qlib.core.clock import FRAME_NS, floor_ts, iso, parse_utc
+from crypto_qlib.core.clock import FRAME_NS, NS_PER_MS, floor_ts, iso, parse_utc
 from crypto_qlib.core.costs import FeeSchedule
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.exchange.credentials import ApiCredentials, load_or_create_credentials
+from crypto_qlib.exchange.embedded.faults import Fault, FaultOptions, FaultRule
 from crypto_qlib.exchange.embedded.replay_market import ReplayMarket
 from crypto_qlib.exchange.embedded.server import EmbeddedExchange, EmbeddedOptions
 from crypto_qlib.exchange.embedded.thread import EmbeddedExchangeThread
 from crypto_qlib.exchange.gateway import Gateway
 from crypto_qlib.exchange.okx import OkxGateway
 from crypto_qlib.scheduler.steps import key_of
-from crypto_qlib.settings.schema import Settings
+from crypto_qlib.settings.schema import FaultSettings, Settings
 from crypto_qlib.settings.secrets import Secrets
 from crypto_qlib.store.paths import Paths
 from crypto_qlib.venue.market_simulator import SimulatedMarket
@@ -173,6 +174,19 @@ def embedded_options(settings: Settings, source: MarketSource) -> EmbeddedOption
         # Wider than OKX on purpose: a first run downloads a year of everything.
         funding_retention_days=None,
         mark_page_limit=300,
+        faults=fault_options(exchange.faults),
+    )
+
+
+def fault_options(faults: FaultSettings) -> FaultOptions:
+    """Return what goes wrong on purpose, as the embedded exchange wants it."""
+    rates = ((fault, getattr(faults, fault.value)) for fault in Fault)
+    return FaultOptions(
+        seed=faults.seed,
+        rules=tuple((fault, FaultRule(rate)) for fault, rate in rates if rate),
+        latency_s=faults.latency_ms / 1e3,
+        jitter_s=faults.jitter_ms / 1e3,
+        clock_skew_ns=int(faults.clock_skew_ms * NS_PER_MS),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -15,11 +16,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from crypto_qlib.core.clock import NS_PER_S, floor_ts, iso, parse_utc
+from crypto_qlib.core.clock import NS_PER_S, SystemClock, floor_ts, iso, parse_utc
 from crypto_qlib.core.errors import CryptoQlibError, UserError
-from crypto_qlib.exchange.credentials import load_or_create_credentials
+from crypto_qlib.exchange.credentials import key_file, load_or_create_credentials
 from crypto_qlib.exchange.embedded.server import START_FACT, EmbeddedExchange, EmbeddedOptions
-from crypto_qlib.exchange.embedded.state_file import RESET_HINT, StateFile
+from crypto_qlib.exchange.embedded.state_file import FILE_NAME, RESET_HINT, StateFile, hold
+from crypto_qlib.exchange.embedded.tls import CERTIFICATE, TlsFiles, own_certificate
 from crypto_qlib.scheduler.exchange_access import embedded_options, market_folder, market_source
 from crypto_qlib.settings.schema import Settings
 from crypto_qlib.store.paths import Paths
@@ -45,9 +47,10 @@ def served_exchange(settings: Settings, start: str) -> EmbeddedExchange:
     """
     source = market_source(settings)
     options = embedded_options(settings, source)
+    folder = Paths(settings.store.root).exchange
+    options = replace(options, tls=_tls_files(settings, folder), allow_public=settings.exchange.allow_public)
     if start:
         options = replace(options, start_ns=_start_ns(start, source, options.step_frame_ns or source.base_frame_ns))
-    folder = Paths(settings.store.root).exchange
     credentials = load_or_create_credentials(folder)
     if not settings.exchange.persist:
         return EmbeddedExchange(source, options, credentials)
@@ -62,6 +65,15 @@ def served_exchange(settings: Settings, start: str) -> EmbeddedExchange:
     except BaseException:
         state.close()
         raise
+
+
+def _tls_files(settings: Settings, folder: Path) -> TlsFiles | None:
+    exchange = settings.exchange
+    if not exchange.tls:
+        return None
+    if exchange.tls_certificate is not None and exchange.tls_key is not None:
+        return TlsFiles(exchange.tls_certificate, exchange.tls_key)
+    return own_certificate(folder, exchange.host, SystemClock())
 
 
 def _start_ns(start: str, source: MarketSource, step_ns: int) -> int:
@@ -135,27 +147,87 @@ def served_url(settings: Settings) -> str:
         ) from e
 
 
-def read_status(url: str, timeout_s: float) -> dict[str, Any]:
-    """Return what the embedded exchange at ``url`` says of itself.
+class Admin:
+    """Ask and tell a served exchange through its admin paths.
+
+    Parameters
+    ----------
+    url : str
+        Its address.
+    timeout_s : float
+        Time limit of one request.
+    folder : Path
+        Where the certificate of an exchange served by this workspace is kept; trusted besides the usual authorities.
 
     Raises
     ------
     UserError
         If ``url`` is no HTTP address.
-    CryptoQlibError
-        If nothing answers there, or something else than an embedded exchange does.
     """
-    if not url.startswith(("http://", "https://")):
-        raise UserError(f"{url} is no HTTP address", "for example http://127.0.0.1:8650")
+
+    def __init__(self, url: str, timeout_s: float, folder: Path) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise UserError(f"{url} is no HTTP address", "for example http://127.0.0.1:8650")
+        self._url = url.rstrip("/")
+        self._timeout_s = timeout_s
+        self._certificate = folder / CERTIFICATE
+
+    def get(self, name: str) -> dict[str, Any]:
+        """Return the answer to GET ``/admin/NAME``."""
+        return self._ask(name, None)
+
+    def post(self, name: str, posted: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer to POST ``/admin/NAME``.
+
+        Raises
+        ------
+        UserError
+            If it was refused.
+        """
+        return self._ask(name, json.dumps(posted).encode())
+
+    def _ask(self, name: str, body: bytes | None) -> dict[str, Any]:
+        request = urllib.request.Request(f"{self._url}/admin/{name}", body)  # noqa: S310 - checked in the constructor
+        trust = ssl.create_default_context() if self._url.startswith("https") else None
+        if trust and self._certificate.exists():
+            trust.load_verify_locations(self._certificate)
+        try:
+            with urllib.request.urlopen(request, timeout=self._timeout_s, context=trust) as answer:  # noqa: S310 - as above
+                return dict(json.load(answer))
+        except urllib.error.HTTPError as e:
+            raise _refusal(e, self._url) from e
+        except (urllib.error.URLError, TimeoutError, ValueError) as e:
+            raise CryptoQlibError(
+                f"no embedded exchange answers at {self._url}: {getattr(e, 'reason', e)}",
+                "is `crypto-qlib exchange serve` still running?",
+            ) from e
+
+
+def reset(folder: Path, *, with_keys: bool) -> list[Path]:
+    """Delete the state kept in ``folder`` (and the API key); return the files that are gone.
+
+    Raises
+    ------
+    UserError
+        If an exchange is being served from it.
+    """
+    if not folder.exists():
+        return []
+    wanted = [folder / f"{FILE_NAME}{ending}" for ending in ("", "-wal", "-shm")]
+    if with_keys:
+        wanted.append(key_file(folder))
+    with hold(folder):
+        gone = [path for path in wanted if path.exists()]
+        for path in gone:
+            path.unlink()
+    return gone
+
+
+def _refusal(error: urllib.error.HTTPError, url: str) -> CryptoQlibError:
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/admin/status", timeout=timeout_s) as answer:  # noqa: S310 - checked above
-            status = json.load(answer)
-    except (urllib.error.URLError, TimeoutError, ValueError) as e:
-        reason = getattr(e, "reason", e)
-        raise CryptoQlibError(
-            f"no embedded exchange answers at {url}: {reason}", "is `crypto-qlib exchange serve` still running?"
-        ) from e
-    return dict(status)
+        return UserError(str(json.load(error)["error"]))
+    except (ValueError, KeyError, TypeError):
+        return CryptoQlibError(f"no embedded exchange answers at {url}: HTTP {error.code}")
 
 
 def _address_file(paths: Paths) -> Path:

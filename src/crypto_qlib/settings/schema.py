@@ -261,6 +261,31 @@ class BacktestSettings(Section):
     segment: Literal["test", "valid+test", "all"] = Field("test", description="Which part of the history is traded.")
 
 
+class FaultSettings(Section):
+    """What goes wrong on purpose at the embedded exchange; probabilities of each request or message, nothing by default.
+
+    Faults of the market (suspended instruments, stepped funding, stalled and canceled orders) are switched while it runs, with
+    `crypto-qlib exchange fault`.
+    """
+
+    seed: int = Field(0, ge=0, description="Seed of all draws: the same seed and requests give the same faults.")
+    latency_ms: float = Field(0.0, ge=0, description="Time every answer is held back, milliseconds.")
+    jitter_ms: float = Field(0.0, ge=0, description="Mean of a random time on top of it, milliseconds.")
+    clock_skew_ms: float = Field(0.0, description="How far ahead the exchange's clock is, milliseconds.")
+    rate_limit: Fraction = Field(0.0, description="Burst of code 50011.")
+    unavailable: Fraction = Field(0.0, description="Code 50001, not carried out.")
+    timeout: Fraction = Field(0.0, description="Code 50004 after the request was carried out.")
+    server_error: Fraction = Field(0.0, description="HTTP 500 with code 51149 after the request was carried out.")
+    bad_gateway: Fraction = Field(0.0, description="HTTP 502 with an HTML page, carried out or not by chance.")
+    drop: Fraction = Field(0.0, description="Connection broken without an answer, after the request was carried out.")
+    socket_drop: Fraction = Field(0.0, description="Socket broken.")
+    socket_silent: Fraction = Field(0.0, description="Socket stays open and says nothing any more.")
+    notice: Fraction = Field(0.0, description="Notice 64008, then the socket is closed.")
+    sequence_gap: Fraction = Field(0.0, description="Order book message lost.")
+    duplicate: Fraction = Field(0.0, description="Socket message sent twice.")
+    reorder: Fraction = Field(0.0, description="Socket message sent after the next one.")
+
+
 class ExchangeSettings(Section):
     """Where orders and data requests go."""
 
@@ -269,6 +294,10 @@ class ExchangeSettings(Section):
     )
     host: str = Field("127.0.0.1", description="Address the embedded exchange binds to and is reached at.")
     port: int = Field(0, ge=0, le=65535, description="Port of the embedded exchange; 0 = any free port.")
+    tls: bool = Field(False, description="Whether `crypto-qlib exchange serve` serves https and wss.")
+    tls_certificate: Path | None = Field(None, description="PEM certificate for tls; empty = one made here.")
+    tls_key: Path | None = Field(None, description="PEM key of tls_certificate.")
+    allow_public: bool = Field(False, description="Allow a host that other machines can reach (`exchange serve`; needs tls).")
     market: Literal["simulated", "replay"] = Field("simulated", description="Market behind the embedded exchange.")
     replay_path: Path | None = Field(None, description="Parquet or CSV candles to replay (market = replay).")
     replay_market_caps: Path | None = Field(
@@ -301,13 +330,16 @@ class ExchangeSettings(Section):
     survive_power_cut: bool = Field(
         False, description="Wait for the disk at every operation: acknowledged orders outlive a power cut, not only a kill."
     )
+    faults: FaultSettings = Field(FaultSettings(), description="What goes wrong on purpose at the embedded exchange.")
     paper_equity: float = Field(100_000.0, gt=0, description="Starting USDT of the embedded paper account.")
     timeout_s: float = Field(20.0, gt=0, description="Time limit of one request, seconds.")
 
     @model_validator(mode="after")
-    def _name_what_is_replayed(self) -> ExchangeSettings:
+    def _agree(self) -> ExchangeSettings:
         if self.market == "replay" and self.replay_path is None:
             raise ValueError("market = replay needs replay_path, the candles to replay")
+        if (self.tls_certificate is None) is not (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together: give both or neither")
         return self
 
 

@@ -145,6 +145,10 @@ class MarketBoard:
         k = self._index.get(symbol, -1)
         return float(self.bar.funding_rate[k]) if self.bar is not None and k >= 0 else math.nan
 
+    def hide(self, symbol: str) -> None:
+        """Show no row of ``symbol`` for the rest of the bar."""
+        self._rows[symbol] = None
+
     def last(self, symbol: str) -> float:
         """Return the last price now known; NaN before the first."""
         return self._last.get(symbol, math.nan)

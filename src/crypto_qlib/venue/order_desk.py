@@ -69,7 +69,13 @@ class OrderDesk:
                 self._queued.append(order.order_id)
             else:
                 self._arrive(account, order)
+            self._cancel_by_switch(account, order)
         return account.orders[order.order_id]
+
+    def _cancel_by_switch(self, account: VenueAccount, order: VenueOrder) -> None:
+        current = account.pending.get(order.order_id)
+        if current is not None and order.kind is OrderKind.POST_ONLY and self._execution.config.cancels_post_only:
+            self._drop(account, current, RefusalCode.POST_ONLY_WOULD_TAKE, "post-only order would have taken liquidity")
 
     def amend(self, account: VenueAccount, order: VenueOrder, lots: int | None, price: float | None) -> Refusal | None:
         """Change size and/or limit price of a pending order; it keeps its id and is matched again."""
@@ -132,6 +138,7 @@ class OrderDesk:
         wanted = min(closable, order.remaining_lots) if closable else order.remaining_lots
         base_per_lot = self._execution.listing.instrument(order.symbol).base_per_lot
         lots = fillable_lots(wanted, row.volume, base_per_lot, self._execution.config.max_bar_volume_share)
+        lots = lots if closable else min(lots, self._before_stall(order))
         if lots <= 0:
             return
         refusal = None
@@ -195,7 +202,12 @@ class OrderDesk:
             return 0
         base_per_lot = self._execution.listing.instrument(order.symbol).base_per_lot
         share = self._execution.config.max_bar_volume_share
-        return max(fillable_lots(order.remaining_lots - closing, row.volume, base_per_lot, share), 0)
+        lots = fillable_lots(order.remaining_lots - closing, row.volume, base_per_lot, share)
+        return max(min(lots, self._before_stall(order)), 0)
+
+    def _before_stall(self, order: VenueOrder) -> int:
+        """Return how many more lots may fill before the stress switch stalls the order."""
+        return math.ceil(order.lots * self._execution.config.stall_fraction) - order.filled_lots
 
     def _closable(self, account: VenueAccount, order: VenueOrder) -> int:
         held = account.positions.get(order.key)

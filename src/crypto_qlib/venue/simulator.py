@@ -104,6 +104,19 @@ class SimulatedExchange:
         self._accounts[account_id] = account
         account.book(Bill(0, self.now_ns, BillKind.TRANSFER, cash, 0.0, 0.0))
 
+    @property
+    def rules(self) -> VenueConfig:
+        """Return the rules in force."""
+        return self._execution.config
+
+    def set_rules(self, rules: VenueConfig) -> None:
+        """Go on by other rules from now on."""
+        self._execution.config = rules
+
+    def halt(self, symbol: str) -> None:
+        """Show no price of ``symbol`` for the rest of the bar that is open; nothing in it trades."""
+        self._board.hide(symbol)
+
     def account_ids(self) -> Sequence[str]:
         """Return the accounts in the order they were opened."""
         return tuple(self._accounts)

@@ -39,6 +39,10 @@ class VenueConfig:
     adl_stress_move : float
         Stress switch, off at infinity: a mark move of this fraction within one bar auto-deleverages the winning side at
         the bar's mark close.
+    stall_fraction : float
+        Stress switch, off at 1: an opening order fills up to this fraction of itself and no further.
+    cancels_post_only : bool
+        Stress switch: every post-only order is cancelled right after it was accepted.
     """
 
     impact_y: float = 0.8
@@ -48,9 +52,13 @@ class VenueConfig:
     default_leverage: float = 3.0
     price_band: float = math.inf
     adl_stress_move: float = math.inf
+    stall_fraction: float = 1.0
+    cancels_post_only: bool = False
 
     def __post_init__(self) -> None:
         if self.impact_y < 0.0 or not 0.0 <= self.max_bar_volume_share <= 1.0:
             raise ValueError("impact_y must be >= 0 and max_bar_volume_share in [0, 1]")
+        if not 0.0 <= self.stall_fraction <= 1.0:
+            raise ValueError("stall_fraction must be in [0, 1]")
         if self.default_leverage < 1.0 or self.price_band <= 0.0 or self.adl_stress_move <= 0.0:
             raise ValueError("default_leverage must be >= 1, price_band and adl_stress_move > 0")

@@ -12,6 +12,7 @@ import numpy as np
 from crypto_qlib.core.clock import NS_PER_MINUTE
 from crypto_qlib.core.market import FloatArray
 from crypto_qlib.exchange.embedded.liquidity import TrailingLiquidity
+from crypto_qlib.exchange.embedded.market_switches import MarketSwitches
 from crypto_qlib.venue.market_board import VenueBar
 from crypto_qlib.venue.market_source import MarketSource
 
@@ -31,13 +32,17 @@ class VenueBarFeed:
         Bar length of one step.
     liquidity : TrailingLiquidity
         Turnover and volatility for slippage.
+    switches : MarketSwitches
+        Faults of the market: suspended symbols do not trade.
     """
 
-    def __init__(self, source: MarketSource, step_ns: int, liquidity: TrailingLiquidity) -> None:
+    def __init__(self, source: MarketSource, step_ns: int, liquidity: TrailingLiquidity, switches: MarketSwitches) -> None:
         self._source = source
         self._step_ns = step_ns
         self._liquidity = liquidity
         self._symbols = tuple(item.symbol for item in source.instruments())
+        self._switches = switches
+        self._revision = switches.revision
         self._block_start = -1
         self._block: dict[str, FloatArray] = {}
 
@@ -49,8 +54,9 @@ class VenueBarFeed:
         """
         step = ts_open // self._step_ns
         start = step - step % BLOCK_STEPS
-        if start != self._block_start:
+        if (start, self._switches.revision) != (self._block_start, self._revision):
             self._block, self._block_start = self._read(start * self._step_ns), start
+            self._revision = self._switches.revision
         row = {name: column[step - start] for name, column in self._block.items()}
         known = self._liquidity.at(ts_open)
         return VenueBar(
@@ -62,7 +68,10 @@ class VenueBarFeed:
         shape = (BLOCK_STEPS, len(self._symbols))
         names = (*_LAST, *(f"mark_{name}" for name in _PRICES), "funding_rate")
         block = {name: np.full(shape, np.nan) for name in names}
+        halted = self._switches.suspended
         for k, symbol in enumerate(self._symbols):
+            if symbol in halted:
+                continue
             bars = self._source.bars(symbol, self._step_ns, start_ns, end_ns)
             rows = (bars.ts_open - start_ns) // self._step_ns
             for name in _LAST:

@@ -16,6 +16,7 @@ from crypto_qlib.core.clock import NS_PER_DAY
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.market import BarBlock
 from crypto_qlib.exchange.embedded.liquidity import TrailingLiquidity
+from crypto_qlib.exchange.embedded.market_switches import MarketSwitches, SwitchedMarket
 from crypto_qlib.exchange.embedded.server_clock import ServerClock
 from crypto_qlib.exchange.embedded.wire import WireRefusal
 from crypto_qlib.exchange.gateway import PriceKind
@@ -46,12 +47,15 @@ class MarketWindow:
         Whole history.
     clock : ServerClock
         The server's time.
+    switches : MarketSwitches, optional
+        Faults of the market.
     """
 
-    def __init__(self, source: MarketSource, clock: ServerClock) -> None:
-        self.source = source
+    def __init__(self, source: MarketSource, clock: ServerClock, switches: MarketSwitches | None = None) -> None:
+        self.switches = switches or MarketSwitches()
+        self.source: MarketSource = SwitchedMarket(source, self.switches)
         self.clock = clock
-        self.trailing_liquidity = TrailingLiquidity(source, clock.step_ns)
+        self.trailing_liquidity = TrailingLiquidity(self.source, clock.step_ns)
         self._by_inst_id = {item.inst_id: item for item in source.instruments()}
         self._codes = {inst_id: str(100_000 + k) for k, inst_id in enumerate(sorted(self._by_inst_id))}
         self._kept_at_ns = -1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from crypto_qlib.core.costs import FeeSchedule
@@ -16,6 +16,7 @@ from crypto_qlib.exchange.embedded.account_api import AccountApi
 from crypto_qlib.exchange.embedded.algo_api import AlgoApi
 from crypto_qlib.exchange.embedded.bar_feed import VenueBarFeed
 from crypto_qlib.exchange.embedded.house import House
+from crypto_qlib.exchange.embedded.market_switches import MarketFaults
 from crypto_qlib.exchange.embedded.market_window import MarketWindow
 from crypto_qlib.exchange.embedded.paper_book import PaperBook
 from crypto_qlib.exchange.embedded.paper_venue import PaperVenue
@@ -41,14 +42,16 @@ class Surroundings:
     @staticmethod
     def of(window: MarketWindow) -> Surroundings:
         """Return the surroundings of a desk on this market."""
-        return Surroundings(window, VenueBarFeed(window.source, window.clock.step_ns, window.trailing_liquidity))
+        return Surroundings(
+            window, VenueBarFeed(window.source, window.clock.step_ns, window.trailing_liquidity, window.switches)
+        )
 
     def named(self) -> dict[str, Any]:
         """Return name -> object."""
         window = self.window
         return {
             "window": window, "feed": self.feed, "source": window.source, "clock": window.clock,
-            "liquidity": window.trailing_liquidity,
+            "liquidity": window.trailing_liquidity, "switches": window.switches,
         }  # fmt: skip
 
 
@@ -62,6 +65,7 @@ class PaperDesk:
     trade: TradeApi
     algo: AlgoApi
     house: House
+    market_faults: MarketFaults
 
     @staticmethod
     def fresh(around: Surroundings, config: VenueConfig, fees: FeeSchedule) -> PaperDesk:
@@ -76,19 +80,26 @@ class PaperDesk:
             TradeApi(window, venue, book),
             AlgoApi(window, venue, book),
             House(venue),
+            MarketFaults(
+                window.switches,
+                venue.exchange,
+                {item.inst_id: item.symbol for item in window.source.instruments()},
+                window.clock,
+            ),
         )
 
     def dump(self, around: Surroundings) -> bytes:
-        """Return the desk, and the market time it stands at, as bytes for :meth:`load`."""
-        target = io.BytesIO()
-        _Pickler(target, around).dump((around.window.clock.market_ns, self))
+        """Return the desk, the market time it stands at and the market's switches as bytes for :meth:`load`."""
+        target, window = io.BytesIO(), around.window
+        _Pickler(target, around).dump((window.clock.market_ns, replace(window.switches), self))
         return target.getvalue()
 
     @staticmethod
     def load(state: bytes, around: Surroundings) -> PaperDesk:
-        """Return the desk of :meth:`dump`, the server's clock set back to its time; only for bytes this program wrote."""
-        market_ns, desk = _Unpickler(io.BytesIO(state), around).load()
+        """Return the desk of :meth:`dump`, clock and switches set as they were; only for bytes this program wrote."""
+        market_ns, switches, desk = _Unpickler(io.BytesIO(state), around).load()
         around.window.clock.resume_at(market_ns)
+        around.window.switches.become(switches)
         if not isinstance(desk, PaperDesk):
             raise TypeError("the bytes hold no desk")
         return desk

@@ -44,11 +44,11 @@ class PublicApi:
     def __init__(self, window: MarketWindow, funding_retention_days: float | None) -> None:
         self._window = window
         self._retention_days = funding_retention_days
-        self._funding: dict[str, _Funding] = {}
+        self._funding: dict[tuple[str, int], _Funding] = {}
 
     def time(self, _call: Call) -> bytes:
         """Answer ``public/time``."""
-        return envelope([{"ts": ms(self._window.clock.now_ns())}])
+        return envelope([{"ts": ms(self._window.clock.shown_ns())}])
 
     def status(self, _call: Call) -> bytes:
         """Answer ``system/status``: no maintenance."""
@@ -81,7 +81,8 @@ class PublicApi:
 
     def instrument_row(self, item: Instrument) -> Row:
         """Return the row of ``public/instruments``."""
-        return _instrument_row(item, self._window.inst_id_code(item.inst_id))
+        row = _instrument_row(item, self._window.inst_id_code(item.inst_id))
+        return row | {"state": "suspend"} if item.symbol in self._window.switches.suspended else row
 
     def channel_rows(self, channel: str, item: Instrument) -> list[Row]:
         """Return the row the public socket pushes for one instrument; none where the figure is not known."""
@@ -189,12 +190,13 @@ class PublicApi:
         return rows
 
     def _funding_table(self, item: Instrument) -> _Funding:
-        table = self._funding.get(item.symbol)
+        key = (item.symbol, self._window.switches.revision)
+        table = self._funding.get(key)
         if table is None:
             block = self._window.source.funding(item.symbol, self._window.source.start_ns, self._window.source.end_ns + 1)
             stamps, rates = (block.ts // NS_PER_MS).tolist(), block.rate.tolist()
             rows = [_funding_history_row(item.inst_id, ts, rate) for ts, rate in zip(stamps, rates, strict=True)]
-            table = self._funding[item.symbol] = _Funding(stamps, rates, rows)
+            table = self._funding[key] = _Funding(stamps, rates, rows)
         return table
 
     def _funding_row(self, item: Instrument) -> Row:

@@ -65,6 +65,11 @@ class Keeper:
             self._repeat(file)
         self._shown_number = -1
 
+    @property
+    def where(self) -> str:
+        """Return the file the state is kept in; empty = in memory."""
+        return str(self._file.path) if self._file else ""
+
     def open_account(self, account_id: str, terms: Row) -> None:
         """Open the account on these terms unless it was opened before."""
         if account_id not in self.desk.venue.exchange.account_ids():

@@ -46,6 +46,7 @@ class Answer:
 
     status: int
     body: bytes
+    content_type: str = "application/json"
 
 
 class Router:
@@ -105,8 +106,8 @@ class Router:
     def _call(self, endpoint: Endpoint, name: str, request: SignedRequest, query: str, remote: str) -> bytes:
         account_id = ""
         if endpoint.is_private:
-            now = self._clock.now_ns()
-            account_id = check_signature(request, self._keys, self._wall.now_ns(), now).key
+            wall_ns = self._wall.now_ns() + self._clock.skew_ns
+            account_id = check_signature(request, self._keys, wall_ns, self._clock.shown_ns()).key
         fields = {key: value for key, value in parse_qsl(query) if value}
         body = _posted(request.body) if request.method == "POST" else []
         who = f"{account_id or remote}/{fields.get('instId', '')}"

@@ -6,6 +6,7 @@ from crypto_qlib.exchange.embedded.account_api import AccountApi
 from crypto_qlib.exchange.embedded.algo_api import AlgoApi
 from crypto_qlib.exchange.embedded.coingecko_api import CoinGeckoApi
 from crypto_qlib.exchange.embedded.market_api import MarketApi
+from crypto_qlib.exchange.embedded.market_switches import SWITCH
 from crypto_qlib.exchange.embedded.operations import Change
 from crypto_qlib.exchange.embedded.paper_desk import PaperDesk
 from crypto_qlib.exchange.embedded.public_api import PublicApi
@@ -86,4 +87,5 @@ def account_routes(account: AccountApi, trade: TradeApi, algo: AlgoApi) -> Route
 def changes_of(desk: PaperDesk) -> dict[str, Change]:
     """Return name -> handler of every operation: what clients may post, and what the house does."""
     routes = account_routes(desk.account, desk.trade, desk.algo)
-    return {name: endpoint.handler for (method, name), endpoint in routes.items() if method == "POST"} | desk.house.changes()
+    posts = {name: endpoint.handler for (method, name), endpoint in routes.items() if method == "POST"}
+    return posts | desk.house.changes() | {SWITCH: desk.market_faults.switch}

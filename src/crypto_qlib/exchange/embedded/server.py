@@ -7,6 +7,7 @@ a background thread for synchronous callers; :func:`serve_until_stopped` blocks 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
@@ -22,6 +23,9 @@ from crypto_qlib.exchange.embedded.account_feed import AccountFeed
 from crypto_qlib.exchange.embedded.admin_api import ADMIN_ROOT, AdminApi, AdminRefusal, AdminRequest, is_loopback
 from crypto_qlib.exchange.embedded.admin_api import Handler as AdminHandler
 from crypto_qlib.exchange.embedded.coingecko_api import CoinGeckoApi
+from crypto_qlib.exchange.embedded.fault_switchboard import FaultSwitchboard
+from crypto_qlib.exchange.embedded.faults import ANSWERS, NO_ANSWER, Fault, FaultOptions, Faults
+from crypto_qlib.exchange.embedded.faulty_outlet import FaultyOutlet
 from crypto_qlib.exchange.embedded.house import FUND, STEP
 from crypto_qlib.exchange.embedded.market_api import OKX_MARK_LIMIT, MarketApi
 from crypto_qlib.exchange.embedded.market_feed import MarketFeed
@@ -33,7 +37,7 @@ from crypto_qlib.exchange.embedded.public_api import PublicApi
 from crypto_qlib.exchange.embedded.push_hub import PushHub
 from crypto_qlib.exchange.embedded.rate_limits import RateLimiter
 from crypto_qlib.exchange.embedded.recovery import Keeper
-from crypto_qlib.exchange.embedded.router import Router
+from crypto_qlib.exchange.embedded.router import API_ROOT, Answer, Router
 from crypto_qlib.exchange.embedded.routes import Routes, account_routes, changes_of, market_routes
 from crypto_qlib.exchange.embedded.server_clock import ServerClock
 from crypto_qlib.exchange.embedded.signature import SignedRequest
@@ -43,6 +47,7 @@ from crypto_qlib.exchange.embedded.socket_orders import SocketOrders
 from crypto_qlib.exchange.embedded.socket_server import SocketServer
 from crypto_qlib.exchange.embedded.socket_session import SocketParts
 from crypto_qlib.exchange.embedded.state_file import StateFile
+from crypto_qlib.exchange.embedded.tls import TlsFiles
 from crypto_qlib.venue.market_source import MarketSource
 from crypto_qlib.venue.venue_config import VenueConfig
 
@@ -67,7 +72,11 @@ class EmbeddedOptions:
     speed : float
         Market seconds per real second; 0 = moves only when a client steps it.
     host : str
-        Loopback address to bind to.
+        Address to bind to.
+    tls : TlsFiles | None
+        Serve https and wss with these.
+    allow_public : bool
+        Whether an address that other machines can reach is allowed; it needs ``tls`` too.
     port : int
         Port; 0 = any free one.
     paper_equity : float
@@ -82,12 +91,16 @@ class EmbeddedOptions:
         Most rows of a page of mark or index candles (OKX: 100); a higher one makes a first download quicker.
     rate_limits : bool
         Whether OKX's request limits are enforced (code 50011).
+    faults : FaultOptions
+        What goes wrong on purpose from the start.
     """
 
     start_ns: int | None = None
     step_frame_ns: int | None = None
     speed: float = 0.0
     host: str = "127.0.0.1"
+    tls: TlsFiles | None = None
+    allow_public: bool = False
     port: int = 0
     paper_equity: float = 100_000.0
     fees: FeeSchedule = field(default_factory=FeeSchedule)
@@ -95,10 +108,11 @@ class EmbeddedOptions:
     funding_retention_days: float | None = 92.0
     mark_page_limit: int = OKX_MARK_LIMIT
     rate_limits: bool = False
+    faults: FaultOptions = field(default_factory=FaultOptions)
 
 
 class EmbeddedExchange:
-    """OKX v5 over HTTP on loopback, in front of a :class:`MarketSource`.
+    """OKX v5 over HTTP, in front of a :class:`MarketSource`.
 
     Parameters
     ----------
@@ -116,7 +130,7 @@ class EmbeddedExchange:
     Raises
     ------
     UserError
-        If the start lies outside the data, the address is not loopback, or the state cannot be brought back.
+        If the start lies outside the data, the address is public and not allowed to be, or the state cannot be brought back.
     """
 
     def __init__(
@@ -128,7 +142,7 @@ class EmbeddedExchange:
         state: StateFile | None = None,
     ) -> None:
         self.options = options or EmbeddedOptions()
-        _require_loopback(self.options.host)
+        _check_address(self.options)
         self.source = source
         self.credentials = credentials or ApiCredentials.generate()
         self._wall = wall_clock or SystemClock()
@@ -157,6 +171,13 @@ class EmbeddedExchange:
             self._wall,
         )
         self.sockets = SocketServer(parts, self._wall, limited=self.options.rate_limits)
+        wanted = self.options.faults
+        self.faults = Faults(wanted.seed, dict(wanted.rules), wanted.latency_s, wanted.jitter_s)
+        self.clock.skew_ns = wanted.clock_skew_ns
+        self.switchboard = FaultSwitchboard(
+            self.faults, self.clock, self._keeper.operations, lambda: self._keeper.desk.market_faults
+        )
+        self.hub.outlet = FaultyOutlet(self.faults)
         self._admin = AdminApi(self._admin_handlers())
         self._runner: web.ServerRunner | None = None
         self._background: list[asyncio.Task[None]] = []
@@ -177,7 +198,8 @@ class EmbeddedExchange:
         """
         runner = web.ServerRunner(web.Server(self._handle, access_log=None))
         await runner.setup()
-        site = web.TCPSite(runner, self.options.host, self.options.port)
+        tls = self.options.tls
+        site = web.TCPSite(runner, self.options.host, self.options.port, ssl_context=tls.context() if tls else None)
         try:
             await site.start()
         except OSError as e:
@@ -186,7 +208,9 @@ class EmbeddedExchange:
             raise UserError(f"cannot serve on {where}: {e.strerror or e}", "choose another exchange.port, or 0") from e
         self._runner = runner
         host, port = runner.addresses[0][:2]
-        self.base_url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        if ipaddress.ip_address(host).is_unspecified:
+            host = "::1" if ":" in host else "127.0.0.1"
+        self.base_url = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
         self._background.append(asyncio.create_task(self._keep_up()))
         if self.options.speed:
             self._background.append(asyncio.create_task(self._tick()))
@@ -206,7 +230,11 @@ class EmbeddedExchange:
         self._keeper.close()
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -245,7 +273,20 @@ class EmbeddedExchange:
             "speed": self.options.speed,
             "step_s": self.clock.step_ns // NS_PER_S,
             "symbols": [item.symbol for item in self._window.listed()],
+            "url": self.base_url,
+            "accounts": [self._account_status(account_id) for account_id in self.venue.exchange.account_ids()],
+            "faults": list(self.switchboard.shown()["on"]),
+            "state": self._keeper.where,
         }
+
+    def _account_status(self, account_id: str) -> dict[str, Any]:
+        venue = self.venue.exchange
+        state = venue.snapshot(account_id)
+        return {
+            "account": account_id, "equity": state.equity, "cash": state.cash, "available": state.available,
+            "positions": len(state.positions), "open_orders": len(venue.open_orders(account_id)),
+            "orders": len(venue.orders(account_id)),
+        }  # fmt: skip
 
     def _clock(self, state: StateFile | None) -> ServerClock:
         step_ns = self.options.step_frame_ns or self.source.base_frame_ns
@@ -284,16 +325,27 @@ class EmbeddedExchange:
         if request.path.startswith(ADMIN_ROOT):
             answer = await self._admin.answer(AdminRequest(request.method, request.path, body, remote, request.headers))
         else:
-            signed = SignedRequest(request.method, request.raw_path, body, request.headers)
-            answer = self.router.answer(signed, remote)
-            self._account_feed.tell()
-        return web.Response(status=answer.status, body=answer.body, content_type="application/json")
+            answer = await self._api(request, SignedRequest(request.method, request.raw_path, body, request.headers), remote)
+        return web.Response(status=answer.status, body=answer.body, content_type=answer.content_type)
+
+    async def _api(self, request: web.BaseRequest, signed: SignedRequest, remote: str) -> Answer:
+        """Answer one API request, or as the faults in force have it."""
+        verdict = self.faults.verdict(request.path.removeprefix(API_ROOT))
+        if verdict.delay_s:
+            await asyncio.sleep(verdict.delay_s)
+        answer = self.router.answer(signed, remote) if verdict.is_carried_out else None
+        if verdict.fault is Fault.DROP and request.transport is not None:
+            request.transport.close()
+        self._account_feed.tell()
+        return ANSWERS.get(verdict.fault, answer or NO_ANSWER) if verdict.fault else answer or NO_ANSWER
 
     def _admin_handlers(self) -> dict[tuple[str, str], AdminHandler]:
         return {
             ("GET", "/admin/status"): self._admin_status,
             ("POST", "/admin/step"): self._admin_step,
             ("POST", "/admin/fund"): self._admin_fund,
+            ("GET", "/admin/faults"): self._admin_faults,
+            ("POST", "/admin/fault"): self._admin_fault,
         }
 
     async def _admin_status(self, _posted: dict[str, Any]) -> dict[str, Any]:
@@ -315,6 +367,12 @@ class EmbeddedExchange:
         self._account_feed.tell()
         return dict(orjson.loads(done)) if isinstance(done, bytes) else {}
 
+    async def _admin_faults(self, _posted: dict[str, Any]) -> dict[str, Any]:
+        return self.switchboard.shown()
+
+    async def _admin_fault(self, posted: dict[str, Any]) -> dict[str, Any]:
+        return self.switchboard.switch(posted)
+
     def _bars_asked(self, asked: dict[str, Any]) -> int:
         bars, to_ms = asked.get("bars"), asked.get("to")
         if isinstance(to_ms, int):
@@ -322,6 +380,13 @@ class EmbeddedExchange:
         return 1 if bars is None else bars if isinstance(bars, int) else -1
 
 
-def _require_loopback(host: str) -> None:
-    if not is_loopback(host):
-        raise UserError(f"the embedded exchange serves on loopback only, not on {host}", "set exchange.host to 127.0.0.1")
+def _check_address(options: EmbeddedOptions) -> None:
+    if is_loopback(options.host):
+        return
+    if not options.allow_public:
+        raise UserError(
+            f"{options.host} can be reached from other machines, the embedded exchange serves on loopback only",
+            "set exchange.host to 127.0.0.1; or allow it with --public and --tls",
+        )
+    if options.tls is None:
+        raise UserError(f"on the public address {options.host} the embedded exchange serves TLS only", "add --tls")

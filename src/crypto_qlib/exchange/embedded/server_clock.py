@@ -38,6 +38,7 @@ class ServerClock:
         self._wall = wall_clock
         self._market_ns = start_ns
         self._reached_wall_ns = wall_clock.now_ns()
+        self.skew_ns = 0
 
     @property
     def market_ns(self) -> int:
@@ -50,6 +51,10 @@ class ServerClock:
             return self._market_ns
         flown = int((self._wall.now_ns() - self._reached_wall_ns) * self.speed)
         return self._market_ns + min(max(flown, 0), self.step_ns - 1)
+
+    def shown_ns(self) -> int:
+        """Return the time the server *says* it is: off by ``skew_ns``, a fault that is switched on."""
+        return self.now_ns() + self.skew_ns
 
     def seconds_to_next(self) -> float:
         """Return real seconds until a running clock reaches the next boundary (>= 0)."""
