@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import typer
@@ -153,14 +154,15 @@ def _admin(context: typer.Context, url: str) -> Any:
 
 
 def _parameters(given: list[str]) -> dict[str, Any]:
-    import yaml
-
     posted: dict[str, Any] = {}
     for text in given:
         key, equals, value = text.partition("=")
         if not (key and equals):
             raise UserError(f"{text} is no KEY=VALUE", "for example rate=0.1 where=trade/")
-        posted[key] = yaml.safe_load(value)
+        try:
+            posted[key] = json.loads(value)
+        except ValueError:
+            posted[key] = value
     return posted
 
 
