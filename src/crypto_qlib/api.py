@@ -40,9 +40,10 @@ from crypto_qlib.data_collector.source_panel import panel_of_source
 from crypto_qlib.exchange.embedded.replay_market import ReplayMarket
 from crypto_qlib.feature_engineering import feature_generator
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
+from crypto_qlib.modeling.artefact import TrainedModel
 from crypto_qlib.modeling.evaluate_model import ModelPerformance, evaluate_model
-from crypto_qlib.modeling.labels import make_labels
-from crypto_qlib.modeling.train_model import TrainedModel, predict_scores, train_model
+from crypto_qlib.modeling.labels import TradeRule, make_labels
+from crypto_qlib.modeling.train_model import predict_scores, train_model
 from crypto_qlib.settings.load import load_settings
 from crypto_qlib.settings.schema import Settings
 from crypto_qlib.venue.market_simulator import SimulatedMarket, SimulationSpec
@@ -156,11 +157,12 @@ def train(data: MarketData, features: FeatureFrame, options: Options = (), folde
         Where the artefact is kept; by default in a temporary folder that goes with the process.
     """
     chosen = _settings(options).model
-    labels = make_labels(data.panel, chosen)
+    rule = TradeRule.of(_settings(options))
+    labels = make_labels(data.panel, chosen, rule)
     if folder is not None:
-        return train_model(features, labels, chosen, Path(folder))
+        return train_model(features, labels, chosen, Path(folder), rule=rule)
     with tempfile.TemporaryDirectory() as scratch:
-        return train_model(features, labels, chosen, Path(scratch))
+        return train_model(features, labels, chosen, Path(scratch), rule=rule)
 
 
 def predict(model: TrainedModel, features: FeatureFrame, segment: str = "test") -> ScorePanel:
@@ -170,7 +172,7 @@ def predict(model: TrainedModel, features: FeatureFrame, segment: str = "test") 
 
 def evaluate(data: MarketData, scores: ScorePanel, model: TrainedModel) -> ModelPerformance:
     """Return IC, RankIC and the rest, by the label the model was trained on."""
-    return evaluate_model(scores, make_labels(data.panel, model.settings))
+    return evaluate_model(scores, make_labels(data.panel, model.settings, model.rule))
 
 
 def run_backtest(data: MarketData, scores: ScorePanel, options: Options = ()) -> BacktestResult:

@@ -10,8 +10,9 @@ import pytest
 from crypto_qlib.core.market import MarketPanel
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
 from crypto_qlib.feature_engineering.feature_generator import build_features
+from crypto_qlib.modeling.artefact import TrainedModel
 from crypto_qlib.modeling.labels import Labels, make_labels
-from crypto_qlib.modeling.train_model import TrainedModel, train_model
+from crypto_qlib.modeling.train_model import train_model
 from crypto_qlib.settings.schema import FeatureSettings, ModelSettings
 from tests.noise_market import noise_panel
 

@@ -77,7 +77,19 @@ HOUR = 3_600 * 10**9
 
 def labels_of(values: np.ndarray, horizon: int = 1) -> Labels:
     ts = np.arange(values.shape[0], dtype=np.int64) * HOUR
-    return Labels("forward_return", horizon, ts, HOUR, tuple("ABCDE"[: values.shape[1]]), values, values)
+    return Labels(
+        "forward_return",
+        horizon,
+        ts,
+        HOUR,
+        tuple("ABCDE"[: values.shape[1]]),
+        values,
+        values,
+        values,
+        values,
+        -values,
+        values * 0 + 1,
+    )
 
 
 def scores_of(expected: np.ndarray, win: np.ndarray | None = None) -> ScorePanel:

@@ -14,9 +14,11 @@ from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.signal import ScorePanel
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
 from crypto_qlib.feature_engineering.feature_generator import build_features, latest_features
+from crypto_qlib.modeling.artefact import load_model
 from crypto_qlib.modeling.labels import Labels, make_labels
 from crypto_qlib.modeling.registry import champion_id, list_models, load_champion, model_folder, promote
-from crypto_qlib.modeling.train_model import load_model, predict_row, predict_scores, train_model
+from crypto_qlib.modeling.row_batch import batch_of
+from crypto_qlib.modeling.train_model import predict_row, predict_scores, train_model
 from crypto_qlib.settings.schema import FeatureSettings
 from tests.modeling.conftest import SETS, Trained, model_settings, train_on
 from tests.noise_market import changed, noise_panel, same_bits, with_other_future
@@ -74,8 +76,9 @@ def test_nothing_after_the_validation_labels_changes_the_model_by_a_bit(trained:
 def test_training_again_gives_the_same_bytes_whatever_the_threads(trained: Trained, tmp_path: Path) -> None:
     one = trained.settings.model_copy(update={"threads": 2})
     again = train_model(trained.frame, trained.labels, one, tmp_path)
-    raw_a = trained.model.predictor.predict_rows(trained.frame.values, trained.frame.row_bar.astype(np.int64), 1)
-    raw_b = again.predictor.predict_rows(trained.frame.values, trained.frame.row_bar.astype(np.int64), 2)
+    batch = batch_of(trained.frame, 0, trained.frame.n_bars)
+    raw_a = trained.model.predictor.predict_batch(batch, 1)
+    raw_b = again.predictor.predict_batch(batch, 2)
     assert same_bits(raw_a, raw_b)
 
 
@@ -106,7 +109,7 @@ class TestArtefact:
     def test_a_changed_file_is_refused(self, trained: Trained, tmp_path: Path, which: int) -> None:
         copy = tmp_path / "copy"
         shutil.copytree(trained.folder, copy)
-        name = (trained.model.predictor.FILE, "model.json")[which]
+        name = (trained.model.predictor.FILES[0], "model.json")[which]
         (copy / name).write_text((copy / name).read_text().replace("1", "2", 1))
         with pytest.raises(UserError, match="changed since training"):
             load_model(copy)
@@ -162,7 +165,7 @@ class TestRegistry:
         shutil.copytree(trained.folder, tmp_path / "a1")
         shutil.copytree(trained.folder, tmp_path / "b2")
         promote(tmp_path, "a1")
-        (tmp_path / "b2" / trained.model.predictor.FILE).write_text("tree")
+        (tmp_path / "b2" / trained.model.predictor.FILES[0]).write_text("tree")
         with pytest.raises(UserError):
             promote(tmp_path, "b2")
         assert champion_id(tmp_path) == "a1"

@@ -11,7 +11,8 @@ import crypto_qlib as cq
 from crypto_qlib.core.account import AccountState
 from crypto_qlib.core.market import PANEL_FIELDS, PANEL_PRICES, MarketPanel
 from crypto_qlib.feature_engineering.feature_generator import build_features
-from crypto_qlib.modeling.train_model import TrainedModel, predict_scores
+from crypto_qlib.modeling.artefact import TrainedModel
+from crypto_qlib.modeling.train_model import predict_scores
 from crypto_qlib.portfolio.decision import decide
 from crypto_qlib.portfolio.market_panel import market_states
 from crypto_qlib.portfolio.rules import rules_from_settings

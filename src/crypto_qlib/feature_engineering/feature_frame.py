@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,17 @@ class FeatureFrame:
         grid = np.full((self.n_bars, len(self.symbols)), np.nan)
         grid[self.row_bar, self.row_symbol] = row_values
         return grid
+
+    def of_symbol(self, column: int) -> FeatureFrame:
+        """Return the rows of one symbol, copied."""
+        rows = np.flatnonzero(self.row_symbol == column)
+        return replace(
+            self,
+            values=self.values[rows],
+            symbols=(self.symbols[column],),
+            row_bar=self.row_bar[rows],
+            row_symbol=np.zeros(rows.size, dtype=np.int32),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,10 +138,11 @@ def extend_features(frame: FeatureFrame, panel: MarketPanel, settings: FeatureSe
     )
 
 
-def latest_features(panel: MarketPanel, settings: FeatureSettings) -> FeatureFrame:
-    """Return the rows of the last bar of ``panel`` only, bit-equal to the last rows of :func:`build_features`.
+def latest_features(panel: MarketPanel, settings: FeatureSettings, bars: int = 1) -> FeatureFrame:
+    """Return the rows of the last ``bars`` bars of ``panel`` only, bit-equal to the last rows of :func:`build_features`.
 
-    Only the last :func:`lookback_bars` bars are read; the frame's grid is that one bar.
+    Only the last :func:`lookback_bars` ``+ bars - 1`` bars are read; the frame's grid is those ``bars`` bars, or as many as
+    there are.
 
     Raises
     ------
@@ -150,18 +151,19 @@ def latest_features(panel: MarketPanel, settings: FeatureSettings) -> FeatureFra
     UserError
         As :func:`build_features`.
     """
-    n = min(panel.n_bars, lookback_bars(settings, panel.frame_ns))
+    n = min(panel.n_bars, lookback_bars(settings, panel.frame_ns) + bars - 1)
+    first = max(n - bars, 0)
     window = panel.rows(panel.n_bars - n, panel.n_bars)
     if n == 0 or not np.isfinite(window.close[-1]).any():
         raise SkipCycle("no symbol has a price in the newest bar")
-    frame = _build(window, settings, n - 1, 1, None)
+    frame = _build(window, settings, first, 1, None)
     return FeatureFrame(
         values=frame.values,
         names=frame.names,
-        ts_open=frame.ts_open[-1:],
+        ts_open=frame.ts_open[first:],
         frame_ns=frame.frame_ns,
         symbols=frame.symbols,
-        row_bar=np.zeros_like(frame.row_bar),
+        row_bar=frame.row_bar - np.int32(first),
         row_symbol=frame.row_symbol,
         settings=settings,
     )

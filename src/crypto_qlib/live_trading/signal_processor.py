@@ -51,9 +51,12 @@ class Contracts:
     blacklist: tuple[str, ...] = ()
 
 
-def window_bars(features: FeatureSettings, frame_ns: int) -> int:
-    """Return the bars the live window must hold so that scores and decisions equal those on the whole history."""
-    return max(lookback_bars(features, frame_ns), history_bars(frame_ns)) + 1
+def window_bars(features: FeatureSettings, frame_ns: int, context_bars: int = 0) -> int:
+    """Return the bars the live window must hold so that scores and decisions equal those on the whole history.
+
+    ``context_bars`` is what the model looks back over rows of features (``TrainedModel.context_bars``).
+    """
+    return max(lookback_bars(features, frame_ns) + context_bars, history_bars(frame_ns)) + 1
 
 
 def no_scores(as_of_ns: int, symbols: tuple[str, ...]) -> Scores:

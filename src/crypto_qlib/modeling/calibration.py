@@ -100,30 +100,43 @@ def _apply(prediction: FloatArray, slope: float, knots: FloatArray, win: FloatAr
     return expected, probability
 
 
-def fit_calibration(prediction: FloatArray, label: FloatArray, forward_return: FloatArray, horizon_bars: int) -> Calibration:
+def fit_calibration(
+    prediction: FloatArray,
+    realised: FloatArray,
+    forward_return: FloatArray,
+    horizon_bars: int,
+    trades: tuple[FloatArray, FloatArray] | None = None,
+) -> Calibration:
     """Fit the calibration on validation rows.
 
     Parameters
     ----------
     prediction : (n,) float64
         Raw predictions.
-    label : (n,) float64
-        What the model was trained to predict.
+    realised : (n,) float64
+        The return an expected return stands for (``Labels.realised``).
     forward_return : (n,) float64
         What a long position earned before costs.
     horizon_bars : int
         Bars neighbouring labels overlap; divides the number of independent outcomes.
+    trades : pair of (n,) float64, optional
+        Net outcomes of a long and of a short trade: then a win is a trade that earned something, costs paid.
     """
-    keep = np.isfinite(prediction) & np.isfinite(label) & np.isfinite(forward_return)
-    x, y, r = prediction[keep], label[keep], forward_return[keep]
+    keep = np.isfinite(prediction) & np.isfinite(realised) & np.isfinite(forward_return)
+    if trades is not None:
+        keep &= np.isfinite(trades[0]) & np.isfinite(trades[1])
+    x, y, r = prediction[keep], realised[keep], forward_return[keep]
     square = float(x @ x)
     fitted = float(x @ y) / square if square > 0.0 else 0.0
     slope = fitted if fitted > 0.0 else NO_SKILL_SLOPE
     expected = slope * x
-    uncertainty = float(np.sqrt(np.mean((r - expected) ** 2)))
+    uncertainty = float(np.sqrt(np.mean((r - expected) ** 2))) if r.size else math.nan
     traded = expected != 0.0
-    strength = np.abs(expected[traded])
-    won = (np.sign(expected[traded]) * r[traded] > 0.0).astype(np.float64)
+    strength, side = np.abs(expected[traded]), np.sign(expected[traded])
+    if trades is None:
+        won = (side * r[traded] > 0.0).astype(np.float64)
+    else:
+        won = (np.where(side > 0.0, trades[0][keep][traded], trades[1][keep][traded]) > 0.0).astype(np.float64)
     method, knots, win = _fit_win_curve(strength, won, strength.size // max(horizon_bars, 1))
     return Calibration(slope, fitted, uncertainty, method, knots, win)
 

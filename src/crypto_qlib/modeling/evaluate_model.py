@@ -118,7 +118,7 @@ def evaluate_model(scores: ScorePanel, labels: Labels) -> ModelPerformance:
     rows = np.searchsorted(closes, scores.as_of_ns)
     if rows.size == 0 or rows[-1] >= closes.size or not np.array_equal(closes[rows], scores.as_of_ns):
         raise UserError("scores and labels lie on different bars")
-    label, forward = labels.values[rows], labels.forward_return[rows]
+    label, forward, realised = labels.values[rows], labels.forward_return[rows], labels.realised[rows]
     expected = np.where(np.isfinite(label), scores.expected_return, np.nan)
     pairs = np.isfinite(expected) & np.isfinite(label)
     if not pairs.any():
@@ -137,7 +137,7 @@ def evaluate_model(scores: ScorePanel, labels: Labels) -> ModelPerformance:
         quantile_spread=summarise(quantile_spread(expected, forward), lag),
         hit_ratio=hit_ratio(expected, forward),
         calibration_error=calibration_error(scores.win_probability[pairs], won[pairs]),
-        return_slope=float(np.sum(expected[pairs] * label[pairs])) / square if square > 0.0 else math.nan,
+        return_slope=float(np.sum(expected[pairs] * realised[pairs])) / square if square > 0.0 else math.nan,
         symbols=_by_symbol(scores.symbols, expected, label, forward),
     )
 

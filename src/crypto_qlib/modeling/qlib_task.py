@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 from qlib.data.dataset import DatasetH
 from qlib.data.dataset.handler import DataHandlerLP
+from qlib.data.dataset.weight import Reweighter
 
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.data_collector.panel import load_panel
@@ -19,6 +20,7 @@ from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
 from crypto_qlib.feature_engineering.feature_generator import build_features, settings_for_panel
 from crypto_qlib.feature_engineering.qlib_handler import CryptoHandler
 from crypto_qlib.modeling.labels import Labels, make_labels
+from crypto_qlib.modeling.row_batch import RowBatch
 from crypto_qlib.modeling.splits import TimeSplit
 from crypto_qlib.settings.schema import FeatureSettings, ModelSettings
 from crypto_qlib.store.lake import Kind, Lake
@@ -36,6 +38,8 @@ class SegmentData:
         Label; finite everywhere when read for learning.
     bar : (n_rows,) int64
         Number of the row's bar: equal for rows of one bar, not decreasing.
+    symbol : (n_rows,) int64
+        Number of the row's symbol among the sorted names.
     names : tuple of str
         Feature names.
     """
@@ -43,7 +47,75 @@ class SegmentData:
     values: npt.NDArray[np.float32]
     label: npt.NDArray[np.float64]
     bar: npt.NDArray[np.int64]
+    symbol: npt.NDArray[np.int64]
     names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowedRows:
+    """All rows up to a segment's end, and which of them belong to it; for models that look back over bars.
+
+    Parameters
+    ----------
+    values : (n_rows, n_features) float32
+        Features of every row from the dataset's start to the segment's end.
+    bar, symbol : (n_rows,) int64
+        Number of each row's bar, and index into ``symbols``.
+    symbols : tuple of str
+        Names, sorted.
+    ts_open : (n_rows,) int64
+        Open time of each row's bar, nanoseconds.
+    sample : (n,) int64
+        Rows of the segment; when read for learning, those with a finite label.
+    label : (n,) float64
+        Their labels.
+    names : tuple of str
+        Feature names.
+    """
+
+    values: npt.NDArray[np.float32]
+    bar: npt.NDArray[np.int64]
+    symbol: npt.NDArray[np.int64]
+    symbols: tuple[str, ...]
+    ts_open: npt.NDArray[np.int64]
+    sample: npt.NDArray[np.int64]
+    label: npt.NDArray[np.float64]
+    names: tuple[str, ...]
+
+    def batch(self) -> RowBatch:
+        """Return the segment's rows to be scored, all earlier ones as their context."""
+        start = int(self.sample[0]) if self.sample.size else self.bar.size
+        return RowBatch(self.values, self.bar, self.symbol, self.symbols, self.ts_open, start)
+
+
+class BarReweighter(Reweighter):  # type: ignore[misc]
+    """Weights of training rows by (bar, symbol), on Qlib's reweighter interface.
+
+    Parameters
+    ----------
+    ts_open : (n_bars,) int64
+        Grid.
+    symbols : tuple of str
+        Columns of ``grid``.
+    grid : (n_bars, n_symbols) float64
+        Weights; NaN counts as 0.
+    """
+
+    def __init__(self, ts_open: npt.NDArray[np.int64], symbols: tuple[str, ...], grid: npt.NDArray[np.float64]) -> None:
+        order = np.argsort(np.array(symbols), kind="stable")
+        self._stamps = pd.DatetimeIndex(ts_open.astype("datetime64[ns]"))
+        self._symbols = [symbols[k] for k in order]
+        self._grid = np.nan_to_num(grid[:, order], nan=0.0)
+
+    def at(self, bar: npt.NDArray[np.int64], symbol: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Return the weights of rows given by bar number and *sorted-name* symbol number, shape ``(n_rows,)``."""
+        return self._grid[bar, symbol]
+
+    def reweight(self, data: pd.DataFrame) -> pd.Series:
+        """Return the weights of ``data``'s rows, indexed ``(datetime, instrument)``; for Qlib's own models."""
+        bar = self._stamps.get_indexer(data.index.get_level_values(0))
+        symbol = pd.Index(self._symbols).get_indexer(data.index.get_level_values(1))
+        return pd.Series(self._grid[bar, symbol], index=data.index)
 
 
 class LakeHandler(CryptoHandler):
@@ -131,14 +203,47 @@ def segment_arrays(dataset: DatasetH, segment: str, *, learning: bool) -> Segmen
     names = tuple(str(n) for n in raw.columns[groups == "feature"].get_level_values(1))
     values = raw["feature"].to_numpy(dtype=np.float32)
     label = raw["label"].to_numpy(dtype=np.float64)[:, 0] if "label" in groups else np.full(len(raw), np.nan)
-    bar = np.asarray(raw.index.codes[0], dtype=np.int64)
+    bar, symbol = (np.asarray(codes, dtype=np.int64) for codes in raw.index.codes)
     if learning:
         keep = np.isfinite(label)
         if not keep.all():
-            values, label, bar = values[keep], label[keep], bar[keep]
+            values, label, bar, symbol = values[keep], label[keep], bar[keep], symbol[keep]
     if label.size == 0:
         raise UserError(f"the {segment} segment has no {'labelled ' if learning else ''}rows", "raise data.history_days")
-    return SegmentData(values, label, bar, names)
+    return SegmentData(values, label, bar, symbol, names)
+
+
+def windowed_rows(dataset: DatasetH, segment: str, *, learning: bool = True) -> WindowedRows:
+    """Return one segment with every row before it.
+
+    Parameters
+    ----------
+    dataset, segment, learning
+        As in :func:`segment_arrays`.
+
+    Raises
+    ------
+    UserError
+        If the segment has no (labelled) row.
+    """
+    first, last = dataset.segments[segment]
+    key = DataHandlerLP.DK_L if learning else DataHandlerLP.DK_I
+    raw = dataset.prepare(slice(None, last), col_set=DataHandlerLP.CS_RAW, data_key=key)
+    groups = raw.columns.get_level_values(0)
+    names = tuple(str(n) for n in raw.columns[groups == "feature"].get_level_values(1))
+    label = raw["label"].to_numpy(dtype=np.float64)[:, 0] if "label" in groups else np.full(len(raw), np.nan)
+    bar, symbol = (np.asarray(codes, dtype=np.int64) for codes in raw.index.codes)
+    stamps = raw.index.levels[0].to_numpy().astype("datetime64[ns]").astype(np.int64)
+    ts_open = stamps[bar]
+    start = int(np.searchsorted(ts_open, pd.Timestamp(first).value)) if first is not None else 0
+    sample = np.arange(start, len(raw), dtype=np.int64)
+    if learning:
+        sample = sample[np.isfinite(label[start:])]
+    if sample.size == 0:
+        raise UserError(f"the {segment} segment has no {'labelled ' if learning else ''}rows", "raise data.history_days")
+    values = raw["feature"].to_numpy(dtype=np.float32)
+    symbols = tuple(str(s) for s in raw.index.levels[1])
+    return WindowedRows(values, bar, symbol, symbols, ts_open, sample, label[sample], names)
 
 
 def prediction_series(dataset: DatasetH, segment: str | slice, predicted: npt.NDArray[np.float64]) -> pd.Series:

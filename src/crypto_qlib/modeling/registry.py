@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from crypto_qlib.core.errors import UserError
-from crypto_qlib.modeling.train_model import META_FILE, SUMS_FILE, TrainedModel, load_model
+from crypto_qlib.modeling.artefact import META_FILE, SUMS_FILE, TrainedModel, load_model
 
 CHAMPION_FILE: Final = "champion"
 

@@ -51,8 +51,10 @@ class TimeSplit:
         return self.train, self.valid, self.test
 
 
-def split_bars(n_bars: int, settings: ModelSettings) -> TimeSplit:
+def split_bars(n_bars: int, settings: ModelSettings, span_bars: int = 0) -> TimeSplit:
     """Return the split of ``n_bars`` decision bars by the fractions of ``settings``.
+
+    ``span_bars`` is the longest label span (``Labels.horizon_bars``) where it is longer than ``settings.horizon_bars``.
 
     The test segment runs to the end of the grid; its last ``N + 1`` rows have scores but no labels yet.
 
@@ -61,23 +63,24 @@ def split_bars(n_bars: int, settings: ModelSettings) -> TimeSplit:
     UserError
         If a segment is left with fewer than :data:`MIN_SEGMENT_BARS` bars (for the test: labelled bars).
     """
-    gap = settings.horizon_bars + settings.embargo_bars
+    span = max(settings.horizon_bars, span_bars)
+    gap = span + settings.embargo_bars
     first = round(n_bars * settings.train_fraction)
     second = round(n_bars * (settings.train_fraction + settings.valid_fraction))
     split = TimeSplit(
         Segment("train", 0, first - gap),
         Segment("valid", first, second - gap),
         Segment("test", second, n_bars),
-        settings.horizon_bars,
+        span,
     )
     usable = {s.name: s.n_bars for s in split.segments}
-    usable["test"] -= settings.horizon_bars + 1
+    usable["test"] -= span + 1
     short = {name: n for name, n in usable.items() if n < MIN_SEGMENT_BARS}
     if short:
         name, n = next(iter(short.items()))
         raise UserError(
             f"too little data: {n_bars} bars leave {max(n, 0)} labelled bars for the {name} segment after a horizon of "
-            f"{settings.horizon_bars} and an embargo of {settings.embargo_bars} bars (at least {MIN_SEGMENT_BARS} are needed)",
+            f"{span} and an embargo of {settings.embargo_bars} bars (at least {MIN_SEGMENT_BARS} are needed)",
             "raise data.history_days, or lower model.horizon_bars or model.embargo_bars",
         )
     check_no_leak(split)

@@ -20,6 +20,7 @@ from crypto_qlib.core.clock import NS_PER_DAY
 from crypto_qlib.core.signal import ScorePanel
 from crypto_qlib.data_collector.source_panel import panel_of_source
 from crypto_qlib.feature_engineering.feature_generator import build_features, latest_features
+from crypto_qlib.modeling.labels import make_labels
 from crypto_qlib.settings.load import load_settings
 from crypto_qlib.venue.market_simulator import SimulatedMarket, SimulationSpec
 
@@ -61,7 +62,7 @@ class CompileAhead:
 
 
 def compile_everything() -> None:
-    """Run features and backtest once on a tiny market, so that numba compiles and caches them."""
+    """Run features, labels and backtest once on a tiny market, so that numba compiles and caches them."""
     market = SimulatedMarket(SimulationSpec(4, 0, 4 * NS_PER_DAY))
     panel = panel_of_source(market, "1h")
     instruments = {item.symbol: item for item in market.instruments()}
@@ -73,6 +74,7 @@ def compile_everything() -> None:
     run_backtest_leveraged(panel, scores, instruments, {s: market.tiers(s) for s in panel.symbols}, settings)
     latest_features(panel, settings.features)
     build_features(panel, settings.features)
+    make_labels(panel, settings.model)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ from crypto_qlib.live_trading.runner import BarWaiter, PaperResult, RealBars, Se
 from crypto_qlib.live_trading.session import SessionConfig
 from crypto_qlib.live_trading.session_report import session_figures, write_session_figures
 from crypto_qlib.live_trading.signal_processor import Contracts, Scorer, SignalProcessor, window_bars
-from crypto_qlib.modeling.train_model import TrainedModel, predict_row
+from crypto_qlib.modeling.artefact import TrainedModel
+from crypto_qlib.modeling.train_model import predict_row
 from crypto_qlib.portfolio.rules import rules_from_settings
 from crypto_qlib.settings.schema import Settings
 from crypto_qlib.store.ledger import Ledger, SessionRow
@@ -74,7 +75,7 @@ def model_scorer(model: TrainedModel) -> Scorer:
 
     def score(panel: MarketPanel) -> Scores:
         try:
-            return predict_row(model, latest_features(panel, model.feature_settings))
+            return predict_row(model, latest_features(panel, model.feature_settings, model.context_bars + 1))
         except UserError as e:
             raise SkipCycle(e.message, e.hint) from e
 
@@ -109,7 +110,7 @@ async def trade_bars(
         inputs.history,
         FeedConfig(
             settings.data.frame,
-            window_bars(inputs.model.feature_settings, frame_ns),
+            window_bars(inputs.model.feature_settings, frame_ns, inputs.model.context_bars),
             mark=settings.data.mark_candles,
             funding=settings.data.funding,
             concurrency=settings.data.concurrency,

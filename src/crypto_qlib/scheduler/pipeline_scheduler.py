@@ -18,7 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,11 @@ from crypto_qlib.feature_engineering.feature_generator import build_features, se
 from crypto_qlib.live_trading.paper_view import PaperView
 from crypto_qlib.live_trading.runner import PaperResult
 from crypto_qlib.live_trading.session_report import SESSION_FIGURES
+from crypto_qlib.modeling.artefact import SUMS_FILE, TrainedModel, load_model
 from crypto_qlib.modeling.evaluate_model import ModelPerformance, evaluate_model, rank_ic_series, write_performance
-from crypto_qlib.modeling.labels import Labels, make_labels
+from crypto_qlib.modeling.labels import Labels, TradeRule, make_labels, uses_trades
 from crypto_qlib.modeling.registry import champion_id, model_folder, promote
-from crypto_qlib.modeling.train_model import SUMS_FILE, TrainedModel, load_model, predict_scores, train_model
+from crypto_qlib.modeling.train_model import predict_scores, train_model
 from crypto_qlib.scheduler.compile_ahead import CompileAhead
 from crypto_qlib.scheduler.exchange_access import ExchangeAccess, market_folder
 from crypto_qlib.scheduler.external_data import OFFLINE_LINE, external_lines, update_external, wants_external
@@ -261,7 +262,10 @@ class Pipeline:
             else:
                 frame, labels = self._features(), self._labels()
                 advance = self._reporter.progress(f"{self.settings.model.name}, {frame.n_rows:,} rows", 1.0)
-                model = train_model(frame, labels, self.settings.model, folder, identity=model_id, progress=advance)
+                model = train_model(
+                    frame, labels, self.settings.model, folder,
+                    identity=model_id, progress=advance, rule=TradeRule.of(self.settings),
+                )  # fmt: skip
                 self._book.complete("train", model_id, {})
             if champion_id(self.paths.models) != model_id:
                 promote(self.paths.models, model_id)
@@ -417,7 +421,8 @@ class Pipeline:
         return key_of(self._clean_key(), c.start_ns, c.end_ns, self.settings.features, share, digest_of(self._members))
 
     def _train_key(self) -> str:
-        return key_of(self._feature_key(), self.settings.model.model_dump(exclude={"threads"}))
+        rule = asdict(TradeRule.of(self.settings)) if uses_trades(self.settings.model) else None
+        return key_of(self._feature_key(), self.settings.model.model_dump(exclude={"threads"}), rule)
 
     @cached_property
     def _frame(self) -> FeatureFrame:
@@ -441,7 +446,7 @@ class Pipeline:
         return self._frame
 
     def _labels(self) -> Labels:
-        return make_labels(self._panel(), self.settings.model)
+        return make_labels(self._panel(), self.settings.model, TradeRule.of(self.settings))
 
     def _model(self) -> TrainedModel:
         return load_model(model_folder(self.paths.models, self._train_key()))

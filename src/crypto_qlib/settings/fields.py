@@ -121,7 +121,8 @@ def _kind_in_words(kind: object) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(str(v) for v in get_args(kind))
     if get_origin(kind) is tuple:
-        return f"a list of {_kind_in_words(get_args(kind)[0]).removeprefix('one of ').replace('text', 'names')}"
+        of_what = _kind_in_words(get_args(kind)[0]).removeprefix("one of ")
+        return f"a list of {of_what.replace('text', 'names').replace('a whole number', 'whole numbers')}"
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
     return words[kind] if isinstance(kind, type) else str(kind)
 

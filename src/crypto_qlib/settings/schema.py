@@ -7,40 +7,14 @@ Secrets are never settings: they come from the environment only (``settings.load
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from crypto_qlib.core.clock import parse_utc
+from crypto_qlib.settings.model_schema import ModelSettings
+from crypto_qlib.settings.section import Fraction, Frame, IsoTime, Names, Section
 
-Frame = Literal["1m", "5m", "15m", "1h", "4h", "1d"]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-def _iso_or_empty(text: str) -> str:
-    if text:
-        try:
-            parse_utc(text)
-        except ValueError:
-            raise ValueError("must be an ISO date or date-time such as 2025-01-31 or 2025-01-31T08:00:00") from None
-    return text
-
-
-def _upper(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(name.strip().upper() for name in names)
-
-
-IsoTime = Annotated[str, AfterValidator(_iso_or_empty)]
-"""ISO date or date-time, read as UTC where it names no zone; or empty."""
-
-Names = Annotated[tuple[str, ...], AfterValidator(_upper)]
-"""Coins or symbols; kept in capitals."""
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+__all__ = ["Fraction", "Frame", "IsoTime", "ModelSettings", "Names", "Section", "Settings"]
 
 
 class UniverseSettings(Section):
@@ -151,35 +125,6 @@ class NewsSettings(Section):
     max_gap_hours: float = Field(6.0, gt=0, description="Hours without a successful poll after which news is unknown, not "
                                  "silent.")  # fmt: skip
     llm: LlmSettings = Field(LlmSettings(), description="The language model.")
-
-
-class ModelSettings(Section):
-    """What is predicted, by what, on which split."""
-
-    name: Literal["lightgbm", "linear"] = Field("lightgbm", description="Model family.")
-    horizon_bars: int = Field(24, ge=1, description="Forward horizon of the label, bars; entry at the next bar's open.")
-    label: Literal["excess_return", "forward_return"] = Field(
-        "excess_return", description="Label: forward return, or the same minus the universe's mean at that bar."
-    )
-    train_fraction: Fraction = Field(0.6, description="Share of the history used for training (oldest part).")
-    valid_fraction: Fraction = Field(0.2, description="Share used for validation and calibration; the rest is the test.")
-    embargo_bars: int = Field(24, ge=0, description="Bars left out after each segment, besides the purge of the horizon.")
-    num_boost_round: int = Field(120, ge=1, description="Largest number of boosting rounds.")
-    early_stopping_rounds: int = Field(20, ge=1, description="Rounds without a better validation score before stopping.")
-    learning_rate: float = Field(0.05, gt=0, le=1, description="LightGBM learning rate.")
-    num_leaves: int = Field(63, ge=2, description="LightGBM leaves per tree.")
-    min_data_in_leaf: int = Field(500, ge=1, description="LightGBM rows per leaf at least.")
-    feature_fraction: float = Field(0.5, gt=0, le=1, description="Share of features tried per tree.")
-    lambda_l2: float = Field(10.0, ge=0, description="LightGBM L2 regularisation.")
-    max_bin: int = Field(63, ge=7, le=255, description="LightGBM histogram bins per feature.")
-    threads: int = Field(0, ge=0, description="Training threads; 0 = all cores.")
-    seed: int = Field(7, ge=0, description="Seed of everything random in training.")
-
-    @model_validator(mode="after")
-    def _leave_a_test(self) -> ModelSettings:
-        if self.train_fraction + self.valid_fraction >= 1.0:
-            raise ValueError("train_fraction + valid_fraction must leave room for a test segment (sum below 1)")
-        return self
 
 
 class StrategySettings(Section):

@@ -1,9 +1,13 @@
-"""Gradient-boosted trees on Qlib's model interface: LightGBM regression, deterministic, float32 in, text file out."""
+"""Gradient-boosted trees on Qlib's model interface: LightGBM, deterministic, float32 in, text file out.
+
+Three objectives: squared error on the label; log loss on its sign (the raw prediction is ``2 p - 1``); LambdaRank within each
+bar (the raw prediction is the score minus its bar's mean). Zero always means no opinion.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,16 +19,22 @@ from qlib.data.dataset import DatasetH
 from qlib.model.base import Model
 
 from crypto_qlib.core.errors import UserError
-from crypto_qlib.core.jit import njit
-from crypto_qlib.modeling.qlib_task import SegmentData, prediction_series, segment_arrays
+from crypto_qlib.modeling.qlib_task import BarReweighter, SegmentData, prediction_series, segment_arrays, windowed_rows
+from crypto_qlib.modeling.row_batch import RowBatch
+from crypto_qlib.modeling.training_checks import (
+    check_no_leaky_feature,
+    check_trainable,
+    correlation_groups,
+    mean_bar_correlation,
+)
 from crypto_qlib.settings.schema import ModelSettings
 
 FloatArray = npt.NDArray[np.float64]
 
 BIN_SAMPLE_ROWS: Final = 50_000
 """Rows LightGBM looks at to place its bins; sorting its default of 200,000 takes longer than the boosting."""
-LABEL_CLIP_QUANTILE: Final = 0.005
-"""Training labels beyond these quantiles of the *training* labels are pulled in: a squared loss would chase single crashes."""
+GRADES: Final = 16
+"""Grades of relevance a bar's labels are cut into for LambdaRank."""
 
 
 class LightGBMModel(Model):  # type: ignore[misc]
@@ -38,11 +48,16 @@ class LightGBMModel(Model):  # type: ignore[misc]
         Told the fraction of boosting rounds just finished.
     """
 
-    FILE: Final = "model.txt"
+    FILES: Final = ("model.txt",)
+    context_bars: Final = 0
 
     def __init__(
-        self, settings: ModelSettings | dict[str, Any] | None = None, progress: Callable[[float], None] | None = None
+        self,
+        settings: ModelSettings | dict[str, Any] | None = None,
+        progress: Callable[[float], None] | None = None,
+        checkpoint: Path | None = None,
     ) -> None:
+        del checkpoint  # too quick to train to need one
         self.settings = settings if isinstance(settings, ModelSettings) else ModelSettings.model_validate(settings or {})
         self.progress = progress
         self.booster: lgb.Booster | None = None
@@ -51,7 +66,7 @@ class LightGBMModel(Model):  # type: ignore[misc]
         """Return LightGBM's parameters; histograms column-wise, results independent of the number of threads."""
         s = self.settings
         return {
-            "objective": "regression",
+            "objective": {"regression": "regression", "classification": "binary", "ranking": "lambdarank"}[s.objective],
             "metric": "none",
             "learning_rate": s.learning_rate,
             "num_leaves": s.num_leaves,
@@ -67,7 +82,7 @@ class LightGBMModel(Model):  # type: ignore[misc]
             "verbosity": -1,
         }
 
-    def fit(self, dataset: DatasetH, reweighter: Any = None) -> None:
+    def fit(self, dataset: DatasetH, reweighter: BarReweighter | None = None) -> None:
         """Train on the ``train`` segment; stop when the mean cross-sectional IC on ``valid`` no longer rises.
 
         The squared error itself is a poor guide for stopping: at a realistic IC of a few percent its gain is a few hundredths
@@ -77,31 +92,30 @@ class LightGBMModel(Model):  # type: ignore[misc]
         ----------
         dataset : DatasetH
             With segments ``train`` and ``valid`` and one label column.
-        reweighter : None
-            Not used; Qlib's interface.
+        reweighter : BarReweighter, optional
+            Weights of the training rows.
 
         Raises
         ------
         UserError
-            If there are too few rows to grow one split, or the labels do not vary.
+            If there are too few rows to grow one split, the labels do not vary, or a feature knows the label.
         """
-        if reweighter is not None:
-            raise UserError("LightGBMModel takes no reweighter")
         train = segment_arrays(dataset, "train", learning=True)
-        low, high = check_trainable(train, self.settings)
-        params = self.params()
-        train_set = _binned(train, (low, high), params, None)
+        leaf = self.settings.min_data_in_leaf
+        low, high = check_trainable(train.label, 2 * leaf, f"two leaves of {leaf}", "lower model.min_data_in_leaf")
+        check_no_leaky_feature(train.values, train.label, train.bar, train.names, self.settings.max_feature_ic)
+        train_set = self._binned(train, (low, high), None, reweighter)
         del train  # LightGBM has binned it: the float copy of the segment can go
         valid = segment_arrays(dataset, "valid", learning=True)
-        valid_set = _binned(valid, (low, high), params, train_set)
-        outcome, bar = np.clip(valid.label, low, high), valid.bar
+        valid_set = self._binned(valid, (low, high), train_set, None)
+        outcome, bar = np.clip(valid.label, low, high), correlation_groups(valid.bar)
         del valid
 
         def rate(predicted: FloatArray, _data: lgb.Dataset) -> tuple[str, float, bool]:
             return "ic", mean_bar_correlation(predicted, outcome, bar), True
 
         self.booster = lgb.train(
-            params,
+            self.params(),
             train_set,
             num_boost_round=self.settings.num_boost_round,
             valid_sets=[valid_set],
@@ -111,38 +125,61 @@ class LightGBMModel(Model):  # type: ignore[misc]
         )
         self.booster.free_dataset()
 
+    def _binned(
+        self, data: SegmentData, clip: tuple[float, float], reference: lgb.Dataset | None, reweighter: BarReweighter | None
+    ) -> lgb.Dataset:
+        """Return the segment binned by LightGBM, its raw values released."""
+        objective = self.settings.objective
+        label: Any = np.clip(data.label, clip[0], clip[1])
+        if objective == "classification":
+            label = (data.label > 0.0).astype(np.float64)
+        elif objective == "ranking":
+            label = relevance(data.label, data.bar)
+        names: list[str] | str = list(data.names) if reference is None else "auto"
+        return lgb.Dataset(
+            data.values,
+            label=label,
+            group=[rows.stop - rows.start for rows in _bars(data.bar)] if objective == "ranking" else None,
+            weight=None if reweighter is None else reweighter.at(data.bar, data.symbol),
+            feature_name=names,
+            params=self.params(),
+            reference=reference,
+            free_raw_data=True,
+        ).construct()
+
     def _tell(self, _env: Any) -> None:
         if self.progress is not None:
             self.progress(1.0 / self.settings.num_boost_round)
 
     def predict(self, dataset: DatasetH, segment: str | slice = "test") -> pd.Series:
         """Return raw predictions of a segment as a series over ``(datetime, instrument)``."""
-        rows = segment_arrays(dataset, str(segment), learning=False)
-        return prediction_series(dataset, segment, self.predict_rows(rows.values, rows.bar, self.settings.threads))
+        rows = windowed_rows(dataset, str(segment), learning=False)
+        return prediction_series(dataset, segment, self.predict_batch(rows.batch(), self.settings.threads))
 
-    def predict_rows(self, values: npt.NDArray[np.float32], bar: npt.NDArray[np.int64], threads: int) -> FloatArray:
-        """Return raw predictions, shape ``(n_rows,)``; each row's value depends on that row alone.
+    def predict_batch(self, batch: RowBatch, threads: int) -> FloatArray:
+        """Return raw predictions, shape ``(batch.n_scored,)``; each row's value depends on its bar alone.
 
         Parameters
         ----------
-        values : (n_rows, n_features) float32
-            Features in training order.
-        bar : (n_rows,) int64
-            Not used: trees read one row at a time.
+        batch : RowBatch
+            Rows to be scored; context is not looked at.
         threads : int
             Threads; 1 is fastest for a single bar.
         """
-        del bar
         if self.booster is None:
             raise UserError("the model is not trained yet")
-        result: FloatArray = np.asarray(self.booster.predict(values, num_threads=threads), dtype=np.float64)
-        return result
+        raw = np.asarray(self.booster.predict(batch.values[batch.start :], num_threads=threads), dtype=np.float64)
+        if self.settings.objective == "classification":
+            return 2.0 * raw - 1.0
+        if self.settings.objective == "ranking":
+            return centred_in_bars(raw, batch.bar[batch.start :])
+        return raw
 
     def save(self, folder: Path) -> None:
         """Write the booster as LightGBM text."""
         if self.booster is None:
             raise UserError("the model is not trained yet")
-        (folder / self.FILE).write_text(self.booster.model_to_string(num_iteration=self.booster.best_iteration))
+        (folder / self.FILES[0]).write_text(self.booster.model_to_string(num_iteration=self.booster.best_iteration))
 
     @classmethod
     def load(cls, folder: Path, settings: ModelSettings) -> LightGBMModel:
@@ -155,9 +192,9 @@ class LightGBMModel(Model):  # type: ignore[misc]
         """
         model = cls(settings)
         try:
-            model.booster = lgb.Booster(model_str=(folder / cls.FILE).read_text())
+            model.booster = lgb.Booster(model_str=(folder / cls.FILES[0]).read_text())
         except lgb.basic.LightGBMError as e:
-            raise UserError(f"{folder / cls.FILE} is not a LightGBM model: {e}", "train again") from e
+            raise UserError(f"{folder / cls.FILES[0]} is not a LightGBM model: {e}", "train again") from e
         return model
 
     def diagnostics(self) -> dict[str, float]:
@@ -175,63 +212,24 @@ class LightGBMModel(Model):  # type: ignore[misc]
         return np.asarray(self.booster.feature_importance("gain"), dtype=np.float64)
 
 
-@njit
-def mean_bar_correlation(predicted: FloatArray, outcome: FloatArray, bar: npt.NDArray[np.int64]) -> float:
-    """Return the mean over bars of the Pearson correlation across the rows of the bar; a bar without spread counts as 0.
-
-    Parameters
-    ----------
-    predicted, outcome : (n_rows,) float64
-        Finite values.
-    bar : (n_rows,) int64
-        Bar of each row, not decreasing.
-    """
-    total = 0.0
-    bars = 0
-    start = 0
-    while start < bar.size:
-        stop = start
-        while stop < bar.size and bar[stop] == bar[start]:
-            stop += 1
-        mean_p = predicted[start:stop].mean()
-        mean_y = outcome[start:stop].mean()
-        cov = 0.0
-        var_p = 0.0
-        var_y = 0.0
-        for k in range(start, stop):
-            cov += (predicted[k] - mean_p) * (outcome[k] - mean_y)
-            var_p += (predicted[k] - mean_p) ** 2
-            var_y += (outcome[k] - mean_y) ** 2
-        if var_p > 0.0 and var_y > 0.0:
-            total += cov / math.sqrt(var_p * var_y)
-        bars += 1
-        start = stop
-    return total / bars if bars else 0.0
+def relevance(label: FloatArray, bar: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    """Return each row's grade within its bar for LambdaRank: 0 (lowest label) to :data:`GRADES` - 1, shape ``(n_rows,)``."""
+    result = np.zeros(label.size, dtype=np.int32)
+    for rows in _bars(bar):
+        order = np.argsort(np.argsort(label[rows], kind="stable"), kind="stable")
+        result[rows] = order * GRADES // max(order.size, 1)
+    return result
 
 
-def check_trainable(train: SegmentData, settings: ModelSettings) -> tuple[float, float]:
-    """Return the clip bounds of the training labels.
-
-    Raises
-    ------
-    UserError
-        If there are fewer rows than two leaves hold, or the label is constant.
-    """
-    if train.label.size < 2 * settings.min_data_in_leaf:
-        raise UserError(
-            f"too little data: {train.label.size} labelled training rows cannot fill two leaves of {settings.min_data_in_leaf}",
-            "raise data.history_days or universe.size, or lower model.min_data_in_leaf",
-        )
-    low, high = np.quantile(train.label, (LABEL_CLIP_QUANTILE, 1.0 - LABEL_CLIP_QUANTILE))
-    if not high > low:
-        raise UserError("the training label is constant: there is nothing to learn", "check the candles of the universe")
-    return float(low), float(high)
+def _bars(bar: npt.NDArray[np.int64]) -> list[slice]:
+    """Return the row slice of each bar."""
+    edges = [0, *(np.flatnonzero(np.diff(bar)) + 1).tolist(), bar.size]
+    return [slice(a, b) for a, b in pairwise(edges) if b > a]
 
 
-def _binned(data: SegmentData, clip: tuple[float, float], params: dict[str, Any], reference: lgb.Dataset | None) -> lgb.Dataset:
-    """Return the segment binned by LightGBM, its raw values released."""
-    label = np.clip(data.label, clip[0], clip[1])
-    names: list[str] | str = list(data.names) if reference is None else "auto"
-    return lgb.Dataset(
-        data.values, label=label, feature_name=names, params=dict(params), reference=reference, free_raw_data=True
-    ).construct()
+def centred_in_bars(values: FloatArray, bar: npt.NDArray[np.int64]) -> FloatArray:
+    """Return ``values`` minus the mean of their bar: a ranking score has no zero of its own."""
+    result = np.empty(values.size)
+    for rows in _bars(bar):
+        result[rows] = values[rows] - values[rows].mean()
+    return result

@@ -21,7 +21,9 @@ from qlib.model.base import Model
 
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.jit import njit
-from crypto_qlib.modeling.qlib_task import SegmentData, prediction_series, segment_arrays
+from crypto_qlib.modeling.qlib_task import BarReweighter, SegmentData, prediction_series, segment_arrays, windowed_rows
+from crypto_qlib.modeling.row_batch import RowBatch
+from crypto_qlib.modeling.training_checks import check_no_leaky_feature, check_trainable
 from crypto_qlib.settings.schema import ModelSettings
 
 FloatArray = npt.NDArray[np.float64]
@@ -95,38 +97,39 @@ class LinearModel(Model):  # type: ignore[misc]
         Told the fraction of the work just finished.
     """
 
-    FILE: Final = "model.weights.json"
+    FILES: Final = ("model.weights.json",)
+    context_bars: Final = 0
 
     def __init__(
-        self, settings: ModelSettings | dict[str, Any] | None = None, progress: Callable[[float], None] | None = None
+        self,
+        settings: ModelSettings | dict[str, Any] | None = None,
+        progress: Callable[[float], None] | None = None,
+        checkpoint: Path | None = None,
     ) -> None:
+        del checkpoint  # too quick to train to need one
         self.settings = settings if isinstance(settings, ModelSettings) else ModelSettings.model_validate(settings or {})
         self.progress = progress
         self.weights: FloatArray | None = None
         self.penalty = math.nan
 
-    def fit(self, dataset: DatasetH, reweighter: Any = None) -> None:
+    def fit(self, dataset: DatasetH, reweighter: BarReweighter | None = None) -> None:
         """Fit on ``train``, choose the penalty by squared error on ``valid``.
 
         Raises
         ------
         UserError
-            If there are fewer training rows than features, or the labels do not vary.
+            If there are fewer training rows than features, the labels do not vary, or a feature knows the label.
         """
-        if reweighter is not None:
-            raise UserError("LinearModel takes no reweighter")
         train = segment_arrays(dataset, "train", learning=True)
         n_features = train.values.shape[1]
-        if train.label.size < 2 * n_features:
-            raise UserError(f"too little data: {train.label.size} labelled training rows for {n_features} features",
-                            "raise data.history_days or universe.size")  # fmt: skip
-        if not float(np.ptp(train.label)) > 0.0:
-            raise UserError("the training label is constant: there is nothing to learn", "check the candles of the universe")
-        gram, cross = self._moments(train, 0.7)
+        check_trainable(train.label, 2 * n_features, f"twice {n_features} features")
+        check_no_leaky_feature(train.values, train.label, train.bar, train.names, self.settings.max_feature_ic)
+        weight = None if reweighter is None else reweighter.at(train.bar, train.symbol)
+        gram, cross = self._moments(train, weight, 0.7)
         size = train.label.size
         del train
         valid = segment_arrays(dataset, "valid", learning=True)
-        valid_gram, valid_cross = self._moments(valid, 0.3)
+        valid_gram, valid_cross = self._moments(valid, None, 0.3)
         best = math.inf
         for penalty in PENALTIES:
             weights = np.linalg.solve(gram + penalty * size * np.eye(n_features), cross)
@@ -134,40 +137,40 @@ class LinearModel(Model):  # type: ignore[misc]
             if loss < best:
                 best, self.weights, self.penalty = loss, np.asarray(weights, dtype=np.float64), penalty
 
-    def _moments(self, data: SegmentData, share: float) -> tuple[FloatArray, FloatArray]:
+    def _moments(self, data: SegmentData, weight: FloatArray | None, share: float) -> tuple[FloatArray, FloatArray]:
         """Return ``Z'Z`` and ``Z'y`` of the standardised rows, a chunk of bars at a time."""
         n = data.values.shape[1]
         gram, cross = np.zeros((n, n)), np.zeros(n)
         chunks = _bar_chunks(data.bar)
         for part in chunks:
             rows = standardise_bars(np.ascontiguousarray(data.values[part]), data.bar[part])
-            gram += rows.T @ rows
-            cross += rows.T @ data.label[part]
+            weighed = rows if weight is None else rows * weight[part, None]
+            gram += weighed.T @ rows
+            cross += weighed.T @ data.label[part]
             if self.progress is not None:
                 self.progress(share / len(chunks))
         return gram, cross
 
     def predict(self, dataset: DatasetH, segment: str | slice = "test") -> pd.Series:
         """Return raw predictions of a segment as a series over ``(datetime, instrument)``."""
-        rows = segment_arrays(dataset, str(segment), learning=False)
-        return prediction_series(dataset, segment, self.predict_rows(rows.values, rows.bar, 1))
+        rows = windowed_rows(dataset, str(segment), learning=False)
+        return prediction_series(dataset, segment, self.predict_batch(rows.batch(), 1))
 
-    def predict_rows(self, values: npt.NDArray[np.float32], bar: npt.NDArray[np.int64], threads: int) -> FloatArray:
-        """Return raw predictions, shape ``(n_rows,)``; a row's value depends on the rows of its bar.
+    def predict_batch(self, batch: RowBatch, threads: int) -> FloatArray:
+        """Return raw predictions, shape ``(batch.n_scored,)``; a row's value depends on the rows of its bar.
 
         Parameters
         ----------
-        values : (n_rows, n_features) float32
-            Features in training order, whole bars.
-        bar : (n_rows,) int64
-            Bar of each row, not decreasing.
+        batch : RowBatch
+            Whole bars to be scored; context is not looked at.
         threads : int
             Not used.
         """
         del threads
         if self.weights is None:
             raise UserError("the model is not trained yet")
-        result = np.empty(values.shape[0])
+        values, bar = batch.values[batch.start :], batch.bar[batch.start :]
+        result = np.empty(batch.n_scored)
         for part in _bar_chunks(bar):
             result[part] = _dot_rows(standardise_bars(np.ascontiguousarray(values[part]), bar[part]), self.weights)
         return result
@@ -176,7 +179,7 @@ class LinearModel(Model):  # type: ignore[misc]
         """Write the weights as JSON (exact round trip)."""
         if self.weights is None:
             raise UserError("the model is not trained yet")
-        (folder / self.FILE).write_text(json.dumps({"penalty": self.penalty, "weights": self.weights.tolist()}))
+        (folder / self.FILES[0]).write_text(json.dumps({"penalty": self.penalty, "weights": self.weights.tolist()}))
 
     @classmethod
     def load(cls, folder: Path, settings: ModelSettings) -> LinearModel:
@@ -189,10 +192,10 @@ class LinearModel(Model):  # type: ignore[misc]
         """
         model = cls(settings)
         try:
-            raw = json.loads((folder / cls.FILE).read_text())
+            raw = json.loads((folder / cls.FILES[0]).read_text())
             model.weights, model.penalty = np.array(raw["weights"], dtype=np.float64), float(raw["penalty"])
         except (ValueError, KeyError, TypeError) as e:
-            raise UserError(f"{folder / cls.FILE} does not hold linear weights: {e}", "train again") from e
+            raise UserError(f"{folder / cls.FILES[0]} does not hold linear weights: {e}", "train again") from e
         return model
 
     def diagnostics(self) -> dict[str, float]:
