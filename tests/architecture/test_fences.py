@@ -26,7 +26,19 @@ WALL_CLOCK = {
 GLOBAL_RANDOMNESS = ("np.random.", "numpy.random.", "random.")
 SEEDED = {"default_rng", "Generator", "SeedSequence", "BitGenerator", "PCG64", "Philox", "Random"}
 
-HEAVY = {"ccxt", "lightgbm", "matplotlib", "mlflow", "pandas", "plotly", "qlib", "torch", "yfinance", "curl_cffi", "pytorch_forecasting"}
+HEAVY = {
+    "ccxt",
+    "lightgbm",
+    "matplotlib",
+    "mlflow",
+    "pandas",
+    "plotly",
+    "qlib",
+    "torch",
+    "yfinance",
+    "curl_cffi",
+    "pytorch_forecasting",
+}
 """May be imported inside a function: each costs from half a second to several, and not every run needs it."""
 
 HEAVY_OWN = {"crypto_qlib.data_collector.qlib_data_adapter"}
