@@ -15,6 +15,7 @@ from crypto_qlib.core.order import ExitKind, Fill, MarginMode, PositionKey, Posi
 from crypto_qlib.core.position import Position, apply_fill
 from crypto_qlib.venue.liquidation import floor_at_zero
 from crypto_qlib.venue.records import Bill, BillKind, ClosedPosition, VenueEvent, VenueOrder
+from crypto_qlib.venue.trigger_records import TriggerOrder
 
 
 @dataclass(slots=True)
@@ -63,6 +64,8 @@ class VenueAccount:
     fills: list[Fill] = field(default_factory=list)
     bills: list[Bill] = field(default_factory=list)
     closed: list[ClosedPosition] = field(default_factory=list)
+    triggers: dict[int, TriggerOrder] = field(default_factory=dict)
+    live_triggers: dict[int, TriggerOrder] = field(default_factory=dict)
     events: list[VenueEvent] = field(default_factory=list)
 
     def cross(self) -> list[HeldPosition]:

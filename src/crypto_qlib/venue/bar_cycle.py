@@ -15,6 +15,7 @@ from crypto_qlib.venue.matching import (
     LIQUIDATION,
     NO_EXIT,
     STOP,
+    TAKE_PROFIT,
     TIME,
     TRAILING,
     gap_exit,
@@ -26,15 +27,17 @@ from crypto_qlib.venue.matching import (
 )
 from crypto_qlib.venue.order_desk import OrderDesk
 from crypto_qlib.venue.records import Ambiguous, Refusal, RefusalCode
+from crypto_qlib.venue.trigger_desk import TriggerDesk
 from crypto_qlib.venue.valuation import liquidation_mark, trailing_stop, triggers_on_mark
 
 
 class BarCycle:
     """Apply the events of a bar to one account at a time."""
 
-    def __init__(self, execution: Execution, desk: OrderDesk) -> None:
+    def __init__(self, execution: Execution, desk: OrderDesk, triggers: TriggerDesk) -> None:
         self._execution = execution
         self._desk = desk
+        self._triggers = triggers
         self._liquidator = Liquidator(execution)
 
     def close_delisted(self, account: VenueAccount, ts_open: int) -> None:
@@ -48,6 +51,8 @@ class BarCycle:
             why = Refusal(RefusalCode.DELISTED, f"instrument {symbol} is delisted")
             for held in [held for key, held in account.positions.items() if key[0] == symbol]:
                 self._execution.close(account, held, self._execution.board.mark(symbol), ExitKind.DELISTED)
+            for trigger in [t for t in account.live_triggers.values() if t.request.symbol == symbol]:
+                self._triggers.cancel(account, trigger, why)
             for key in {order.key for order in account.pending.values() if order.symbol == symbol}:
                 self._execution.release_orders(account, key, why, every=True)
 
@@ -59,19 +64,24 @@ class BarCycle:
         for held in list(account.positions.values()):
             self._gap(account, held)
         self._close_due(account)
+        self._triggers.fire_passed(account)
         self._desk.match_resting(account, closing=True, at_open=True)
         self._desk.match_resting(account, closing=False, at_open=True)
         self._desk.match_queued(account)
+        self._triggers.sweep(account)
 
     def inside(self, account: VenueAccount) -> None:
         """Run entries by limit, adverse extremes, then favourable ones, then auto-deleveraging if it is switched on."""
         self._desk.match_resting(account, closing=False)
+        self._triggers.fire_openers(account)
         self._liquidator.test_cross_inside(account)
         for held in list(account.positions.values()):
             self._inside_position(account, held)
         self._desk.match_resting(account, closing=True)
         for held in list(account.positions.values()):
             self._ratchet(account, held)
+        self._triggers.follow(account)
+        self._triggers.sweep(account)
         if math.isfinite(self._execution.config.adl_stress_move):
             self._deleverage(account)
 
@@ -114,6 +124,8 @@ class BarCycle:
             p = held.position
             stop, stop_code = nearer_stop(p.side, stop_level(held), trailing_stop(held))
             target, on_mark = _target(held), triggers_on_mark(held)
+            if self._fire_nearest(account, held, row, stop):
+                continue
             code, raw, ambiguous = intrabar_exit(
                 p.side, row.open, row.high, row.low, row.mark_open, row.mark_high, row.mark_low,
                 stop, target, self._liquidation_mark(account, held), on_mark, held.touched_ts == bar.ts_open,
@@ -128,6 +140,31 @@ class BarCycle:
                     self._exit(account, held, stop_code if code == STOP else code, raw, row)
                 return
             self._liquidator.step_isolated(account, held, raw)
+
+    def _fire_nearest(self, account: VenueAccount, held: HeldPosition, row: SymbolBar, own_stop: float) -> bool:
+        """Set the trigger order off that would close this position first inside the bar; return whether there was one.
+
+        On the losing side it must lie nearer than the position's own stop and win against liquidation by the same rule; on the
+        winning side it comes only where nothing on the losing side was reached, and not in the bar of the last opening fill.
+        """
+        p, bar = held.position, self._execution.board.bar
+        liquidation, entered = self._liquidation_mark(account, held), bar is not None and held.touched_ts == bar.ts_open
+        losing, winning = (self._triggers.nearest(account, held, adverse=adverse) for adverse in (True, False))
+        for armed, code in ((losing, STOP), (winning, TAKE_PROFIT)):
+            own = own_stop if code == STOP else _target(held)
+            if armed is None or (code == STOP and p.side * (own - armed.leg.level) > 0.0):
+                continue
+            if code == TAKE_PROFIT and p.side * (armed.leg.level - own) > 0.0:
+                continue
+            stop, target = (armed.leg.level, math.nan) if code == STOP else (own_stop, armed.leg.level)
+            found, raw, _ = intrabar_exit(
+                p.side, row.open, row.high, row.low, row.mark_open, row.mark_high, row.mark_low,
+                stop, target, liquidation, armed.on_mark, entered,
+            )  # fmt: skip
+            if found == code:
+                self._triggers.fire(account, armed, raw, row)
+                return True
+        return False
 
     def _exit(self, account: VenueAccount, held: HeldPosition, code: int, raw: float, row: SymbolBar) -> None:
         """Close a whole position because its stop, trailing stop or take-profit was set off at ``raw``."""

@@ -101,6 +101,41 @@ class OrderDesk:
         why = Refusal(RefusalCode.CANCELED_BY_CLIENT, "cancelled by the client")
         self._execution.change_order(account, order, OrderStatus.CANCELED, why)
 
+    @property
+    def next_id(self) -> int:
+        """Return the id the next order gets."""
+        return self._next_id
+
+    def take_triggered(
+        self, account: VenueAccount, request: OrderRequest, kind: ExitKind, raw: float, row: SymbolBar, *, is_stop: bool
+    ) -> VenueOrder:
+        """Take the order a trigger order became and match it at ``raw`` before slippage; a limit beyond it rests.
+
+        Parameters
+        ----------
+        kind : ExitKind
+            What set it off; carried over to closing fills.
+        is_stop : bool
+            Whether it is slipped as a stop (against a market running away) or as a plain taker order.
+        """
+        now = self._execution.clock.now_ns()
+        refusal = self._check(account, request, request.lots, 0)
+        status = OrderStatus.REJECTED if refusal else OrderStatus.LIVE
+        order = VenueOrder(
+            self._next_id, account.account_id, request, status,
+            created_ns=now, updated_ns=now, refusal=refusal, exit_kind=kind,
+        )  # fmt: skip
+        self._next_id += 1
+        self._execution.store_order(account, order)
+        if refusal is None:
+            price_of = self._execution.stop_price if is_stop else self._execution.taker_price
+            sign = request.side.sign
+            price = price_of(request.symbol, sign, raw, request.lots, row)
+            if request.price is None or sign * (request.price - price) >= 0.0:
+                closing = min(self._closable(account, order), order.remaining_lots)
+                self._take(account, order, closing, self._openable(order, closing, row), price)
+        return account.orders[order.order_id]
+
     def match_queued(self, account: VenueAccount) -> None:
         """Match what arrived while no bar was open, exits first; call once per account at the open."""
         queued = [account.pending[k] for k in self._queued if k in account.pending]

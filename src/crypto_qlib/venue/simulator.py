@@ -10,6 +10,7 @@ begin_bar
     2. Gap test on the mark open: a ratio at or below 1 is liquidated there, before any stop. Cross account first; its open
        orders are cancelled before it is.
     3. Stops, trailing stops and take-profits already passed fill at the last open, with slippage.
+       Trigger orders the open has passed already become orders.
     4. Positions whose time is up leave at the last open. Resting limit orders the open trades through by a tick fill at their
        limit; then orders that were sent while no bar was open: exits before entries, in order of arrival.
 between
@@ -20,6 +21,7 @@ end_bar
        taken to come after the fill.
     7. Cross account: all positions at their adverse extreme (or their nearer stop) together; where the ratio reaches 1 on the
        way there, tier-3-and-above positions are cut step by step, else the whole account is taken over at those marks.
+       Trigger orders that open or add become orders at their level, the nearer to the open first.
     8. Each position: adverse extreme before favourable. The nearer of stop (on its own stream) and liquidation (on mark)
        wins; liquidation where it cannot be told; both beat the take-profit; no take-profit in the bar of the last opening
        fill or partial liquidation.
@@ -50,6 +52,8 @@ from crypto_qlib.venue.market_board import MarketBoard, VenueBar
 from crypto_qlib.venue.order_desk import OrderDesk
 from crypto_qlib.venue.records import Bill, BillKind, ClosedPosition, Refusal, RefusalCode, VenueEvent, VenueOrder
 from crypto_qlib.venue.snapshot import AccountSnapshot
+from crypto_qlib.venue.trigger_desk import TriggerDesk
+from crypto_qlib.venue.trigger_records import TriggerOrder, TriggerRequest
 from crypto_qlib.venue.valuation import Listing, account_snapshot
 from crypto_qlib.venue.venue_config import VenueConfig, VenueInstrument
 
@@ -74,7 +78,8 @@ class SimulatedExchange:
         self._execution = Execution(self._listing, self._board, config, self._clock)
         self._desk = OrderDesk(self._execution)
         self._margin_desk = MarginDesk(self._execution)
-        self._cycle = BarCycle(self._execution, self._desk)
+        self._triggers = TriggerDesk(self._execution, self._desk)
+        self._cycle = BarCycle(self._execution, self._desk, self._triggers)
         self._accounts: dict[str, VenueAccount] = {}
 
     @property
@@ -219,7 +224,35 @@ class SimulatedExchange:
         exit_kind : ExitKind | None
             The client's reason, carried over to closing fills; ``None`` reads as ``SIGNAL``.
         """
-        return self._desk.submit(self._account(account_id), request, exit_kind)
+        account = self._account(account_id)
+        order = self._desk.submit(account, request, exit_kind)
+        self._triggers.sweep(account)
+        return account.orders[order.order_id]
+
+    def place_trigger(self, account_id: str, request: TriggerRequest) -> TriggerOrder | Refusal:
+        """Take an order that waits for a price (``trigger_records``)."""
+        return self._triggers.place(self._account(account_id), request)
+
+    def amend_trigger(self, account_id: str, trigger_id: int, request: TriggerRequest) -> Refusal | None:
+        """Change a waiting trigger order."""
+        account = self._account(account_id)
+        trigger = account.live_triggers.get(trigger_id)
+        if trigger is None:
+            return Refusal(RefusalCode.UNKNOWN_ORDER, f"no waiting trigger order {trigger_id}")
+        return self._triggers.amend(account, trigger, request)
+
+    def cancel_trigger(self, account_id: str, trigger_id: int) -> Refusal | None:
+        """Cancel a waiting trigger order."""
+        account = self._account(account_id)
+        trigger = account.live_triggers.get(trigger_id)
+        if trigger is None:
+            return Refusal(RefusalCode.UNKNOWN_ORDER, f"no waiting trigger order {trigger_id}")
+        self._triggers.cancel(account, trigger)
+        return None
+
+    def triggers(self, account_id: str) -> Sequence[TriggerOrder]:
+        """Return all trigger orders ever taken, oldest first."""
+        return tuple(self._account(account_id).triggers.values())
 
     def amend(
         self, account_id: str, symbol: str, client_order_id: str, *, lots: int | None = None, price: float | None = None

@@ -1,26 +1,30 @@
-"""``/api/v5/trade/*algo*``: stop-loss and take-profit as algo orders. Source: OKX API v5, "Algo Trading".
+"""``/api/v5/trade/*algo*``: orders that wait for a price. Source: OKX API v5, "Algo Trading".
 
-The venue protects positions: one stop and one take-profit each, over the whole position. A posted ``conditional`` or ``oco``
-therefore needs an open position, closes it, and is merged with the level of the other kind that is already set.
+Two things are shown as algo orders: the venue's trigger orders, which a client places here, and the protection of a position
+that came attached to the order which opened it. The latter is one stop and one take-profit over the whole position.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
-from crypto_qlib.core.order import PositionKey, Protection
-from crypto_qlib.core.position import Position
+from crypto_qlib.core.order import Protection
 from crypto_qlib.exchange.embedded import order_parsing as parse
+from crypto_qlib.exchange.embedded.algo_parsing import amended_trigger, posted_trigger
 from crypto_qlib.exchange.embedded.market_window import MarketWindow
 from crypto_qlib.exchange.embedded.order_rows import algo_row
 from crypto_qlib.exchange.embedded.paging import page
 from crypto_qlib.exchange.embedded.paper_book import AlgoOrder, PaperBook
 from crypto_qlib.exchange.embedded.paper_venue import PaperVenue
-from crypto_qlib.exchange.embedded.refusals import wire_refusal
+from crypto_qlib.exchange.embedded.refusals import trigger_refusal, wire_refusal
 from crypto_qlib.exchange.embedded.wire import Call, Reply, Row, WireRefusal, envelope
 from crypto_qlib.exchange.gateway import PriceKind
+from crypto_qlib.venue.refusals import Refusal
 
-_PROTECTIVE = ("conditional", "oco")
+_MAX_CANCELS: Final = 10
+_ENDED: Final = ("effective", "canceled", "order_failed")
 
 
 class AlgoApi:
@@ -41,37 +45,19 @@ class AlgoApi:
         self._venue = venue
         self._book = book
         self._by_symbol = {item.symbol: item for item in window.source.instruments()}
+        self._n_triggers = 0
 
     def place(self, call: Call) -> Reply:
         """Answer POST ``trade/order-algo``."""
-        if len(call.body) != 1:
-            raise WireRefusal("50000")
-        posted = call.body[0]
-        names = {"algoClOrdId": str(posted.get("algoClOrdId", posted.get("clOrdId", ""))), "algoId": "", "tag": ""}
-        try:
-            algo = self._place_one(call.account_id, posted, names["algoClOrdId"])
-        except WireRefusal as refusal:
-            return Reply([names | {"clOrdId": "", "sCode": refusal.code, "sMsg": refusal.message}], "1")
-        return Reply([names | {"algoId": str(algo.algo_id), "clOrdId": names["algoClOrdId"], "sCode": "0", "sMsg": ""}])
+        return self._each(call, self._place_one, most=1)
 
     def cancel(self, call: Call) -> Reply:
-        """Answer ``trade/cancel-algos``."""
-        if not call.body:
-            raise WireRefusal("50000")
-        rows: list[Row] = []
-        for posted in call.body:
-            row = {"algoId": str(posted.get("algoId", "")), "algoClOrdId": str(posted.get("algoClOrdId", "")), "tag": ""}
-            try:
-                algo = self._named(call.account_id, row["algoId"], row["algoClOrdId"])
-                if algo is None or algo.state != "live":
-                    raise WireRefusal("51400")
-                symbol, mode, side = algo.key
-                self._venue.exchange.set_protection(call.account_id, symbol, mode, None, side)
-                rows.append(row | {"algoId": str(algo.algo_id), "sCode": "0", "sMsg": ""})
-            except WireRefusal as refusal:
-                rows.append(row | {"sCode": refusal.code, "sMsg": refusal.message})
-        failed = sum(row["sCode"] != "0" for row in rows)
-        return Reply(rows, "0" if not failed else "1" if failed == len(rows) else "2")
+        """Answer ``trade/cancel-algos``: up to ten."""
+        return self._each(call, self._cancel_one, most=_MAX_CANCELS)
+
+    def amend(self, call: Call) -> Reply:
+        """Answer ``trade/amend-algos``."""
+        return self._each(call, self._amend_one, most=1)
 
     def order(self, call: Call) -> bytes:
         """Answer GET ``trade/order-algo`` by ``algoId`` or ``algoClOrdId``."""
@@ -89,47 +75,73 @@ class AlgoApi:
         state = call.query.get("state", "")
         if not state and not call.query.get("algoId", ""):
             raise WireRefusal("50014", "state")
-        return self._listed(call, (state,) if state else ("effective", "canceled"))
+        return self._listed(call, (state,) if state else _ENDED)
 
-    def _place_one(self, account_id: str, posted: Row, client_id: str) -> AlgoOrder:
+    def row(self, account_id: str, algo: AlgoOrder) -> Row:
+        """Return a row of ``trade/orders-algo-pending``."""
+        leverage = self._venue.exchange.leverage(account_id, *algo.key)
+        return algo_row(algo, self._by_symbol[algo.key[0]], leverage, self._window.price(PriceKind.LAST, algo.key[0]))
+
+    def _each(self, call: Call, act: Callable[[str, Row], Row], most: int) -> Reply:
+        if not call.body:
+            raise WireRefusal("50000")
+        if len(call.body) > most:
+            raise WireRefusal("51000", "algoId")
+        rows: list[Row] = []
+        for posted in call.body:
+            own_id = str(posted.get("algoClOrdId", posted.get("clOrdId", "")))
+            names = {"algoId": str(posted.get("algoId", "")), "algoClOrdId": own_id, "clOrdId": own_id, "tag": ""}
+            try:
+                rows.append(names | act(call.account_id, posted) | {"sCode": "0", "sMsg": ""})
+            except WireRefusal as refusal:
+                rows.append(names | {"sCode": refusal.code, "sMsg": refusal.message})
+        failed = sum(row["sCode"] != "0" for row in rows)
+        return Reply(rows, "0" if not failed else "1" if failed == len(rows) else "2")
+
+    def _place_one(self, account_id: str, posted: Row) -> Row:
         item = self._window.tradable(parse.required(posted, "instId"))
-        pos_side = parse.position_side(posted, hedged=self._venue.exchange.is_hedged(account_id))
-        if parse.required(posted, "ordType") not in _PROTECTIVE:
-            raise WireRefusal("51000", "ordType")
-        parse.client_id({"algoClOrdId": client_id} if client_id else {}, "algoClOrdId")
-        mode = parse.margin_mode(posted, "tdMode")
-        levels = parse.protection_in(posted)
-        if levels is None:
-            raise WireRefusal("50014", "slTriggerPx")
-        key = (item.symbol, mode, pos_side)
-        held = self._position(account_id, key)
-        closes_long = parse.required(posted, "side") == "sell"
-        if held is None or (held.lots > 0) != closes_long:
-            raise WireRefusal("51169")
-        if "closeFraction" not in posted and parse.lots(posted, "sz", item) < abs(held.lots):
-            raise WireRefusal("51000", "sz")
-        self._book.name_next_algo(account_id, key, client_id)
-        refusal = self._venue.exchange.set_protection(
-            account_id, item.symbol, mode, self._merged(account_id, key, levels), pos_side
-        )
-        if refusal is not None:
-            raise wire_refusal(refusal)
-        algo = self._book.live_algo(account_id, key)
-        assert algo is not None
+        hedged = self._venue.exchange.is_hedged(account_id)
+        self._n_triggers += 1
+        child = f"{parse.ANONYMOUS}T{self._n_triggers}"
+        request = posted_trigger(posted, item, hedged=hedged, order_client_id=child)
+        self._venue.begin_bar()
+        made = self._venue.exchange.place_trigger(account_id, request)
+        if isinstance(made, Refusal):
+            raise trigger_refusal(made, request.side)
+        algo = self._book.algo_of_trigger(account_id, made.trigger_id)
+        return {"algoId": str(algo.algo_id)}
+
+    def _cancel_one(self, account_id: str, posted: Row) -> Row:
+        algo = self._live(account_id, posted)
+        if algo.trigger is not None:
+            self._venue.exchange.cancel_trigger(account_id, algo.trigger.trigger_id)
+        else:
+            symbol, mode, side = algo.key
+            self._venue.exchange.set_protection(account_id, symbol, mode, None, side)
+        return {"algoId": str(algo.algo_id)}
+
+    def _amend_one(self, account_id: str, posted: Row) -> Row:
+        algo = self._live(account_id, posted)
+        item = self._by_symbol[algo.key[0]]
+        if algo.trigger is not None:
+            request = amended_trigger(posted, algo.trigger.request, item)
+            self._venue.begin_bar()
+            refusal = self._venue.exchange.amend_trigger(account_id, algo.trigger.trigger_id, request)
+            if refusal is not None:
+                raise trigger_refusal(refusal, request.side)
+        else:
+            symbol, mode, side = algo.key
+            levels = _amended_protection(posted, algo.protection)
+            refusal = self._venue.exchange.set_protection(account_id, symbol, mode, levels, side)
+            if refusal is not None:
+                raise wire_refusal(refusal)
+        return {"algoId": str(algo.algo_id), "reqId": str(posted.get("reqId", ""))}
+
+    def _live(self, account_id: str, posted: Row) -> AlgoOrder:
+        algo = self._named(account_id, str(posted.get("algoId", "")), str(posted.get("algoClOrdId", "")))
+        if algo is None or algo.state != "live":
+            raise WireRefusal("51400")
         return algo
-
-    def _merged(self, account_id: str, key: PositionKey, levels: Protection) -> Protection:
-        before = self._book.live_algo(account_id, key)
-        if before is None:
-            return levels
-        old = before.protection
-        stop = old.stop_price if levels.stop_price is None else levels.stop_price
-        target = old.take_profit_price if levels.take_profit_price is None else levels.take_profit_price
-        return replace(levels, stop_price=stop, take_profit_price=target)
-
-    def _position(self, account_id: str, key: PositionKey) -> Position | None:
-        held = self._venue.exchange.snapshot(account_id).positions
-        return next((p.position for p in held if p.position.key == key), None)
 
     def _listed(self, call: Call, states: tuple[str, ...]) -> bytes:
         kinds = call.required("ordType").split(",")
@@ -151,7 +163,10 @@ class AlgoApi:
                 return algo
         return None
 
-    def row(self, account_id: str, algo: AlgoOrder) -> Row:
-        """Return a row of ``trade/orders-algo-pending``."""
-        leverage = self._venue.exchange.leverage(account_id, *algo.key)
-        return algo_row(algo, self._by_symbol[algo.key[0]], leverage, self._window.price(PriceKind.LAST, algo.key[0]))
+
+def _amended_protection(posted: Row, before: Protection) -> Protection:
+    stop = parse.number(posted, "newSlTriggerPx") if "newSlTriggerPx" in posted else before.stop_price
+    target = parse.number(posted, "newTpTriggerPx") if "newTpTriggerPx" in posted else before.take_profit_price
+    if (stop, target) == (before.stop_price, before.take_profit_price):
+        raise WireRefusal("50014", "newSlTriggerPx")
+    return replace(before, stop_price=stop, take_profit_price=target)

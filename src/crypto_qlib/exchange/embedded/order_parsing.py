@@ -62,7 +62,7 @@ def posted_order(row: Row, window: MarketWindow, anonymous_id: str, *, hedged: b
     kind = _choice(ORDER_KINDS, row, "ordType")
     price = None if kind is OrderKind.MARKET else number(row, "px")
     reduce_only = not hedged and str(row.get("reduceOnly", "false")).lower() == "true"
-    protection, algo_client_id = _attached(row, reduce_only=reduce_only)
+    protection, algo_client_id = attached(row, reduce_only=reduce_only)
     tag = str(row.get("tag", ""))
     if len(tag) > _MAX_TAG:
         raise WireRefusal("51000", "tag")
@@ -150,7 +150,8 @@ def protection_in(row: Row) -> Protection | None:
     return Protection(levels["sl"], levels["tp"], sources.pop())
 
 
-def _attached(row: Row, *, reduce_only: bool) -> tuple[Protection | None, str]:
+def attached(row: Row, *, reduce_only: bool) -> tuple[Protection | None, str]:
+    """Return the protection attached to an order and its client id; 51100 on a reduce-only order."""
     listed = row.get("attachAlgoOrds", [])
     if not isinstance(listed, list) or len(listed) > 1 or not all(isinstance(item, dict) for item in listed):
         raise WireRefusal("51000", "attachAlgoOrds")

@@ -8,8 +8,10 @@ from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.order import ExitKind, OrderKind, Protection
 from crypto_qlib.exchange.embedded.order_parsing import ANONYMOUS
 from crypto_qlib.exchange.embedded.paper_book import BILL_ID_BASE, ORDER_ID_BASE, AlgoOrder, PaperFill
+from crypto_qlib.exchange.embedded.refusals import wire_refusal
 from crypto_qlib.exchange.embedded.wire import Row, ms, num
 from crypto_qlib.venue.records import RefusalCode, VenueOrder
+from crypto_qlib.venue.trigger_records import TriggerOrder
 
 _CANCEL_SOURCES: Final = {
     RefusalCode.CANCELED_BY_CLIENT: "1", RefusalCode.POSITION_CLOSED: "22", RefusalCode.POST_ONLY_WOULD_TAKE: "31",
@@ -42,8 +44,21 @@ _EMPTY_ALGO: Final = dict.fromkeys(
 )  # fmt: skip
 
 
-def order_row(order: VenueOrder, instrument: Instrument, leverage: float, tag: str, last_fill: PaperFill | None) -> Row:
-    """Return a row of ``trade/order``; ``avgPx`` is empty and ``fee`` 0 before the first fill."""
+def order_row(
+    order: VenueOrder,
+    instrument: Instrument,
+    leverage: float,
+    tag: str,
+    last_fill: PaperFill | None,
+    algo: AlgoOrder | None = None,
+) -> Row:
+    """Return a row of ``trade/order``; ``avgPx`` is empty and ``fee`` 0 before the first fill.
+
+    Parameters
+    ----------
+    algo : AlgoOrder | None
+        The algo order it came from.
+    """
     request = order.request
     filled = last_fill is not None
     row: Row = {
@@ -63,6 +78,8 @@ def order_row(order: VenueOrder, instrument: Instrument, leverage: float, tag: s
         "tradeId": str(last_fill.trade_id) if last_fill else "", "uTime": ms(order.updated_ns),
         "execType": ("M" if last_fill.fill.is_maker else "T") if filled and last_fill else "",
     }  # fmt: skip
+    if algo is not None:
+        row |= {"algoId": str(algo.algo_id), "algoClOrdId": algo.client_id, "source": _TRIGGERED}
     return _EMPTY_ORDER | row
 
 
@@ -88,19 +105,43 @@ def child_order_row(fill: PaperFill, instrument: Instrument, leverage: float, al
 def algo_row(algo: AlgoOrder, instrument: Instrument, leverage: float, last: float) -> Row:
     """Return a row of ``trade/orders-algo-pending`` or ``-history``."""
     child = str(algo.child_id) if algo.child_id else ""
-    size = instrument.format_size(algo.lots)
+    size = instrument.format_size(algo.lots) if algo.lots else ""
+    whole = algo.trigger is None or algo.trigger.request.lots == 0
+    reduces = algo.trigger is None or algo.trigger.request.closes_only
+    failed = algo.trigger is not None and algo.state == "order_failed" and algo.trigger.refusal is not None
     row: Row = {
-        "actualSide": algo.fired_side, "actualSz": size if child else "0", "algoClOrdId": algo.client_id,
-        "algoId": str(algo.algo_id), "attachAlgoOrds": [], "cTime": ms(algo.created_ns), "closeFraction": "1", "failCode": "0",
+        "actualSide": algo.fired_side, "actualSz": size if child else "0", "algoClOrdId": algo.client_id, "clOrdId": algo.client_id,
+        "algoId": str(algo.algo_id), "attachAlgoOrds": [], "cTime": ms(algo.created_ns), "closeFraction": "1" if whole else "",
+        "failCode": wire_refusal(algo.trigger.refusal).code if failed and algo.trigger and algo.trigger.refusal else "0",
         "instId": instrument.inst_id, "instType": "SWAP", "isTradeBorrowMode": "", "last": num(last), "lever": num(leverage),
         "linkedOrd": {"ordId": ""}, "ordId": child, "ordIdList": [child] if child else [], "ordType": algo.kind,
-        "posSide": algo.key[2].value, "reduceOnly": "true", "side": "sell" if algo.closes_long else "buy", "state": algo.state,
-        "sz": size,
-        "tdMode": algo.key[1].value, "triggerTime": ms(algo.updated_ns) if child else "", "uTime": ms(algo.updated_ns),
-        "ctVal": num(instrument.ct_val), "notionalUsd": num(algo.lots * instrument.base_per_lot * last),
-        "uly": instrument.inst_id.removesuffix("-SWAP"),
+        "posSide": algo.key[2].value, "reduceOnly": str(reduces).lower(), "side": "sell" if algo.closes_long else "buy",
+        "state": algo.state, "sz": size, "tdMode": algo.key[1].value, "uTime": ms(algo.updated_ns),
+        "triggerTime": ms(algo.updated_ns) if child else "", "ctVal": num(instrument.ct_val),
+        "notionalUsd": num(algo.lots * instrument.base_per_lot * last), "uly": instrument.inst_id.removesuffix("-SWAP"),
     }  # fmt: skip
-    return _EMPTY_ALGO | row | _levels(algo.protection)
+    levels = _levels(algo.protection) if algo.trigger is None else _trigger_levels(algo.trigger)
+    return _EMPTY_ALGO | row | levels
+
+
+def _trigger_levels(trigger: TriggerOrder) -> Row:
+    row = _levels(Protection())
+    for leg in trigger.request.legs:
+        price = "-1" if leg.price is None else num(leg.price)
+        prefix = {ExitKind.STOP: "sl", ExitKind.TAKE_PROFIT: "tp"}.get(leg.exit_kind, "") if leg.exit_kind else ""
+        if prefix:
+            row |= {f"{prefix}TriggerPx": num(leg.level), f"{prefix}OrdPx": price, f"{prefix}TriggerPxType": leg.source.value}
+        else:
+            row |= {"triggerPx": num(leg.level), "ordPx": price, "triggerPxType": leg.source.value}
+    trailing = trigger.request.trailing
+    if trailing is not None:
+        ratio, spread, active = (
+            "" if value is None else num(value) for value in (trailing.ratio, trailing.spread, trailing.active_price)
+        )
+        row |= {"callbackRatio": ratio, "callbackSpread": spread, "activePx": active, "moveTriggerPx": num(trigger.best)}
+    if trigger.request.protection is not None:
+        row["attachAlgoOrds"] = [attached_row(trigger.request.protection)]
+    return row
 
 
 def attached_row(protection: Protection) -> Row:

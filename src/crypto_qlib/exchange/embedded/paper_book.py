@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from crypto_qlib.core.order import ExitKind, Fill, MarginMode, OrderStatus, PositionKey, PositionSide, Protection
+from crypto_qlib.core.order import ExitKind, Fill, MarginMode, OrderStatus, PositionKey, PositionSide, Protection, Side
 from crypto_qlib.venue.records import Bill, BillKind, Filled, FundingPaid, OrderUpdated, ProtectionSet, VenueEvent, VenueOrder
 from crypto_qlib.venue.simulator import SimulatedExchange
+from crypto_qlib.venue.trigger_records import TriggerOrder, TriggerUpdated
 
 ORDER_ID_BASE: Final = 10**17
 CHILD_ID_BASE: Final = 2 * 10**17
@@ -61,7 +62,7 @@ class PaperFill:
 
 @dataclass(frozen=True, slots=True)
 class AlgoOrder:
-    """Protection of a position as an algo order.
+    """A trigger order, or the protection of a position, as an algo order.
 
     Parameters
     ----------
@@ -85,6 +86,8 @@ class AlgoOrder:
         Order that carried it out; 0 before.
     fired_side : str
         ``sl`` or ``tp`` once effective.
+    trigger : TriggerOrder | None
+        The venue's own trigger order; ``None`` for the protection of a position.
     """
 
     algo_id: int
@@ -98,10 +101,13 @@ class AlgoOrder:
     state: str = "live"
     child_id: int = 0
     fired_side: str = ""
+    trigger: TriggerOrder | None = None
 
     @property
     def kind(self) -> str:
         """Return OKX's ``ordType``."""
+        if self.trigger is not None:
+            return self.trigger.request.kind.value
         both = self.protection.stop_price is not None and self.protection.take_profit_price is not None
         return "oco" if both else "conditional"
 
@@ -144,6 +150,8 @@ class _Account:
     algos: dict[int, AlgoOrder] = field(default_factory=dict)
     live: dict[PositionKey, int] = field(default_factory=dict)
     lots: dict[PositionKey, int] = field(default_factory=dict)
+    triggers: dict[int, int] = field(default_factory=dict)
+    children: dict[int, int] = field(default_factory=dict)
     tags: dict[int, str] = field(default_factory=dict)
     algo_client_ids: dict[PositionKey, str] = field(default_factory=dict)
 
@@ -197,6 +205,18 @@ class PaperBook:
         self.sync()
         return list(self._of(account_id).algos.values())
 
+    def algo_of_trigger(self, account_id: str, trigger_id: int) -> AlgoOrder:
+        """Return the algo order that shows the venue's trigger order ``trigger_id``."""
+        self.sync()
+        account = self._of(account_id)
+        return account.algos[account.triggers[trigger_id]]
+
+    def algo_of_order(self, account_id: str, order_id: int) -> AlgoOrder | None:
+        """Return the algo order that became the order with OKX-like id ``order_id``, if one did."""
+        account = self._of(account_id)
+        number = account.children.get(order_id)
+        return None if number is None else account.algos[number]
+
     def live_algo(self, account_id: str, key: PositionKey) -> AlgoOrder | None:
         """Return the algo order that protects a position, if any."""
         self.sync()
@@ -236,8 +256,26 @@ class PaperBook:
             self._take_order(account, event)
         elif isinstance(event, ProtectionSet):
             self._take_protection(account, event)
+        elif isinstance(event, TriggerUpdated):
+            self._take_trigger(account, event)
         elif isinstance(event, FundingPaid):
             self._tell(event)
+
+    def _take_trigger(self, account: _Account, event: TriggerUpdated) -> None:
+        trigger = event.trigger
+        number = account.triggers.get(trigger.trigger_id, 0)
+        if not number:
+            number, self._next_algo = self._next_algo, self._next_algo + 1
+            account.triggers[trigger.trigger_id] = number
+        child_id = ORDER_ID_BASE + trigger.order_id if trigger.order_id else 0
+        if child_id:
+            account.children[child_id] = number
+        account.algos[number] = AlgoOrder(
+            number, trigger.request.client_id, trigger.key, Protection(), trigger.request.side is Side.SELL,
+            trigger.request.lots, trigger.created_ns, trigger.updated_ns, trigger.state.value, child_id,
+            _PROTECTIVE.get(trigger.fired, "") if trigger.fired else "", trigger,
+        )  # fmt: skip
+        self._tell(AlgoChanged(event.account_id, account.algos[number]))
 
     def _take_order(self, account: _Account, event: OrderUpdated) -> None:
         # The fill of an order is told just before the order's new state, which names the order's id.

@@ -56,6 +56,7 @@ LIMITS: Final[dict[str, int]] = {
     "trade/fills-history": 10,
     "trade/order-algo": 20,
     "trade/cancel-algos": 20,
+    "trade/amend-algos": 20,
     "trade/orders-algo-pending": 20,
     "trade/orders-algo-history": 20,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from crypto_qlib.core.order import Side
 from crypto_qlib.exchange.embedded.wire import WireRefusal
 from crypto_qlib.venue.records import Refusal, RefusalCode
 
@@ -34,6 +35,9 @@ CODES: Final[dict[RefusalCode, tuple[str, ...]]] = {
     _C.BAD_POSITION_SIDE: ("51000", "posSide"),
     _C.ABOVE_POSITION: ("51112",),
     _C.MODE_IN_USE: ("59000",),
+    _C.STOP_PASSED: ("51280",),
+    _C.TAKE_PROFIT_PASSED: ("51279",),
+    _C.TOO_MANY_TRIGGERS: ("51291",),
     _C.CANCELED_BY_CLIENT: ("51400",),
     _C.POSITION_CLOSED: ("51023",),
     _C.LIQUIDATED: ("51023",),
@@ -53,3 +57,10 @@ def wire_refusal(refusal: Refusal, **instead: tuple[str, ...]) -> WireRefusal:
         Codes of one endpoint that differ from the table, by rule name.
     """
     return WireRefusal(*instead.get(refusal.code.value, CODES[refusal.code]))
+
+
+def trigger_refusal(refusal: Refusal, side: Side) -> WireRefusal:
+    """Return the refusal of an algo order: which code a passed level carries depends on the side."""
+    if side is Side.BUY:
+        return wire_refusal(refusal, stop_passed=("51278",), take_profit_passed=("51277",))
+    return wire_refusal(refusal)

@@ -78,6 +78,7 @@ def account_routes(account: AccountApi, trade: TradeApi, algo: AlgoApi) -> Route
         ("POST", "trade/order-algo"): algo.place,
         ("GET", "trade/order-algo"): algo.order,
         ("POST", "trade/cancel-algos"): algo.cancel,
+        ("POST", "trade/amend-algos"): algo.amend,
         ("GET", "trade/orders-algo-pending"): algo.pending,
         ("GET", "trade/orders-algo-history"): algo.history,
     }

@@ -89,7 +89,8 @@ class TradeApi:
         order, account_id = change.order, change.account_id
         item = self._by_symbol[order.symbol]
         leverage = self._venue.exchange.leverage(account_id, *order.key)
-        row = order_row(order, item, leverage, self._book.tag(account_id, order.order_id), change.fill)
+        algo = self._book.algo_of_order(account_id, ORDER_ID_BASE + order.order_id)
+        row = order_row(order, item, leverage, self._book.tag(account_id, order.order_id), change.fill, algo)
         return row | pushed_fields(change.fill, item, self._window.price(PriceKind.LAST, item.symbol), row)
 
     def pushed_child(self, account_id: str, fill: PaperFill) -> Row:
@@ -281,7 +282,8 @@ class TradeApi:
         item = self._by_symbol[order.symbol]
         leverage = self._venue.exchange.leverage(account_id, *order.key)
         last_fill = self._book.last_fill(account_id, ORDER_ID_BASE + order.order_id)
-        return order_row(order, item, leverage, self._book.tag(account_id, order.order_id), last_fill)
+        algo = self._book.algo_of_order(account_id, ORDER_ID_BASE + order.order_id)
+        return order_row(order, item, leverage, self._book.tag(account_id, order.order_id), last_fill, algo)
 
     def _child_row(self, account_id: str, fill: PaperFill) -> Row:
         leverage = self._venue.exchange.leverage(account_id, *fill.key)

@@ -63,6 +63,7 @@ MESSAGES: Final[dict[str, tuple[int, str]]] = {
     "51278": (200, "SL trigger price can not be lower than the last price"),
     "51279": (200, "TP trigger price can not be lower than the last price"),
     "51280": (200, "SL trigger price can not be higher than the last price"),
+    "51291": (200, "Your pending trigger orders of this account have reached the limit."),
     "51400": (200, "Order cancellation failed as the order has been filled, canceled or does not exist."),
     "51503": (200, "Order modification failed as the order has been filled, canceled or does not exist."),
     "51603": (200, "Order does not exist"),
