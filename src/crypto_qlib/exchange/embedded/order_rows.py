@@ -110,7 +110,8 @@ def algo_row(algo: AlgoOrder, instrument: Instrument, leverage: float, last: flo
     reduces = algo.trigger is None or algo.trigger.request.closes_only
     failed = algo.trigger is not None and algo.state == "order_failed" and algo.trigger.refusal is not None
     row: Row = {
-        "actualSide": algo.fired_side, "actualSz": size if child else "0", "algoClOrdId": algo.client_id, "clOrdId": algo.client_id,
+        "actualSide": algo.fired_side, "actualSz": size if child else "0", "algoClOrdId": algo.client_id,
+        "clOrdId": algo.client_id,
         "algoId": str(algo.algo_id), "attachAlgoOrds": [], "cTime": ms(algo.created_ns), "closeFraction": "1" if whole else "",
         "failCode": wire_refusal(algo.trigger.refusal).code if failed and algo.trigger and algo.trigger.refusal else "0",
         "instId": instrument.inst_id, "instType": "SWAP", "isTradeBorrowMode": "", "last": num(last), "lever": num(leverage),
