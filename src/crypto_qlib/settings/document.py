@@ -96,14 +96,24 @@ def _document(values: dict[str, Value], *, is_commented: bool) -> str:
         for leaf in leaves().values():
             if leaf.key.rpartition(".")[0] == name:
                 lines += _comment(_explained(leaf), indent + "  ") if is_commented else []
-                lines.append(f"{indent}  {_last(leaf.key)}: {yaml_value(values[leaf.key])}")
+                lines += _assignment(_last(leaf.key), values[leaf.key], indent + "  ")
         separator = "\n" if is_commented and "." not in name and blocks else ""
         blocks.append(separator + "\n".join(lines) + "\n")
     return "".join(blocks)
 
 
+def _assignment(name: str, value: Value, indent: str) -> list[str]:
+    """Return ``name: value``, a list too long for a line with one entry a line."""
+    line = f"{indent}{name}: {yaml_value(value)}"
+    if len(line) <= _WIDTH or not isinstance(value, list):
+        return [line]
+    return [f"{indent}{name}:", *(f"{indent}  - {yaml_value(entry)}" for entry in value)]
+
+
 def _explained(leaf: Leaf) -> str:
-    return f"{leaf.info.description or ''} Allowed: {leaf.allowed()}. Default: {yaml_value(leaf.default)}."
+    default = yaml_value(leaf.default)
+    shown = default if len(default) <= _WIDTH or not isinstance(leaf.default, list) else f"{len(leaf.default)} entries, below"
+    return f"{leaf.info.description or ''} Allowed: {leaf.allowed()}. Default: {shown}."
 
 
 def _last(key: str) -> str:

@@ -10,7 +10,7 @@ OKX_NAMES = ("OKX_API_KEY", "OKX_API_SECRET", "OKX_API_PASSPHRASE")
 """The three variables OKX needs together."""
 
 _SECRET_LOOKING = re.compile(
-    r"secret|passphrase|passw(or)?d|token|credential|(api|access|private)_?key|chat_?id", re.IGNORECASE
+    r"secret|passphrase|passw(or)?d|token(?!s)|credential|(api|access|private)_?key|chat_?id", re.IGNORECASE
 )
 
 
