@@ -217,6 +217,7 @@ async def test_an_order_the_disk_does_not_take_is_refused_and_never_happened(tmp
     file._db.execute(f"pragma max_page_count = {used}")
     answers = [ask(exchange, "POST", "trade/order", order(f"f{k}", tag="x" * 16, note="y" * 3000)) for k in range(5)]
     assert answers[-1]["code"] == "50001"
+    exchange._keeper.keep_up()
     file._db.execute("pragma max_page_count = 1000000")
     refused = [f"f{k}" for k, answer in enumerate(answers) if answer["code"] != "0"]
     for name in refused:
@@ -224,7 +225,10 @@ async def test_an_order_the_disk_does_not_take_is_refused_and_never_happened(tmp
     fills = "trade/fills-history?instType=SWAP"
     assert len(views(exchange)[fills]) == len(before[fills]) + 5 - len(refused)
     assert ask(exchange, "POST", "trade/order", order("g1"))["code"] == "0", "with room again it goes on"
+    n_orders = exchange.venue.exchange.counts(KEY.key)[0]
     await exchange.stop()
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as db:
+        assert db.execute("select count(*) from orders").fetchone()[0] == n_orders, "the tables caught up"
 
 
 @contextlib.contextmanager

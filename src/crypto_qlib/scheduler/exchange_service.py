@@ -19,6 +19,7 @@ from typing import Any
 from crypto_qlib.core.clock import NS_PER_S, SystemClock, floor_ts, iso, parse_utc
 from crypto_qlib.core.errors import CryptoQlibError, UserError
 from crypto_qlib.exchange.credentials import key_file, load_or_create_credentials
+from crypto_qlib.exchange.embedded.event_loop import run_fast, settle_memory
 from crypto_qlib.exchange.embedded.server import START_FACT, EmbeddedExchange, EmbeddedOptions
 from crypto_qlib.exchange.embedded.state_file import FILE_NAME, RESET_HINT, StateFile, hold
 from crypto_qlib.exchange.embedded.tls import CERTIFICATE, TlsFiles, own_certificate
@@ -108,7 +109,7 @@ def serve(exchange: EmbeddedExchange, paths: Paths, announce: Callable[[str], No
     UserError
         If the port is taken, or the address file cannot be written.
     """
-    asyncio.run(_serve(exchange, paths, announce))
+    run_fast(_serve(exchange, paths, announce))
 
 
 async def _serve(exchange: EmbeddedExchange, paths: Paths, announce: Callable[[str], None]) -> None:
@@ -123,6 +124,7 @@ async def _serve(exchange: EmbeddedExchange, paths: Paths, announce: Callable[[s
             address.write_text(exchange.base_url)
         except OSError as e:
             raise UserError(f"cannot write {address}: {e.strerror or e}", "choose another folder with store.root") from e
+        settle_memory()
         try:
             announce(exchange.base_url)
             await stopped.wait()

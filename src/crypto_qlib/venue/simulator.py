@@ -294,17 +294,26 @@ class SimulatedExchange:
         """Return all orders ever taken or rejected, oldest first."""
         return tuple(self._account(account_id).orders.values())
 
+    def order(self, account_id: str, order_id: int) -> VenueOrder | None:
+        """Return one order by the exchange's id, if the account has it."""
+        return self._account(account_id).orders.get(order_id)
+
     def open_orders(self, account_id: str) -> Sequence[VenueOrder]:
         """Return the pending orders, oldest first."""
         return tuple(sorted(self._account(account_id).pending.values(), key=lambda order: order.order_id))
 
-    def fills(self, account_id: str) -> Sequence[Fill]:
-        """Return all fills, oldest first."""
-        return tuple(self._account(account_id).fills)
+    def fills(self, account_id: str, after: int = 0) -> Sequence[Fill]:
+        """Return all fills after the first ``after``, oldest first."""
+        return tuple(self._account(account_id).fills[after:])
 
-    def bills(self, account_id: str) -> Sequence[Bill]:
-        """Return every movement of cash and isolated margin, oldest first."""
-        return tuple(self._account(account_id).bills)
+    def counts(self, account_id: str) -> tuple[int, int, int]:
+        """Return the numbers of orders, fills and bills there ever were."""
+        account = self._account(account_id)
+        return len(account.orders), len(account.fills), len(account.bills)
+
+    def bills(self, account_id: str, after: int = 0) -> Sequence[Bill]:
+        """Return every movement of cash and isolated margin after the first ``after``, oldest first."""
+        return tuple(self._account(account_id).bills[after:])
 
     def closed_positions(self, account_id: str) -> Sequence[ClosedPosition]:
         """Return the finished positions, oldest first."""

@@ -145,6 +145,7 @@ BookChange = OrderChanged | FillMade | AlgoChanged | FundingPaid
 class _Account:
     fills: list[PaperFill] = field(default_factory=list)
     last_fills: dict[int, PaperFill] = field(default_factory=dict)
+    named: dict[tuple[str, str], int] = field(default_factory=dict)
     unassigned: list[int] = field(default_factory=list)
     bills_read: int = 0
     algos: dict[int, AlgoOrder] = field(default_factory=dict)
@@ -227,6 +228,18 @@ class PaperBook:
         """Return the orders OKX would know of (refused ones never existed there), oldest first."""
         return [order for order in self._exchange.orders(account_id) if order.status is not OrderStatus.REJECTED]
 
+    def find_order(self, account_id: str, symbol: str, order_id: int | None, client_id: str) -> VenueOrder | None:
+        """Return the order with this OKX-like id, else the latest that carried the client's id; ``None`` if neither exists.
+
+        A client id may be used again once its order is final.
+        """
+        self.sync()
+        own_id = self._of(account_id).named.get((symbol, client_id), 0) if order_id is None else order_id - ORDER_ID_BASE
+        order = self._exchange.order(account_id, own_id)
+        if order is None or order.symbol != symbol or order.status is OrderStatus.REJECTED:
+            return None
+        return order
+
     def tag(self, account_id: str, order_id: int) -> str:
         """Return the client's tag of an order."""
         return self._of(account_id).tags.get(order_id, "")
@@ -287,6 +300,9 @@ class PaperBook:
             account.unassigned.remove(at)
             self._tell(FillMade(event.account_id, made, is_exchanges_own=False))
         if event.order.status is not OrderStatus.REJECTED:
+            if event.order.client_order_id:
+                key = (event.order.symbol, event.order.client_order_id)
+                account.named[key] = max(account.named.get(key, 0), event.order.order_id)
             self._tell(OrderChanged(event.account_id, event.order, made))
 
     def _tell(self, change: BookChange) -> None:
@@ -294,7 +310,7 @@ class PaperBook:
             self.listener(change)
 
     def _take_fill(self, account: _Account, event: Filled) -> None:
-        deals = [b for b in self._exchange.bills(event.account_id)[account.bills_read :] if b.kind in _DEALS and b.signed_lots]
+        deals = [b for b in self._exchange.bills(event.account_id, account.bills_read) if b.kind in _DEALS and b.signed_lots]
         bill = deals[0]
         account.bills_read = bill.bill_id
         child_id = 0

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Final
 
-from crypto_qlib.core.errors import CryptoQlibError, UserError
+from crypto_qlib.core.errors import CryptoQlibError, RetryLater, UserError
 from crypto_qlib.exchange.embedded.house import OPEN
 from crypto_qlib.exchange.embedded.operations import Change, Journal, NoJournal, Operations
 from crypto_qlib.exchange.embedded.paper_desk import PaperDesk, Surroundings
@@ -80,21 +80,29 @@ class Keeper:
         file = self._file
         if file is None or file.last_number == self._shown_number:
             return
-        exchange = self.desk.venue.exchange
-        file.show(books_of(exchange), self._follower.changed_rows(), {"positions": "true"})
-        self._shown_number = file.last_number
-        if file.last_number - self._snapshot_number >= max(SNAPSHOT_AFTER, self._snapshot_number):
-            self._take_snapshot(file)
+        try:
+            file.show(books_of(self.desk.venue.exchange), self._follower.changed_rows(), {"positions": "true"})
+            self._follower.shown()
+            self._shown_number = file.last_number
+            if file.last_number - self._snapshot_number >= max(SNAPSHOT_AFTER, self._snapshot_number):
+                self._take_snapshot(file)
+        except RetryLater as e:
+            # The journal has everything; the tables and the snapshot follow once the disk takes them.
+            _LOG.warning("%s", e)
 
     def close(self) -> None:
         """Bring the file fully up to date and let go of it."""
         if self._file is None:
             return
         self.keep_up()
-        if self._file.last_number != self._snapshot_number:
-            self._take_snapshot(self._file)
-        self._file.close()
-        self._file = None
+        try:
+            if self._file.last_number != self._snapshot_number:
+                self._take_snapshot(self._file)
+        except RetryLater as e:
+            _LOG.warning("%s; the next start carries the journal out again", e)
+        finally:
+            self._file.close()
+            self._file = None
 
     def _loaded(self) -> PaperDesk | None:
         kept = self._file.snapshot() if self._file else None

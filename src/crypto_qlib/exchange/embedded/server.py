@@ -285,7 +285,7 @@ class EmbeddedExchange:
         return {
             "account": account_id, "equity": state.equity, "cash": state.cash, "available": state.available,
             "positions": len(state.positions), "open_orders": len(venue.open_orders(account_id)),
-            "orders": len(venue.orders(account_id)),
+            "orders": venue.counts(account_id)[0],
         }  # fmt: skip
 
     def _clock(self, state: StateFile | None) -> ServerClock:

@@ -23,13 +23,14 @@ import fcntl
 import logging
 import sqlite3
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
 import orjson
 
-from crypto_qlib.core.errors import UserError
+from crypto_qlib.core.errors import RetryLater, UserError
 from crypto_qlib.exchange.embedded.operations import Operation
 from crypto_qlib.exchange.embedded.state_tables import TABLES
 from crypto_qlib.exchange.embedded.wire import Row, WireRefusal
@@ -101,21 +102,19 @@ class StateFile:
 
     def remember(self, name: str, value: str) -> None:
         """Write one fact down, unless it is known already."""
-        with self._db:
+        with self._transaction():
             self._db.execute("insert or ignore into about values (?, ?)", (name, value))
 
     def set_fact(self, name: str, value: str) -> None:
         """Write one fact down, in place of what was known."""
-        with self._db:
+        with self._transaction():
             self._db.execute("insert or replace into about values (?, ?)", (name, value))
 
     def append(self, name: str, account_id: str, rows: list[Row]) -> None:
         """Write one operation down, durably; refuse it with 50001 where the disk does not take it."""
         try:
-            with self._db:
-                self._db.execute(
-                    "insert into journal values (?, ?, ?, ?)", (self._next, name, account_id, orjson.dumps(rows))
-                )  # fmt: skip
+            # One statement, one transaction: committed when it returns.
+            self._db.execute("insert into journal values (?, ?, ?, ?)", (self._next, name, account_id, orjson.dumps(rows)))
         except sqlite3.Error:
             _LOG.exception("operation %d was not written to %s and not carried out", self._next, self.path)
             raise WireRefusal("50001") from None
@@ -140,7 +139,7 @@ class StateFile:
 
     def keep_snapshot(self, code: str, state: bytes) -> None:
         """Replace the snapshot by the state after the operation written last."""
-        with self._db:
+        with self._transaction():
             self._db.execute("delete from snapshot")
             self._db.execute("insert into snapshot values (?, ?, ?)", (self.last_number, code, state))
 
@@ -150,7 +149,7 @@ class StateFile:
         return (int(row[0]), str(row[1])) if row else (0, "")
 
     def show(self, books: str, rows: Mapping[str, list[tuple[Any, ...]]], replaced: Mapping[str, str]) -> None:
-        """Bring the tables up to the operation written last, in one transaction.
+        """Bring the tables up to the operation written last, in one transaction; ``RetryLater`` where the disk refuses.
 
         Parameters
         ----------
@@ -161,7 +160,7 @@ class StateFile:
         replaced : mapping
             Table -> condition of rows to delete first.
         """
-        with self._db:
+        with self._transaction():
             for table, condition in replaced.items():
                 self._db.execute(f"delete from {table} where {condition}")  # noqa: S608 - both are our own constants
             for table, changed in rows.items():
@@ -180,6 +179,17 @@ class StateFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self._db.execute("begin")
+            yield
+            self._db.execute("commit")
+        except sqlite3.Error as e:
+            if self._db.in_transaction:
+                self._db.execute("rollback")
+            raise RetryLater(f"cannot write to {self.path}: {e}", "is the disk full?") from e
 
     def _check(self, about: Mapping[str, str]) -> None:
         layout = self.fact("layout")
@@ -221,7 +231,7 @@ def hold(folder: Path) -> IO[str]:
 def _connect(path: Path, *, survives_power_cut: bool) -> sqlite3.Connection:
     try:
         # The server's thread differs from the one that opened the file; only one of them uses it at a time.
-        db = sqlite3.connect(path, check_same_thread=False)
+        db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         db.execute("pragma journal_mode = wal")
         db.execute(f"pragma synchronous = {'full' if survives_power_cut else 'normal'}")
         db.executescript(_SCHEMA)

@@ -56,20 +56,25 @@ class TableFollower:
             self._changed[event.order.order_id] = event.order
 
     def changed_rows(self) -> Rows:
-        """Return the rows to add or replace since the last call; positions are always all of them."""
+        """Return the rows to add or replace since :meth:`shown`; positions are always all of them."""
         rows: Rows = {table: [] for table in TABLES}
         rows["orders"] = [_order_row(order) for order in self._changed.values()]
-        self._changed.clear()
         for account_id in self._exchange.account_ids():
             state = self._exchange.snapshot(account_id)
             rows["accounts"].append(_account_row(account_id, state))
             rows["positions"] += [_position_row(account_id, held) for held in state.positions]
-            bills, fills = self._exchange.bills(account_id), self._exchange.fills(account_id)
-            n_bills, n_fills = self._seen.get(account_id, (0, 0))
-            rows["bills"] += [_bill_row(account_id, bill) for bill in bills[n_bills:]]
-            rows["fills"] += [_fill_row(account_id, n, fill) for n, fill in enumerate(fills[n_fills:], start=n_fills + 1)]
-            self._seen[account_id] = (len(bills), len(fills))
+            n_fills, n_bills = self._seen.get(account_id, (0, 0))
+            bills, fills = self._exchange.bills(account_id, n_bills), self._exchange.fills(account_id, n_fills)
+            rows["bills"] += [_bill_row(account_id, bill) for bill in bills]
+            rows["fills"] += [_fill_row(account_id, n, fill) for n, fill in enumerate(fills, start=n_fills + 1)]
         return rows
+
+    def shown(self) -> None:
+        """Take note that the rows of :meth:`changed_rows` were written."""
+        self._changed.clear()
+        for account_id in self._exchange.account_ids():
+            _, n_fills, n_bills = self._exchange.counts(account_id)
+            self._seen[account_id] = (n_fills, n_bills)
 
 
 def books_of(exchange: SimulatedExchange) -> str:
@@ -80,9 +85,7 @@ def books_of(exchange: SimulatedExchange) -> str:
                 "cash": repr(state.cash),
                 "equity": repr(state.equity),
                 "positions": [[p.position.symbol, p.position.lots] for p in state.positions],
-                "orders": len(exchange.orders(account_id)),
-                "fills": len(exchange.fills(account_id)),
-                "bills": len(exchange.bills(account_id)),
+                "orders, fills, bills": exchange.counts(account_id),
             }
             for account_id in exchange.account_ids()
             for state in [exchange.snapshot(account_id)]

@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from typing import Any, Self, TypeVar
 
 from crypto_qlib.core.errors import CryptoQlibError
+from crypto_qlib.exchange.embedded.event_loop import new_loop
 from crypto_qlib.exchange.embedded.server import EmbeddedExchange
 
 _T = TypeVar("_T")
@@ -34,7 +35,7 @@ class EmbeddedExchangeThread:
 
     def start(self) -> str:
         """Start serving; return the base URL. Errors of the start are raised here."""
-        loop = asyncio.new_event_loop()
+        loop = new_loop()
         self._thread = threading.Thread(target=loop.run_forever, name="embedded-exchange", daemon=True)
         self._thread.start()
         self._loop = loop

@@ -236,29 +236,27 @@ class TradeApi:
         return order
 
     def _find(self, account_id: str, item: Instrument, order_id: int | None, name: str) -> VenueOrder | None:
-        # A client id may be used again once its order is final: the latest one is meant.
-        for order in reversed(self._book.orders(account_id)):
-            is_it = order.client_order_id == name if order_id is None else ORDER_ID_BASE + order.order_id == order_id
-            if is_it and order.symbol == item.symbol:
-                return order
-        return None
+        return self._book.find_order(account_id, item.symbol, order_id, name)
 
     def _history(self, call: Call, oldest_ns: int, oldest_canceled_ns: int) -> bytes:
         if call.query.get("instType", "SWAP") != "SWAP":
             return envelope([])
         account_id, state = call.account_id, call.query.get("state", "")
-        named: list[tuple[int, int, Row]] = []
+        named: list[tuple[int, int, VenueOrder | PaperFill]] = []
         for order in self._book.orders(account_id):
             gone = order.status is OrderStatus.CANCELED and not order.filled_lots and order.updated_ns < oldest_canceled_ns
             if order.status.is_final and not gone and self._is_asked(call, order.symbol) and state in ("", order.status.value):
-                named.append((ORDER_ID_BASE + order.order_id, order.updated_ns, self._row(account_id, order)))
+                named.append((ORDER_ID_BASE + order.order_id, order.updated_ns, order))
         named.extend(
-            (fill.order_id, fill.fill.ts_ns, self._child_row(account_id, fill))
+            (fill.order_id, fill.fill.ts_ns, fill)
             for fill in self._book.fills(account_id)
             if fill.order_id >= CHILD_ID_BASE and self._is_asked(call, fill.fill.symbol) and state in ("", "filled")
         )
         named.sort(key=lambda n: (n[1], n[0]))
-        return envelope([row for _, _, row in page(named, call, lambda n: n[0], lambda n: n[1], oldest_ns)])
+        chosen = [record for _, _, record in page(named, call, lambda n: n[0], lambda n: n[1], oldest_ns)]
+        return envelope(
+            [self._row(account_id, r) if isinstance(r, VenueOrder) else self._child_row(account_id, r) for r in chosen]
+        )
 
     def _fills(self, call: Call, kept_ns: int) -> bytes:
         if call.query.get("instType", "SWAP") != "SWAP":
