@@ -246,7 +246,7 @@ def _sharpe_of(count: FloatArray, total: FloatArray, square: FloatArray) -> Floa
 
 @dataclass(frozen=True, slots=True)
 class ChosenTrial:
-    """What is left of the best of many runs once it is known how many were tried.
+    """What is left of one of many runs once it is known how many were tried.
 
     Parameters
     ----------
@@ -254,26 +254,31 @@ class ChosenTrial:
         Runs tried on the same periods, the chosen one included.
     best : int
         Column of the run with the highest Sharpe ratio.
+    chosen : int
+        Column of the run that is judged.
     sharpe : float
         Its Sharpe ratio per period.
     expected_best : float
         Sharpe ratio per period that the best of as many useless runs is expected to show.
     deflated_sharpe : float
-        Probability that the best run's true Sharpe ratio is above that.
+        Probability that the chosen run's true Sharpe ratio is above that.
     probability_of_overfitting : float
         How often the best run of one half of the time is below the middle in the other; NaN where there are too few periods.
     """
 
     n_trials: int
     best: int
+    chosen: int
     sharpe: float
     expected_best: float
     deflated_sharpe: float
     probability_of_overfitting: float
 
 
-def judge_trials(returns: FloatArray, n_blocks: int = 10) -> ChosenTrial:
-    """Say what the best of many runs is worth, given that it was chosen among them.
+def judge_trials(returns: FloatArray, n_blocks: int = 10, chosen: int | None = None) -> ChosenTrial:
+    """Say what one of many runs is worth, given that it was chosen among them.
+
+    The spread of useless runs' Sharpe ratios is that of the trials, but at least what chance alone gives over so many periods.
 
     Parameters
     ----------
@@ -281,6 +286,8 @@ def judge_trials(returns: FloatArray, n_blocks: int = 10) -> ChosenTrial:
         Returns of each run on the same periods; non-finite ones count as 0 (nothing was earned any more).
     n_blocks : int
         Blocks of the cross-validation, even.
+    chosen : int | None
+        Column that was chosen; ``None`` = the best one.
 
     Raises
     ------
@@ -294,13 +301,15 @@ def judge_trials(returns: FloatArray, n_blocks: int = 10) -> ChosenTrial:
     spread = clean.std(axis=0, ddof=1)
     ratios = np.divide(clean.mean(axis=0), spread, out=np.zeros(n_trials), where=spread > 0.0)
     best = int(np.argmax(ratios))
+    column = best if chosen is None else chosen
     between = max(float(ratios.std(ddof=1)), null_sharpe_spread(n_periods)) if n_trials > 1 else 0.0
     can_split = n_trials > 1 and n_periods >= 2 * n_blocks
     return ChosenTrial(
         n_trials=n_trials,
         best=best,
-        sharpe=float(ratios[best]),
+        chosen=column,
+        sharpe=float(ratios[column]),
         expected_best=expected_best_sharpe(n_trials, between),
-        deflated_sharpe=deflated_sharpe(clean[:, best], n_trials, between),
+        deflated_sharpe=deflated_sharpe(clean[:, column], n_trials, between),
         probability_of_overfitting=probability_of_overfitting(clean, n_blocks) if can_split else float("nan"),
     )

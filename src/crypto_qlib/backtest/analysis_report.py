@@ -15,7 +15,8 @@ file                               what it holds
 ``report.html``                    all of it on one self-contained page
 =================================  ==================================================================
 
-Every file carries the run's identity.
+Every file carries the run's identity. Reports beside each other on the same data are trials of one search and are judged as
+such (:mod:`crypto_qlib.backtest.trials`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from crypto_qlib.backtest.report_page import build_page, write_page
 from crypto_qlib.backtest.report_pictures import draw_exposure_history, draw_pnl_curve
 from crypto_qlib.backtest.report_words import BANNERS, summary
 from crypto_qlib.backtest.result import BacktestResult
+from crypto_qlib.backtest.trials import comparable, read_curve, trial_figures
 from crypto_qlib.backtest.what_if import WhatIf
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.market import MarketPanel
@@ -118,7 +120,6 @@ def write_report(
     kind = market_kind(settings)
     figures = {"run": identity, **performance(result, panel, kind, model_performance)}
     figures["what_if"] = None if study is None else study.to_json()
-    figures["trials"] = None
     c = curves(result, panel)
     label = f"{BANNERS[kind][0]}  ·  {figures['period']['start'][:10]} to {figures['period']['end'][:10]}"
     footer = "run " + str(identity.get("run_id", "without identity"))
@@ -127,13 +128,14 @@ def write_report(
         files = _paths(out_dir, figures)
         draw_pnl_curve(c, result, f"Profit and loss  ·  {label}", footer, files.pnl_picture)
         draw_exposure_history(result, f"Exposure  ·  {label}", footer, files.exposure_picture)
-        files.performance.write_bytes(orjson.dumps(figures, default=str, option=_JSON))
         files.liquidation_log.write_text(liquidation_log(result, identity, label))
         _write_parquet(result.trades_frame(), files.trades, identity)
         _write_parquet(result.fills_frame(), files.fills, identity)
         _write_parquet(result.funding_frame(), files.funding, identity)
         _write_parquet(result.vetoes_frame(), files.vetoes, identity)
         _write_parquet(result.account_frame().reset_index(), files.equity, identity)
+        figures["trials"] = trial_figures(comparable(read_curve(out_dir), out_dir.parent))
+        files.performance.write_bytes(orjson.dumps(figures, default=str, option=_JSON))
         html = build_page(result, panel, c, figures, settings.model_dump(mode="json"), rank_ic, study)
         write_page(html, files.page)
     except OSError as e:

@@ -24,7 +24,7 @@ from crypto_qlib.backtest.result import BacktestResult
 from crypto_qlib.backtest.result_book import fill_book, lot_sizes
 from crypto_qlib.core.clock import NS_PER_DAY
 from crypto_qlib.core.market import FloatArray
-from crypto_qlib.portfolio.rules import BETA_OFF, Rules
+from crypto_qlib.portfolio.rules import CAP_OFF, Rules
 from crypto_qlib.venue.matching import LIQUIDATION, PARTIAL_LIQUIDATION
 
 CAPITALS: Final = (0.1, 1.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 10_000.0)
@@ -207,9 +207,15 @@ def scaled_rules(rules: Rules, multiple: float, highest_leverage: float) -> Rule
         max_position_fraction=rules.max_position_fraction * multiple,
         max_gross=rules.max_gross * multiple,
         max_net=rules.max_net * multiple,
-        max_beta=rules.max_beta if rules.max_beta >= BETA_OFF else rules.max_beta * multiple,
+        max_beta=_scaled_cap(rules.max_beta, multiple),
+        max_cluster=_scaled_cap(rules.max_cluster, multiple),
         max_drawdown=1.0,
     )
+
+
+def _scaled_cap(cap: float, multiple: float) -> float:
+    """Return a cap of the book times ``multiple``; one that is off stays off."""
+    return cap if cap >= CAP_OFF else cap * multiple
 
 
 def ruin_point(run: PreparedRun, multiple: float, highest_leverage: float) -> RuinPoint:

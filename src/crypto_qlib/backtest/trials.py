@@ -1,0 +1,185 @@
+"""How many runs were tried before this one was liked? Reports beside each other, on the same data, judged together.
+
+Every report keeps its equity and the identity of its run. Runs on the same data over the same days are trials of one search,
+however they came about: what the best of them shows is partly luck, and the more there were the more of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from crypto_qlib.analytics.inference import judge_trials
+from crypto_qlib.analytics.performance import FloatArray, IntArray, last_of_each, returns_from_equity, sharpe
+from crypto_qlib.core.clock import NS_PER_DAY
+from crypto_qlib.core.errors import UserError
+
+EQUITY_FILE: Final = "equity.parquet"
+FIGURES_FILE: Final = "multi_asset_performance.json"
+_DAYS: Final = 365.0
+_LEAST_DAYS: Final = 3
+_LEAST_SHARED: Final = 0.9
+"""Share of a run's days that another must cover to count as a trial of the same search."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunCurve:
+    """One report's equity by day.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the report lies.
+    run : dict
+        Identity stamped into it.
+    day : (n,) int64
+        UTC days since the epoch, increasing.
+    equity : (n,) float64
+        Last equity of each day, USDT.
+    """
+
+    folder: Path
+    run: dict[str, Any]
+    day: IntArray
+    equity: FloatArray
+
+    @property
+    def run_id(self) -> str:
+        """Return the run's id, the folder's name where it has none."""
+        return str(self.run.get("run_id") or self.folder.name)
+
+
+def read_curve(folder: Path) -> RunCurve:
+    """Return the equity of the report in ``folder``.
+
+    Raises
+    ------
+    UserError
+        If there is no report, or its file is damaged.
+    """
+    path = folder / EQUITY_FILE
+    if not path.is_file():
+        raise UserError(f"no report in {folder}", "name a folder that holds equity.parquet, or run `crypto-qlib backtest`")
+    try:
+        table = pq.read_table(path, columns=["ts_close", "equity"])
+        run = json.loads((table.schema.metadata or {}).get(b"run", b"{}"))
+    except (pa.ArrowException, OSError, ValueError, KeyError) as e:
+        raise UserError(f"{path} cannot be read: {e}", "write the report again") from e
+    ts = table.column("ts_close").cast(pa.timestamp("ns", "UTC")).cast(pa.int64()).to_numpy()
+    day = (ts - 1) // NS_PER_DAY  # a close at midnight ends the day
+    return RunCurve(folder, run, last_of_each(day, day).astype(np.int64), last_of_each(day, table.column("equity").to_numpy()))
+
+
+def comparable(chosen: RunCurve, reports: Path) -> list[RunCurve]:
+    """Return the runs below ``reports`` on the same data and days as ``chosen``, itself first; equal curves count once."""
+    data = chosen.run.get("data")
+    found = [chosen]
+    seen = {_fingerprint(chosen)}
+    for path in sorted(reports.glob(f"*/{EQUITY_FILE}")) if data else []:
+        if path.parent.resolve() == chosen.folder.resolve():
+            continue
+        try:
+            other = read_curve(path.parent)
+        except UserError:
+            continue  # half-written by a run that was killed: it was not looked at by anybody
+        shared = np.isin(chosen.day, other.day).mean() if chosen.day.size else 0.0
+        if other.run.get("data") == data and shared >= _LEAST_SHARED and _fingerprint(other) not in seen:
+            seen.add(_fingerprint(other))
+            found.append(other)
+    return found
+
+
+def _fingerprint(curve: RunCurve) -> bytes:
+    return curve.day.tobytes() + curve.equity.tobytes()
+
+
+def daily_returns(curves: Sequence[RunCurve]) -> FloatArray:
+    """Return daily returns on the days all ``curves`` have, ``(n_days - 1, n_curves)``."""
+    days = curves[0].day
+    for curve in curves[1:]:
+        days = np.intersect1d(days, curve.day)
+    columns = [returns_from_equity(c.equity[np.isin(c.day, days)]) for c in curves]
+    return np.column_stack(columns)
+
+
+def trial_figures(curves: Sequence[RunCurve]) -> dict[str, Any] | None:
+    """Return what the first of ``curves`` is worth given the others; ``None`` where there is no other or too few days.
+
+    Sharpe ratios are of daily returns, annualised over 365 days.
+    """
+    if len(curves) < 2:  # noqa: PLR2004 - a choice needs two
+        return None
+    returns = daily_returns(curves)
+    if returns.shape[0] < _LEAST_DAYS:
+        return None
+    judged = judge_trials(returns, chosen=0)
+    return {
+        "n_trials": judged.n_trials,
+        "sharpe": sharpe(returns[:, 0], _DAYS),
+        "expected_best_sharpe": judged.expected_best * _DAYS**0.5,
+        "deflated_sharpe": judged.deflated_sharpe,
+        "probability_of_overfitting": judged.probability_of_overfitting,
+        "is_best": judged.chosen == judged.best,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Several runs next to each other.
+
+    Parameters
+    ----------
+    rows : tuple of dict
+        One run each: ``run_id``, ``folder`` and figures of its whole report, best Sharpe ratio on the shared days first.
+    n_days : int
+        Days all of them have.
+    judged : dict | None
+        What the best of them is worth given that the others were tried, see :func:`trial_figures`.
+    """
+
+    rows: tuple[dict[str, Any], ...]
+    n_days: int
+    judged: dict[str, Any] | None
+
+
+def compare(folders: Sequence[Path]) -> Comparison:
+    """Compare the reports in ``folders``.
+
+    Raises
+    ------
+    UserError
+        If a folder holds no report, or they share no three days.
+    """
+    curves = [read_curve(folder) for folder in folders]
+    returns = daily_returns(curves)
+    if returns.shape[0] < _LEAST_DAYS:
+        raise UserError("the runs share fewer than four days", "compare runs over the same time")
+    ratios = [sharpe(returns[:, k], _DAYS) for k in range(len(curves))]
+    order = sorted(range(len(curves)), key=lambda k: -np.nan_to_num(ratios[k], nan=-np.inf))
+    rows = tuple(_row(curves[k], ratios[k]) for k in order)
+    return Comparison(rows, returns.shape[0] + 1, trial_figures([curves[k] for k in order]))
+
+
+def _row(curve: RunCurve, ratio: float) -> dict[str, Any]:
+    path = curve.folder / FIGURES_FILE
+    figures = json.loads(path.read_text()) if path.is_file() else {}
+    returns, trades, costs = (figures.get(key) or {} for key in ("returns", "trades", "costs"))
+    return {
+        "run_id": curve.run_id,
+        "folder": str(curve.folder),
+        "settings": curve.run.get("settings", ""),
+        "sharpe_shared_days": ratio,
+        "total_return": returns.get("total_return"),
+        "max_drawdown": returns.get("max_drawdown"),
+        "trades": trades.get("count"),
+        "fees": costs.get("fees"),
+        "slippage": costs.get("slippage"),
+        "liquidations": (figures.get("liquidations") or {}).get("count"),
+    }
