@@ -237,16 +237,15 @@ def grouped(book: PositionBook, labels: npt.NDArray[np.str_] | npt.NDArray[np.ob
     labels : (n,) str
         Label of each.
     """
-    out: dict[str, dict[str, float]] = {}
-    for label in np.unique(labels.astype(str)):
-        rows = labels.astype(str) == label
-        parts = {part: float(np.sum(getattr(book, part)[rows])) for part in PARTS}
-        net = book.net[rows]
-        out[str(label)] = {
-            "count": int(rows.sum()),
-            "win_rate": float(np.mean(net > 0.0)),
-            **parts,
-            "price": float(np.sum(book.price[rows])),
-            "net": float(np.sum(net)),
-        }
-    return dict(sorted(out.items(), key=lambda item: -item[1]["net"]))
+    names, where = np.unique(labels.astype(str), return_inverse=True)
+
+    def total(amount: FloatArray) -> FloatArray:
+        return np.bincount(where, weights=amount, minlength=names.size).astype(np.float64)
+
+    count = total(np.ones(where.size))
+    columns = {"win_rate": total((book.net > 0.0).astype(np.float64)) / count}
+    columns |= {part: total(getattr(book, part)) for part in (*PARTS, "price", "net")}
+    order = np.argsort(-columns["net"], kind="stable")
+    return {
+        str(names[k]): {"count": int(count[k]), **{name: float(values[k]) for name, values in columns.items()}} for k in order
+    }

@@ -105,6 +105,7 @@ def build_page(
         isfinite=math.isfinite,
         trades=tables.trade_rows(result),
         vetoes=tables.veto_rows(result),
+        n_vetoes_kept=int(result.vetoes.shape[0]),
         ambiguous=tables.ambiguous_rows(result),
         study=study,
         n_trades=int(result.trades.size),
