@@ -11,7 +11,8 @@ from crypto_qlib.core.errors import DoNotRetry, RetryLater
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.market import BarBlock, FundingBlock
 from crypto_qlib.core.tiers import TierTable
-from crypto_qlib.exchange.gateway import PriceKind, Ticker
+from crypto_qlib.exchange.gateway import FundingQuote, InterestBlock, PriceKind, TakerBlock, Ticker
+from crypto_qlib.exchange.okx_statistics import RETENTION_NS
 
 T0 = parse_utc("2025-01-01")
 
@@ -101,6 +102,27 @@ class FakeExchange:
     async def open_interest(self, symbol: str) -> tuple[int, float]:
         self._hit("open-interest", symbol)
         return self.now_ns, 1000.0
+
+    async def open_interest_history(self, symbol: str, frame: str, start_ns: int, end_ns: int) -> InterestBlock:
+        self._hit("interest", symbol, start_ns, end_ns)
+        ts = self._kept(frame, start_ns, end_ns)
+        return InterestBlock(ts, ts / 1e12, ts / 1e10)
+
+    async def taker_volume(self, symbol: str, frame: str, start_ns: int, end_ns: int) -> TakerBlock:
+        self._hit("taker", symbol, start_ns, end_ns)
+        ts = self._kept(frame, start_ns, end_ns)
+        return TakerBlock(ts, ts / 1e13, ts / 1e14)
+
+    def _kept(self, frame: str, start_ns: int, end_ns: int) -> np.ndarray:
+        """Return the grid instants the exchange still knows statistics of."""
+        frame_ns = FRAME_NS[frame]
+        oldest = max(start_ns, self.now_ns - RETENTION_NS[frame])
+        ts = np.arange(-(-oldest // frame_ns) * frame_ns, min(end_ns, self.now_ns), frame_ns)
+        return ts[ts + frame_ns <= self.now_ns]
+
+    async def funding_now(self) -> list[FundingQuote]:
+        self._hit("funding-now")
+        return [FundingQuote(s, self.now_ns, 1e-4, self.now_ns + NS_PER_HOUR) for s in self.last]
 
     async def tickers(self) -> list[Ticker]:
         return self.quotes

@@ -22,7 +22,7 @@ from tests.data_collector.fake_exchange import T0, FakeExchange, KilledError, in
 
 N = 2000
 NOW = T0 + N * NS_PER_HOUR
-SETTINGS = DataSettings(since="2025-01-01", concurrency=3)
+SETTINGS = DataSettings(since="2025-01-01", concurrency=3, statistics=False)
 
 
 def exchange(now_ns: int = NOW, **changes: object) -> FakeExchange:
@@ -179,7 +179,7 @@ async def test_no_data_at_all_is_an_error_even_if_nothing_was_required(tmp_path:
 
 async def test_a_start_in_the_future_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="leaves no finished bar"):
-        await update_data(exchange(), Lake(tmp_path), ["BTCUSDT"], DataSettings(since="2999-01-01"), NOW)  # type: ignore[arg-type]
+        await update_data(exchange(), Lake(tmp_path), ["BTCUSDT"], DataSettings(since="2999-01-01", statistics=False), NOW)  # type: ignore[arg-type]
 
 
 async def test_progress_adds_up_to_the_number_of_symbols(tmp_path: Path) -> None:

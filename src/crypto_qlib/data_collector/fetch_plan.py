@@ -27,15 +27,17 @@ SETTLED_AFTER_NS: Final = 2 * NS_PER_DAY
 _PUBLISH_DELAY_NS: Final = 5 * NS_PER_MINUTE
 
 
-def wanted_span(settings: DataSettings, now_ns: int) -> Range:
+def wanted_span(settings: DataSettings, now_ns: int, frame: str = "") -> Range:
     """Return (first open time, close of the last *finished* bar) of the history ``settings`` ask for at ``now_ns``.
+
+    ``frame`` is ``settings.frame`` where not given.
 
     Raises
     ------
     UserError
         If no bar has closed since ``data.since``.
     """
-    frame_ns = FRAME_NS[settings.frame]
+    frame_ns = FRAME_NS[frame or settings.frame]
     end = floor_ts(now_ns, frame_ns)
     if not settings.since:
         return floor_ts(now_ns - settings.history_days * NS_PER_DAY, frame_ns), end

@@ -85,6 +85,34 @@ class OrderReport:
     fee: float
 
 
+@dataclass(frozen=True, slots=True)
+class FundingQuote:
+    """The rate expected now for the next settlement (fraction of mark notional; > 0: longs pay), and when that is."""
+
+    symbol: str
+    ts_ns: int
+    rate: float
+    settles_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class InterestBlock:
+    """Open interest of one symbol over time, oldest first: instants (ns), base coins, USD; ``(n,)`` each."""
+
+    ts: npt.NDArray[np.int64]
+    coins: npt.NDArray[np.float64]
+    usd: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class TakerBlock:
+    """Base coins that takers bought and sold, by period's open time (ns), oldest first; ``(n,)`` each."""
+
+    ts: npt.NDArray[np.int64]
+    buy: npt.NDArray[np.float64]
+    sell: npt.NDArray[np.float64]
+
+
 class Gateway(Protocol):
     """Talk to one exchange account."""
 
@@ -110,6 +138,18 @@ class Gateway(Protocol):
 
     async def open_interest(self, symbol: str) -> tuple[int, float]:
         """Return (instant, open interest in base coins)."""
+        ...
+
+    async def open_interest_history(self, symbol: str, frame: str, start_ns: int, end_ns: int) -> InterestBlock:
+        """Return open interest at the instants ``start_ns <= ts < end_ns`` as far back as the exchange keeps it."""
+        ...
+
+    async def taker_volume(self, symbol: str, frame: str, start_ns: int, end_ns: int) -> TakerBlock:
+        """Return what takers bought and sold per period that opens in ``[start_ns, end_ns)``, as far back as kept."""
+        ...
+
+    async def funding_now(self) -> list[FundingQuote]:
+        """Return the rate expected at the next settlement, of every swap."""
         ...
 
     async def book(self, symbol: str, depth: int = 20) -> Book:

@@ -18,9 +18,9 @@ from crypto_qlib.exchange import okx_parsing as parse
 from crypto_qlib.exchange.credentials import ApiCredentials
 from crypto_qlib.exchange.error_map import Request
 from crypto_qlib.exchange.gateway import OrderReport
-from crypto_qlib.exchange.okx_market import OkxMarketData
 from crypto_qlib.exchange.okx_parsing import Row
 from crypto_qlib.exchange.okx_session import Connection
+from crypto_qlib.exchange.okx_statistics import OkxStatistics
 from crypto_qlib.settings.schema import ExchangeSettings
 
 _FILLS_PAGE: Final = 100
@@ -32,7 +32,7 @@ _LEVERAGE_SLACK: Final = 1e-9
 _PROTECTION_KINDS: Final = ("oco", "conditional")
 
 
-class OkxGateway(OkxMarketData):
+class OkxGateway(OkxStatistics):
     """Talk to one OKX account, or to the embedded exchange.
 
     Parameters

@@ -7,7 +7,8 @@ a slow call in it would hold up an order.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import os
+import zlib
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,7 +18,10 @@ from crypto_qlib.core.errors import RetryLater, UserError
 from crypto_qlib.exchange.credentials import ApiCredentials
 from crypto_qlib.exchange.error_map import Request, okx_errors
 from crypto_qlib.exchange.okx_parsing import Row
+from crypto_qlib.exchange.request_budget import RequestBudget
 
+_JITTER: Final = 0.5
+"""Pauses differ by up to half between questions, so that those refused together do not come back together."""
 READ_TRIES: Final = 4
 """How often a read is tried in all; pauses double from the error's own ``retry_after_s``."""
 _ORDERS_PER_SECOND: Final = 25.0
@@ -53,18 +57,24 @@ def make_client(connection: Connection) -> Any:
     """Return an unmodified ccxt client set up for USDT swaps; no request is sent yet."""
     config: dict[str, Any] = {
         "timeout": int(connection.timeout_s * 1000),
-        # The embedded exchange has no limits unless asked for; waiting in front of it would only cost time.
-        "enableRateLimit": not connection.base_url,
+        # Waiting for one's turn is done per endpoint and together with other processes, see RequestBudget; ccxt's own queue
+        # knows one endpoint's limit only by the price of all others.
+        "enableRateLimit": False,
         "options": {"defaultType": "swap", "fetchMarkets": {"types": ["swap"]}},
     }
     if connection.credentials is not None:
         key = connection.credentials
         config |= {"apiKey": key.key, "secret": key.secret, "password": key.passphrase}
-    client = ccxt_async.okx(config)
+    return configure_urls(ccxt_async.okx(config), connection)
+
+
+def configure_urls(client: Any, connection: Connection) -> Any:
+    """Point a ccxt client (REST or websocket) to where ``connection`` says, and return it."""
     if connection.base_url:
         # Both maps: ccxt's sandbox switch would otherwise lead back to the real host.
-        client.urls["api"] = {"rest": connection.base_url}
-        client.urls["test"] = {"rest": connection.base_url}
+        sockets = f"ws{connection.base_url.removeprefix('http')}/ws/v5"
+        client.urls["api"] = {"rest": connection.base_url, "ws": sockets}
+        client.urls["test"] = {"rest": connection.base_url, "ws": sockets}
     if connection.is_demo:
         client.headers = {"x-simulated-trading": "1"}
     return client
@@ -77,22 +87,26 @@ class OkxSession:
     ----------
     connection : Connection
         Where and as whom.
+    budget : RequestBudget, optional
+        Shared request budget; by default this machine's for OKX itself, none in front of an embedded exchange, which has no
+        limits unless asked for: waiting would only cost time.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, budget: RequestBudget | None = None) -> None:
         self._connection = connection
+        self._budget = budget if budget is not None or connection.base_url else RequestBudget()
         self._clients: dict[str, Any] = {}
         self._next_order_at: dict[str, float] = {}
         self._clock_is_checked = bool(connection.base_url)
 
     async def public(self, what: str, endpoint: str, query: Row) -> list[Any]:
         """Read public data; ``endpoint`` is ccxt's method name, e.g. ``publicGetPublicTime``."""
-        return await self._read(what, getattr(self._client("market"), endpoint), query)
+        return await self._read(what, "market", endpoint, query)
 
     async def private(self, what: str, endpoint: str, query: Row) -> list[Any]:
         """Read account data."""
         await self._require_key(what)
-        return await self._read(what, getattr(self._client("account"), endpoint), query)
+        return await self._read(what, "account", endpoint, query)
 
     async def change(self, what: str, endpoint: str, body: Row) -> list[Any]:
         """Change a setting of the account: tried once, repeating it is harmless but never done here."""
@@ -118,15 +132,25 @@ class OkxSession:
             self._clients[purpose] = make_client(self._connection)
         return self._clients[purpose]
 
-    async def _read(self, what: str, call: Callable[[Row], Awaitable[Any]], query: Row) -> list[Any]:
+    async def _read(self, what: str, purpose: str, endpoint: str, query: Row) -> list[Any]:
+        call, inst_id = getattr(self._client(purpose), endpoint), str(query.get("instId", ""))
         for attempt in range(READ_TRIES - 1):
+            await self._wait_budget(endpoint, inst_id)
             try:
                 with okx_errors(Request(what)):
                     return _rows(await call(query))
             except RetryLater as e:
-                await asyncio.sleep(e.retry_after_s * 2.0**attempt)
+                pause = e.retry_after_s * 2.0**attempt * (1.0 + _JITTER * _spread(what, attempt))
+                if self._budget is not None:
+                    self._budget.refused(endpoint, inst_id, pause)
+                await asyncio.sleep(pause)
+        await self._wait_budget(endpoint, inst_id)
         with okx_errors(Request(what)):
             return _rows(await call(query))
+
+    async def _wait_budget(self, endpoint: str, inst_id: str) -> None:
+        if self._budget is not None:
+            await self._budget.wait(endpoint, inst_id)
 
     async def _require_key(self, what: str) -> None:
         if self._connection.credentials is None:
@@ -146,6 +170,11 @@ class OkxSession:
         self._next_order_at[inst_id] = turn + 1.0 / _ORDERS_PER_SECOND
         if turn > now:
             await asyncio.sleep(turn - now)
+
+
+def _spread(what: str, attempt: int) -> float:
+    """Return a number in [0, 1) that differs between questions, tries and processes."""
+    return zlib.crc32(f"{os.getpid()}/{what}/{attempt}".encode()) / 2**32
 
 
 def _rows(answer: Any) -> list[Any]:

@@ -28,7 +28,7 @@ from crypto_qlib.backtest.engine import run_backtest
 from crypto_qlib.backtest.inputs import BacktestInputs
 from crypto_qlib.backtest.run_backtest_leveraged import leveraged_inputs
 from crypto_qlib.backtest.what_if import what_if
-from crypto_qlib.core.clock import FRAME_NS, iso
+from crypto_qlib.core.clock import FRAME_NS, SystemClock, iso
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.market import MarketPanel
@@ -39,8 +39,9 @@ from crypto_qlib.data_collector.asset_selector import fresh_universe, rule_of, s
 from crypto_qlib.data_collector.cap_rankings import import_rankings
 from crypto_qlib.data_collector.clean_data import clean
 from crypto_qlib.data_collector.contract_archive import load_instruments, load_tiers
-from crypto_qlib.data_collector.fetch_okx_data import UpdateReport, update_data
+from crypto_qlib.data_collector.fetch_okx_data import UpdateReport, clock_skew, update_data
 from crypto_qlib.data_collector.fetch_plan import wanted_span
+from crypto_qlib.data_collector.lake_status import lake_status, status_lines
 from crypto_qlib.data_collector.panel import load_panel
 from crypto_qlib.data_collector.qlib_data_adapter import update_qlib_store
 from crypto_qlib.data_collector.quality_report import write_quality_report
@@ -80,6 +81,7 @@ from crypto_qlib.scheduler.universe_access import (
     members_with_bars,
     universe_over_time,
 )
+from crypto_qlib.scheduler.watched_market import WatchedMarket
 from crypto_qlib.settings.identity import code_identity, identity
 from crypto_qlib.settings.load import require_okx_keys
 from crypto_qlib.settings.schema import Settings
@@ -187,17 +189,19 @@ class Pipeline:
         """Say who joined and who left the universe, and when."""
         return Said(changes_lines(all_snapshots(self._lake, rule_of(self.settings.universe))))
 
-    def data_update(self) -> Said:
-        """Fetch what the lake lacks."""
+    def data_update(self, symbols: tuple[str, ...] = ()) -> Said:
+        """Fetch what the lake lacks, of the universe or (for collecting only) of ``symbols``."""
         with self._step("data update"):
-            report = self._access.run(self._update_data)
-            symbols = members_with_bars(self._lake, self.settings.data.frame, report, self._members)
-            data_id = data_identity(self._lake, symbols=symbols)
+            report = self._access.run(lambda gateway: self._update_data(gateway, symbols))
+            if symbols:
+                return Said(update_lines(report))
+            kept = members_with_bars(self._lake, self.settings.data.frame, report, self._members)
+            data_id = data_identity(self._lake, symbols=kept)
             found = {
                 "now_ns": report.now_ns,
                 "start_ns": report.span[0],
                 "end_ns": report.span[1],
-                "symbols": list(symbols),
+                "symbols": list(kept),
                 "data_id": data_id,
             }
             self._book.complete("data", data_id, found)
@@ -315,26 +319,35 @@ class Pipeline:
 
     # ------------------------------------------------------------ data at rest
 
-    def data_status(self) -> Said:
-        """Say what the lake holds."""
-        panel = self._panel()
-        lines = [f"{self._lake.root}: {len(panel.symbols)} symbols, {panel.n_bars:,} bars of {self.settings.data.frame}"]
-        for j, symbol in enumerate(panel.symbols):
-            seen = panel.ts_open[panel.close[:, j] == panel.close[:, j]]
-            if seen.size:
-                lines.append(
-                    f"  {symbol:<14} {iso(int(seen[0]))} to {iso(int(seen[-1]))}  {seen.size:>7,} bars"
-                    f"  mark {'yes' if panel.has_mark[j] else 'no '}"
-                    f"  settlements {int((panel.funding_rate[:, j] == panel.funding_rate[:, j]).sum()):,}"
-                )
-        return Said(tuple(lines))
+    def data_watch(self, symbols: tuple[str, ...] = (), rounds: int | None = None, *, stream: bool = True) -> Said:
+        """Collect at every bar close, and order flow from the websockets, until stopped or for ``rounds`` closes."""
+        log = self.paths.root / "logs" / "data.jsonl"
+        with self._step("data watch"):
+            chosen = symbols or self._universe().symbols
+            market = WatchedMarket(self._access, self._lake, self.settings, log, self._reporter)
+            good = self._access.run(lambda gateway: market.watch(gateway, chosen, rounds, with_stream=stream))
+        self._access.close()
+        return Said((f"{good} rounds brought data; log: {log}",))
 
-    def data_repair(self) -> Said:
-        """Remove files that cannot be read, then fetch what is missing."""
+    def data_status(self, symbols: tuple[str, ...] = ()) -> Said:
+        """Say what the lake holds, series by series."""
+        record = self._book.record("data")
+        asked_ns = int(record.output["now_ns"]) if record is not None else 0
+        now_ns = asked_ns if self._access.is_embedded else SystemClock().now_ns()
+        found = lake_status(self._lake, now_ns, symbols or None)
+        if not found:
+            raise UserError(f"no data in {self.paths.root} yet", "run `crypto-qlib run`, or `crypto-qlib data update`")
+        head = f"{self._lake.root}: {len({s.series.symbol for s in found})} symbols from {self._access.market_label}"
+        return Said((f"{head}, as of {iso(now_ns)}", *status_lines(found)))
+
+    def data_repair(self, *, again: bool = False) -> Said:
+        """Remove files that cannot be read, then fetch what is missing; ``again`` forgets where the exchange had nothing."""
         with self._step("data repair"):
             removed = self._lake.delete_damaged()
+            forgotten = self._lake.forget_asked() if again else 0
         said = self.data_update()
-        return Said((f"removed {len(removed)} damaged files", *(f"  {path}" for path in removed), *said.lines))
+        lines = [f"removed {len(removed)} damaged files", *(f"  {path}" for path in removed)]
+        return Said((*lines, *([f"asked again in {forgotten} series"] if again else []), *said.lines))
 
     @cached_property
     def collected(self) -> Collected:
@@ -375,9 +388,14 @@ class Pipeline:
                 self._reporter.say(line)
         return snapshot
 
-    async def _update_data(self, gateway: Gateway) -> UpdateReport:
+    async def _update_data(self, gateway: Gateway, symbols: tuple[str, ...] = ()) -> UpdateReport:
         """Fetch everybody who belonged to the universe at some time; prices that come in may show that others did."""
+        if not self._access.is_embedded and (skew := await clock_skew(gateway, SystemClock())):
+            self._reporter.say(skew)
         now_ns = await gateway.server_time_ns()
+        if symbols:
+            advance = self._reporter.progress("candles, marks, funding", len(symbols))
+            return await update_data(gateway, self._lake, symbols, self.settings.data, now_ns, advance, frozenset(symbols))
         start_ns = wanted_span(self.settings.data, now_ns)[0]
         required = frozenset(f"{base}USDT" for base in self.settings.universe.include)
         fetched: tuple[str, ...] = ()

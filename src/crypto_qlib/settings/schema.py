@@ -16,6 +16,9 @@ from crypto_qlib.settings.section import Fraction, Frame, IsoTime, Names, Sectio
 
 __all__ = ["Fraction", "Frame", "IsoTime", "ModelSettings", "Names", "Section", "Settings"]
 
+CollectedFrame = Literal["1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "1d"]
+"""Bar lengths that can be collected; features and trading know fewer."""
+
 
 class UniverseSettings(Section):
     """Which coins may be traded."""
@@ -44,6 +47,11 @@ class DataSettings(Section):
     frame: Frame = Field("1h", description="Bar length of features, scores and backtest.")
     history_days: int = Field(365, ge=3, description="Days of history to keep up to date, counted back from now.")
     since: IsoTime = Field("", description="ISO date that overrides history_days as the start; empty = use history_days.")
+    frames: tuple[CollectedFrame, ...] = Field((), description="Further bar lengths collected beside frame, e.g. [1m].")
+    index_candles: bool = Field(False, description="Also collect index-price candles.")
+    statistics: bool = Field(
+        True, description="Also collect hourly open interest and taker volume, which OKX keeps for 30 days only."
+    )
     mark_candles: bool = Field(True, description="Also collect mark-price candles (used for liquidation).")
     funding: bool = Field(True, description="Also collect realised funding.")
     concurrency: int = Field(8, ge=1, le=64, description="Requests in flight at once.")

@@ -7,6 +7,9 @@
     lake/clean/1h/BTCUSDT/2025-01.parquet       cleaned bars and why each was touched (``flag``)
     lake/funding/event/BTCUSDT/2025-01.parquet  settlements
     lake/open_interest/event/BTCUSDT/...        snapshots
+    lake/open_interest_history/1h/..., lake/taker_volume/1h/..., lake/index/1h/...   what the exchange keeps for weeks only
+    lake/funding_quotes/event/..., lake/order_flow/1m/...                            what only a running collector sees
+    lake/gaps/ledger.parquet, lake/corrections/...                                   what is missing; what was first said
     lake/universe/20250101T000000Z.parquet      one file a snapshot
     lake/instruments/versions.parquet, lake/tiers/BTCUSDT.parquet   versions with the time each was first seen
 
@@ -43,9 +46,16 @@ class Kind(StrEnum):
 
     CANDLES = "candles"
     MARK = "mark"
+    INDEX = "index"
     CLEAN = "clean"
     FUNDING = "funding"
     OPEN_INTEREST = "open_interest"
+    INTEREST_HISTORY = "open_interest_history"
+    TAKER_VOLUME = "taker_volume"
+    FUNDING_QUOTES = "funding_quotes"
+    ORDER_FLOW = "order_flow"
+    GAPS = "gaps"
+    CORRECTIONS = "corrections"
     UNIVERSE = "universe"
     UNIVERSE_HISTORY = "universe_history"
     MARKET_CAPS = "market_caps"
@@ -64,9 +74,16 @@ _BAR = (*_PRICES, "volume", "quote_volume")
 _VALUES: Final[dict[Kind, dict[str, pa.DataType]]] = {
     Kind.CANDLES: dict.fromkeys(_BAR, pa.float64()),
     Kind.MARK: dict.fromkeys(_PRICES, pa.float64()),
+    Kind.INDEX: dict.fromkeys(_PRICES, pa.float64()),
     Kind.CLEAN: {**dict.fromkeys(_BAR, pa.float64()), "flag": pa.uint16()},
     Kind.FUNDING: {"rate": pa.float64()},
     Kind.OPEN_INTEREST: {"open_interest": pa.float64()},
+    Kind.INTEREST_HISTORY: dict.fromkeys(("open_interest", "open_interest_usd"), pa.float64()),
+    Kind.TAKER_VOLUME: dict.fromkeys(("buy", "sell"), pa.float64()),
+    Kind.FUNDING_QUOTES: {"rate": pa.float64(), "settles_ns": pa.int64()},
+    Kind.ORDER_FLOW: dict.fromkeys(
+        ("buy", "sell", "n_trades", "imbalance", "spread_bps", "depth_quote", "n_books", "is_whole"), pa.float64()
+    ),
 }
 """Value columns of each kind of series."""
 
@@ -277,6 +294,14 @@ class Lake:
         """
         with held(self.root):
             yield
+
+    def forget_asked(self) -> int:
+        """Forget where sources had nothing, so that every hole is asked for again; return in how many series."""
+        with self.writing():
+            notes = sorted(self.root.rglob("asked.json"))
+            for path in notes:
+                path.unlink()
+        return len(notes)
 
     def damaged(self) -> list[Path]:
         """Read every file whole and return those that are damaged."""

@@ -15,6 +15,8 @@ WINDOW_NS: Final = 2 * NS_PER_S
 
 LIMITS: Final[dict[str, int]] = {
     "public/time": 10,
+    "rubik/stat/contracts/open-interest-history": 10,
+    "rubik/stat/taker-volume-contract": 5,
     "public/position-tiers": 10,
     "public/mark-price": 10,
     "public/funding-rate-history": 10,

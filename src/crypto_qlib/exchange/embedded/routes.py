@@ -11,12 +11,13 @@ from crypto_qlib.exchange.embedded.operations import Change
 from crypto_qlib.exchange.embedded.paper_desk import PaperDesk
 from crypto_qlib.exchange.embedded.public_api import PublicApi
 from crypto_qlib.exchange.embedded.router import Endpoint, Handler
+from crypto_qlib.exchange.embedded.rubik_api import RubikApi
 from crypto_qlib.exchange.embedded.trade_api import TradeApi
 
 Routes = dict[tuple[str, str], Endpoint]
 
 
-def market_routes(market: MarketApi, public: PublicApi, coingecko: CoinGeckoApi) -> Routes:
+def market_routes(market: MarketApi, public: PublicApi, coingecko: CoinGeckoApi, rubik: RubikApi) -> Routes:
     """Return everything that needs no account."""
     return {
         ("GET", "public/time"): Endpoint(public.time),
@@ -40,6 +41,8 @@ def market_routes(market: MarketApi, public: PublicApi, coingecko: CoinGeckoApi)
         ("GET", "market/index-tickers"): Endpoint(market.index_tickers),
         ("GET", "market/books"): Endpoint(market.book),
         ("GET", "market/trades"): Endpoint(market.trades),
+        ("GET", "rubik/stat/contracts/open-interest-history"): Endpoint(rubik.open_interest_history),
+        ("GET", "rubik/stat/taker-volume-contract"): Endpoint(rubik.taker_volume),
         ("GET", "/api/v3/ping"): Endpoint(coingecko.ping),
         ("GET", "/api/v3/coins/list"): Endpoint(coingecko.coins_list),
         ("GET", "/api/v3/coins/markets"): Endpoint(coingecko.coins_markets),

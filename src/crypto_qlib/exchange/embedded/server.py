@@ -39,6 +39,7 @@ from crypto_qlib.exchange.embedded.rate_limits import RateLimiter
 from crypto_qlib.exchange.embedded.recovery import Keeper
 from crypto_qlib.exchange.embedded.router import API_ROOT, Answer, Router
 from crypto_qlib.exchange.embedded.routes import Routes, account_routes, changes_of, market_routes
+from crypto_qlib.exchange.embedded.rubik_api import RubikApi
 from crypto_qlib.exchange.embedded.server_clock import ServerClock
 from crypto_qlib.exchange.embedded.signature import SignedRequest
 from crypto_qlib.exchange.embedded.socket_channels import SocketChannels
@@ -304,7 +305,7 @@ class EmbeddedExchange:
 
     def _routes(self, market: MarketApi, public: PublicApi) -> Routes:
         desk = self._keeper.desk
-        open_to_all = market_routes(market, public, CoinGeckoApi(self._window))
+        open_to_all = market_routes(market, public, CoinGeckoApi(self._window), RubikApi(self._window))
         return open_to_all | account_routes(desk.account, desk.trade, desk.algo)
 
     async def _tick(self) -> None:

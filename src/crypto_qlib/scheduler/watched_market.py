@@ -1,0 +1,81 @@
+"""Put a watch together: the exchange's clock, the websockets, and the market that has to be stepped where it is embedded."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from crypto_qlib.core.clock import NS_PER_S, ManualClock, SystemClock
+from crypto_qlib.data_collector.fetch_okx_data import UpdateReport, update_data
+from crypto_qlib.exchange.gateway import Gateway
+from crypto_qlib.exchange.okx_session import Connection
+from crypto_qlib.exchange.okx_stream import OkxStream
+from crypto_qlib.scheduler.data_watch import Watch, watch
+from crypto_qlib.scheduler.exchange_access import ExchangeAccess
+from crypto_qlib.scheduler.reporter import Reporter
+from crypto_qlib.settings.schema import Settings
+from crypto_qlib.store.event_log import EventLog
+from crypto_qlib.store.lake import Lake
+
+_NAP_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedMarket:
+    """What is watched, and where what is seen goes.
+
+    Parameters
+    ----------
+    access : ExchangeAccess
+        The exchange.
+    lake : Lake
+        Where rows go.
+    settings : Settings
+        Sections ``data`` and ``exchange``.
+    log : Path
+        Structured log.
+    reporter : Reporter
+        Shows lines.
+    """
+
+    access: ExchangeAccess
+    lake: Lake
+    settings: Settings
+    log: Path
+    reporter: Reporter
+
+    async def watch(self, gateway: Gateway, symbols: tuple[str, ...], rounds: int | None, *, with_stream: bool) -> int:
+        """Watch ``symbols`` until stopped, or for ``rounds`` closes; return how many rounds brought data."""
+        clock = SystemClock() if not self.access.is_embedded else ManualClock(await gateway.server_time_ns())
+
+        async def update() -> UpdateReport:
+            return await update_data(gateway, self.lake, symbols, self.settings.data, await gateway.server_time_ns())
+
+        async def wait_until(ts_ns: int) -> None:
+            if isinstance(clock, ManualClock):
+                await self._step_until(gateway, clock, ts_ns)
+            else:
+                await asyncio.sleep(max(ts_ns - clock.now_ns(), 0) / NS_PER_S)
+
+        parts = Watch(self.lake, self.settings.data, symbols, update, clock, wait_until, self.reporter.say, EventLog(self.log))
+        return await watch(parts, await self._stream(gateway, symbols) if with_stream else None, rounds)
+
+    async def _step_until(self, gateway: Gateway, clock: ManualClock, ts_ns: int) -> None:
+        """Let an embedded market go on to ``ts_ns``: by stepping it, or by waiting where it runs by itself."""
+        now_ns = await gateway.server_time_ns()
+        while now_ns < ts_ns:
+            if self.settings.exchange.speed > 0.0:
+                await asyncio.sleep(min((ts_ns - now_ns) / NS_PER_S / self.settings.exchange.speed, _NAP_S))
+            else:
+                await asyncio.to_thread(self.access.embedded().step)
+                await asyncio.sleep(0.0)
+            now_ns = await gateway.server_time_ns()
+            clock.advance_to(now_ns)
+
+    async def _stream(self, gateway: Gateway, symbols: tuple[str, ...]) -> OkxStream:
+        wanted = frozenset(symbols)
+        instruments = [i for i in await gateway.instruments() if i.symbol in wanted]
+        connection = Connection(self.access.base_url, None, self.settings.exchange.mode == "demo")
+        return OkxStream(connection, instruments)
