@@ -2,8 +2,8 @@
 
 Each endpoint is a token bucket kept as one row of a small SQLite file (the generic cell rate algorithm): the row holds the
 *theoretical arrival time* of the next request. Whoever asks moves it on by one interval and waits until its own turn comes.
-With ``T = window / (0.8 limit)`` and a burst of ``0.2 limit`` no window of two seconds ever sees more than ``limit``
-requests, whoever sent them. A refusal (429, 50011) pushes the row of that endpoint into the future for everybody.
+With ``T = window / (0.8 limit)`` and a burst of ``0.15 limit`` no window of two seconds sees more than ``limit`` requests,
+whoever sent them; the rest is room for requests that leave a little late. A refusal (429, 50011) pushes the row of that endpoint into the future for everybody.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from crypto_qlib.core.clock import NS_PER_S, Clock, SystemClock
 from crypto_qlib.core.errors import UserError
 
 WINDOW_NS: Final = 2 * NS_PER_S
-_BURST_SHARE: Final = 0.2
+_STEADY_SHARE: Final = 0.8
+_BURST_SHARE: Final = 0.15
 _MAX_AHEAD_NS: Final = 120 * NS_PER_S
 """A row further in the future than this was left by a clock that ran ahead; it is not believed."""
 _BUSY_S: Final = 30.0
@@ -110,8 +111,8 @@ class RequestBudget:
     def take(self, endpoint: str, inst_id: str = "") -> int:
         """Take the next turn and return the nanoseconds until it comes."""
         limit = LIMITS.get(endpoint, _DEFAULT_LIMIT)
-        interval = int(WINDOW_NS / ((1.0 - _BURST_SHARE) * limit))
-        ahead = int(_BURST_SHARE * limit) * interval
+        interval = int(WINDOW_NS / (_STEADY_SHARE * limit))
+        ahead = max(int(_BURST_SHARE * limit) - 1, 0) * interval  # the first of a burst is on time anyway
         name = f"{endpoint}/{inst_id}" if endpoint in PER_INSTRUMENT else endpoint
         now = self._clock.now_ns()
         with self._exclusive():
