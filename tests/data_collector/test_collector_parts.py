@@ -8,19 +8,22 @@ import math
 import multiprocessing
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from aiohttp import web
 
 from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_HOUR, NS_PER_MINUTE, NS_PER_S, ManualClock
-from crypto_qlib.core.errors import RetryLater
+from crypto_qlib.core.errors import RetryLater, UserError
 from crypto_qlib.data_collector.corrections import read_corrections
 from crypto_qlib.data_collector.fetch_okx_data import clock_skew, update_data
 from crypto_qlib.data_collector.gap_ledger import read_ledger
 from crypto_qlib.data_collector.lake_status import lake_status
 from crypto_qlib.data_collector.live_flow import FlowMinutes
+from crypto_qlib.data_collector.qlib_collector import OkxCollector
 from crypto_qlib.exchange.gateway import Book
 from crypto_qlib.exchange.okx import OkxGateway
 from crypto_qlib.exchange.okx_stream import BookTick, Dropped, Tick, TradeTick
@@ -318,3 +321,22 @@ async def test_statistics_are_read_through_ccxt_from_a_server_that_speaks_okx() 
     assert len(asked) == 6
     assert asked[0]["period"] == "1H"
     assert [(q.symbol, q.rate, q.settles_ns) for q in quotes] == [("BTCUSDT", 0.0001, 1_735_718_400_000 * 10**6)]
+
+
+def test_a_qlib_user_finds_the_collector_he_knows(tmp_path: Path) -> None:
+    fake = exchange()
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[FakeExchange]:
+        yield fake
+
+    made = OkxCollector(tmp_path, opened, ["ETHUSDT", "BTCUSDT"], "2025-01-02", "2025-01-04", "60min")  # type: ignore[arg-type]
+    assert made.get_instrument_list() == ["BTCUSDT", "ETHUSDT"]
+    assert [p.name for p in made.collector_data()] == ["BTCUSDT.csv", "ETHUSDT.csv"]
+    table = pd.read_csv(tmp_path / "BTCUSDT.csv", parse_dates=["date"])
+    true = fake.last["BTCUSDT"]
+    assert (len(table), table.date[0]) == (48, pd.Timestamp("2025-01-02"))
+    np.testing.assert_allclose(table.close, true.close[24:72])
+    np.testing.assert_allclose(table.change[1:], true.close[25:72] / true.close[24:71] - 1.0)
+    with pytest.raises(UserError, match="is no interval"):
+        OkxCollector(tmp_path, opened, [], "2025-01-02", "2025-01-04", "7min")  # type: ignore[arg-type]

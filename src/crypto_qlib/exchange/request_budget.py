@@ -3,7 +3,8 @@
 Each endpoint is a token bucket kept as one row of a small SQLite file (the generic cell rate algorithm): the row holds the
 *theoretical arrival time* of the next request. Whoever asks moves it on by one interval and waits until its own turn comes.
 With ``T = window / (0.8 limit)`` and a burst of ``0.15 limit`` no window of two seconds sees more than ``limit`` requests,
-whoever sent them; the rest is room for requests that leave a little late. A refusal (429, 50011) pushes the row of that endpoint into the future for everybody.
+whoever sent them; the rest is room for requests that leave a little late. A refusal (429, 50011) pushes the row of that
+endpoint into the future for everybody.
 """
 
 from __future__ import annotations
