@@ -51,7 +51,7 @@ def build(name: str, *, cross: bool = False) -> BacktestInputs:
     funding[:: s.funding] = d["funding"][: funding[:: s.funding].shape[0]]
     symbols = tuple(f"S{i:03d}USDT" for i in range(s.n_symbols))
     last = (d["open"], d["high"], d["low"], d["close"])
-    unlimited = np.full((1, 1), np.nan).repeat(s.n_symbols, 1).repeat(s.n_bars, 0)
+    unlimited = np.broadcast_to(np.nan, (s.n_bars, s.n_symbols))
     panel = MarketPanel(
         symbols, frame_ns, ts_open, *last, unlimited, unlimited, *last, funding, np.zeros(s.n_symbols, np.bool_)
     )  # fmt: skip

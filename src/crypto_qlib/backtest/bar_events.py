@@ -7,7 +7,7 @@ open, then the inside of the bar, adverse extreme first. Every rule is a call of
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from crypto_qlib.backtest.bookkeeping import (
     market_price,
     open_position,
     protection_price,
+    refresh_guard,
     refresh_margin,
     settle_cross,
     settle_funding,
@@ -38,6 +39,7 @@ from crypto_qlib.core.tiers import NO_TIER, tier_index
 from crypto_qlib.portfolio.decision import EXIT_TIME, Held, PlanRows
 from crypto_qlib.portfolio.market_panel import StateArrays
 from crypto_qlib.portfolio.rules import Rules
+from crypto_qlib.portfolio.sizing import column
 from crypto_qlib.venue.funding_clock import is_settlement
 from crypto_qlib.venue.liquidation import along, cross_adverse_mark, floor_at_zero, trigger_fraction
 from crypto_qlib.venue.matching import (
@@ -46,18 +48,24 @@ from crypto_qlib.venue.matching import (
     NO_EXIT,
     REPLACED,
     STOP,
+    TAKE_PROFIT,
     TIME,
+    TRAILING,
     fillable_lots,
     gap_exit,
     intrabar_exit,
     is_passed,
-    is_reached,
     optimistic_exit,
+    trailing_best,
+    trailing_level,
 )
 
 RecordArray = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+
+_CLEARLY: Final = 1e-9
+"""Share of the account by which it must be above its requirement to be safe without the exact test."""
 
 
 @njit_lent
@@ -76,7 +84,7 @@ def start_cooldown(rules: Rules, desk: Desk, bar_close_ns: int, j: int) -> None:
     desk.cooldown_until_ns[j] = bar_close_ns + rules.cooldown_bars * rules.frame_ns
 
 
-@njit_lent
+@njit_leaf
 def fund_cross(rules: Rules, desk: Desk, bars: Bars, t: int) -> None:
     """Mark the cross positions at the bar's open and settle their funding (step a); without a bar the last mark stands."""
     for k in range(desk.totals[0].n_open):
@@ -90,50 +98,66 @@ def fund_cross(rules: Rules, desk: Desk, bars: Bars, t: int) -> None:
             settle_cross(rules, desk, t, j, rate, desk.book[j].mark, False)
 
 
-@njit_lent
-def next_at_open(
-    book: RecordArray, open_columns: IntArray, last_open: FloatArray, mark_open: FloatArray, funding_rate: FloatArray,
-    ledger: RecordArray, used: IntArray, t: int, start: int, settles: bool, taker_fee: float,
-) -> int:  # fmt: skip
-    """Return the next slot below ``start`` whose position the open sets off, settling isolated funding on the way; -1: none.
+@njit_leaf
+def is_touched(p: Any, low: float, high: float, mark_low: float, mark_high: float, stop_on_mark: bool) -> bool:
+    """Return whether any level of a position lies within the bar's range; False for a missing bar.
 
-    Takes single arrays, not the tuples of the other functions: it runs for every bar, and mostly nothing happens.
+    The open lies within the range too, so a bar that touches nothing sets nothing off, neither at its open nor inside.
     """
-    for k in range(start - 1, -1, -1):
-        j = open_columns[k]
-        price = last_open[t, j]
-        is_missing = math.isnan(price)
-        p = book[j]
-        mark = p.mark if is_missing else mark_open[t, j]
-        rate = funding_rate[t, j]
-        if settles and is_settlement(rate):
-            settle_isolated(book, ledger, used, taker_fee, t, j, rate, mark, False)
-        if is_missing:
-            continue
-        if is_passed(p.side, mark, p.liq) or is_passed(p.side, price, p.stop) or is_reached(p.side, price, p.take):
-            return k
-    return -1
+    trigger_low, trigger_high = (mark_low, mark_high) if stop_on_mark else (low, high)
+    if p.side > 0.0:
+        touched: bool = trigger_low <= p.guard or mark_low <= p.liq or trigger_high >= p.take
+    else:
+        touched = trigger_high >= p.guard or mark_high >= p.liq or trigger_low <= p.take
+    return touched
 
 
-@njit_lent
-def next_inside(
-    book: RecordArray, open_columns: IntArray, last_open: FloatArray, last_high: FloatArray, last_low: FloatArray,
-    mark_high: FloatArray, mark_low: FloatArray, t: int, start: int,
-) -> int:  # fmt: skip
-    """Return the next slot below ``start`` with a level inside the bar's range, -1: none (as :func:`next_at_open`)."""
-    for k in range(start - 1, -1, -1):
+@njit_leaf
+def any_touched(
+    rules: Rules, book: RecordArray, open_columns: IntArray, n_open: int, low: FloatArray, high: FloatArray,
+    mark_low: FloatArray, mark_high: FloatArray, t: int,
+) -> bool:  # fmt: skip
+    """Return whether any open position has a level within the bar's range (:func:`is_touched`)."""
+    for k in range(n_open):
         j = open_columns[k]
-        if math.isnan(last_open[t, j]):
-            continue
+        if is_touched(book[j], low[t, j], high[t, j], mark_low[t, j], mark_high[t, j], rules.stop_on_mark):
+            return True
+    return False
+
+
+@njit_leaf
+def is_cross_safe(
+    rules: Rules, cash: float, book: RecordArray, open_columns: IntArray, n_open: int, mark_low: FloatArray,
+    mark_high: FloatArray, t: int,
+) -> bool:  # fmt: skip
+    """Return whether the cross account clearly outlives the joint adverse extremes of the bar, and so its open too.
+
+    Moving a mark against a position takes more off the equity than off the requirement; what is near is left to the exact test.
+    """
+    equity = cash
+    need = 0.0
+    for k in range(n_open):
+        j = open_columns[k]
         p = book[j]
-        low = last_low[t, j]
-        high = last_high[t, j]
-        if p.side > 0.0:
-            if low <= p.stop or mark_low[t, j] <= p.liq or high >= p.take:
-                return k
-        elif high >= p.stop or mark_high[t, j] >= p.liq or low <= p.take:
-            return k
-    return -1
+        mark = mark_low[t, j] if p.side > 0.0 else mark_high[t, j]
+        if math.isnan(mark):
+            return False
+        equity += unrealised_pnl(p.side, p.qty, p.entry, mark)
+        need += requirement(p.qty, mark, p.mmr, rules.taker_fee)
+    return equity - need > _CLEARLY * (abs(equity) + need)
+
+
+@njit_leaf
+def fund_isolated(rules: Rules, desk: Desk, bars: Bars, t: int) -> None:
+    """Settle the funding of isolated positions at the bar's open (step a); without a bar the last mark stands."""
+    for k in range(desk.totals[0].n_open):
+        j = desk.open_columns[k]
+        rate = bars.funding_rate[t, j]
+        if is_settlement(rate):
+            mark = desk.book[j].mark if math.isnan(bars.open[t, j]) else bars.mark_open[t, j]
+            settle_isolated(
+                desk.book, desk.ledgers.funding, desk.ledgers.used, rules.taker_fee, t, j, rate, mark, False
+            )  # fmt: skip
 
 
 @njit_lent
@@ -151,61 +175,101 @@ def liquidation_step(
     return False
 
 
-@njit_lent
-def gap_position(
+@njit_leaf
+def meet_level(
     rules: Rules, execution: Execution, state: StateArrays, bars: Bars, t: int, day: int, version: int, desk: Desk, j: int,
-    bar_close_ns: int,
+    bar_close_ns: int, at_open: bool,
 ) -> None:  # fmt: skip
-    """Apply what the open itself sets off (steps b and c)."""
+    """Apply what the open (steps b and c) or the inside of the bar (e to h) sets off for one position."""
     while True:
         p = desk.book[j]
-        code, raw = gap_exit(p.side, bars.open[t, j], bars.mark_open[t, j], p.stop, p.take, p.liq, False)
-        if code == NO_EXIT:
-            return
-        if code != LIQUIDATION:
-            price = protection_price(rules, execution, state, bars, t, day, j, -p.side, raw, abs(p.lots), code)
-            close_position(rules, desk, t, j, code, price, raw)
-            if code == STOP:
-                start_cooldown(rules, desk, bar_close_ns, j)
-            return
-        start_cooldown(rules, desk, bar_close_ns, j)
-        if not liquidation_step(rules, execution, state, version, desk, t, j, raw):
-            return
-
-
-@njit_lent
-def inside_position(
-    rules: Rules, execution: Execution, state: StateArrays, bars: Bars, t: int, day: int, version: int, desk: Desk, j: int,
-    bar_close_ns: int,
-) -> None:  # fmt: skip
-    """Apply the inside of the bar to one position (steps e to h)."""
-    while True:
-        p = desk.book[j]
-        is_new = p.touched_bar == t and not execution.take_profit_in_entry_bar
-        code, raw, is_ambiguous = intrabar_exit(
-            p.side, bars.open[t, j], bars.high[t, j], bars.low[t, j], bars.mark_open[t, j], bars.mark_high[t, j],
-            bars.mark_low[t, j], p.stop, p.take, p.liq, False, is_new,
-        )  # fmt: skip
-        if is_ambiguous:
-            kind, kindest = optimistic_exit(
-                p.side, bars.high[t, j], bars.low[t, j], bars.mark_high[t, j], bars.mark_low[t, j], p.take, p.stop, code, raw,
-                False,
+        if at_open:
+            code, raw = gap_exit(
+                p.side, bars.open[t, j], bars.mark_open[t, j], p.guard, p.take, p.liq, rules.stop_on_mark
             )  # fmt: skip
-            write_ambiguous(desk, t, j, code, raw, kind, kindest, bars.close[t, j])
+        else:
+            is_new = p.touched_bar == t and not execution.take_profit_in_entry_bar
+            code, raw, is_ambiguous = intrabar_exit(
+                p.side, bars.open[t, j], bars.high[t, j], bars.low[t, j], bars.mark_open[t, j], bars.mark_high[t, j],
+                bars.mark_low[t, j], p.guard, p.take, p.liq, rules.stop_on_mark, is_new,
+            )  # fmt: skip
+            if is_ambiguous:
+                tell_ambiguous(rules, bars, t, desk, j, code, raw)
         if code == NO_EXIT:
             return
         if code != LIQUIDATION:
-            price = protection_price(rules, execution, state, bars, t, day, j, -p.side, raw, abs(p.lots), code)
-            close_position(rules, desk, t, j, code, price, raw)
-            if code == STOP:
-                start_cooldown(rules, desk, bar_close_ns, j)
+            leave_at_level(rules, execution, state, bars, t, day, desk, j, p.guard_kind if code == STOP else code, raw,
+                           bar_close_ns)  # fmt: skip
             return
         start_cooldown(rules, desk, bar_close_ns, j)
         if not liquidation_step(rules, execution, state, version, desk, t, j, raw):
             return
 
 
+@njit_leaf
+def leave_at_level(
+    rules: Rules, execution: Execution, state: StateArrays, bars: Bars, t: int, day: int, desk: Desk, j: int, code: int,
+    raw: float, bar_close_ns: int,
+) -> None:  # fmt: skip
+    """Close a position whose stop, trailing stop or take-profit was set off at ``raw``."""
+    p = desk.book[j]
+    price = protection_price(rules, execution, state, bars, t, day, j, -p.side, raw, abs(p.lots), code)
+    close_position(rules, desk, t, j, code, price, raw)
+    if code != TAKE_PROFIT:
+        start_cooldown(rules, desk, bar_close_ns, j)
+
+
 @njit_lent
+def tell_ambiguous(rules: Rules, bars: Bars, t: int, desk: Desk, j: int, code: int, raw: float) -> None:
+    """Write down that another order of events inside the bar would have given another outcome than ``code`` at ``raw``."""
+    p = desk.book[j]
+    kind, kindest = optimistic_exit(
+        p.side, bars.high[t, j], bars.low[t, j], bars.mark_high[t, j], bars.mark_low[t, j], p.take, p.guard, code, raw,
+        rules.stop_on_mark,
+    )  # fmt: skip
+    write_ambiguous(desk, t, j, code, raw, kind, kindest, bars.close[t, j])
+
+
+@njit_leaf
+def meet_levels(
+    rules: Rules, execution: Execution, state: StateArrays, bars: Bars, t: int, day: int, version: int, desk: Desk,
+    bar_close_ns: int, at_open: bool,
+) -> None:  # fmt: skip
+    """Let every open position meet the levels the bar touches, at its open or inside it; without a bar nothing happens."""
+    for k in range(desk.totals[0].n_open - 1, -1, -1):
+        j = desk.open_columns[k]
+        if math.isnan(bars.open[t, j]):
+            continue
+        if is_touched(
+            desk.book[j], bars.low[t, j], bars.high[t, j], bars.mark_low[t, j], bars.mark_high[t, j], rules.stop_on_mark
+        ):
+            meet_level(rules, execution, state, bars, t, day, version, desk, j, bar_close_ns, at_open)
+
+
+@njit_lent
+def ratchet_stops(
+    rules: Rules, execution: Execution, state: StateArrays, bars: Bars, t: int, day: int, desk: Desk, bar_close_ns: int
+) -> None:
+    """Move trailing stops up behind the bar's favourable extreme; close where the bar ended beyond the new level."""
+    for k in range(desk.totals[0].n_open - 1, -1, -1):
+        j = desk.open_columns[k]
+        p = desk.book[j]
+        if math.isnan(p.trail) or math.isnan(bars.open[t, j]):
+            continue
+        on_mark = rules.stop_on_mark
+        high, low, close = (
+            (bars.mark_high[t, j], bars.mark_low[t, j], bars.mark_close[t, j]) if on_mark
+            else (bars.high[t, j], bars.low[t, j], bars.close[t, j])
+        )  # fmt: skip
+        p.best = trailing_best(p.side, p.best, high, low)
+        refresh_guard(desk, j)
+        level = trailing_level(p.side, p.best, p.trail)
+        if is_passed(p.side, close, level):
+            raw = p.side * min(p.side * level, p.side * bars.close[t, j]) if on_mark else level
+            leave_at_level(rules, execution, state, bars, t, day, desk, j, TRAILING, raw, bar_close_ns)
+
+
+@njit_leaf
 def fill_exits(
     rules: Rules, state: StateArrays, bars: Bars, t: int, day: int, desk: Desk, rows: PlanRows, held: Held, n_exits: int
 ) -> None:
@@ -238,7 +302,7 @@ def may_enter(
     return fits
 
 
-@njit_lent
+@njit_leaf
 def fill_entries(
     rules: Rules, execution: Execution, state: StateArrays, bars: Bars, t: int, ts_ns: int, day: int, version: int,
     desk: Desk, rows: PlanRows, n_entries: int, delisted_ns: IntArray,
@@ -256,7 +320,7 @@ def fill_entries(
             totals.n_rejected += 1
             continue
         price = market_price(rules, state, bars, t, day, j, side, raw, wanted)
-        lots = fillable_lots(wanted, bars.volume[t, j], state.contracts[j].base_per_lot, execution.max_bar_volume_share)
+        lots = fillable_lots(wanted, column(bars.volume, t, j), state.contracts[j].base_per_lot, execution.max_bar_volume_share)
         if lots <= 0 or not may_enter(rules, state, version, desk, j, wanted, rows.leverage[i], price):
             totals.n_rejected += 1
             continue
@@ -266,7 +330,7 @@ def fill_entries(
         mark = bars.mark_open[t, j]
         open_position(
             rules, state, version, desk, t, ts_ns, j, side, lots, price, raw, mark, rows.leverage[i], rows.stop[i],
-            rows.take[i], i, rows.score[i],
+            rows.take[i], rows.trail[i], i, rows.score[i],
         )  # fmt: skip
         rate = bars.funding_rate[t, j]
         if execution.funding_at_entry and is_settlement(rate):
@@ -311,7 +375,7 @@ def cross_step(
         desk.ledgers.liquidations[desk.ledgers.used[3] - 1].overshoot += overshoot
 
 
-@njit_lent
+@njit_leaf
 def cross_at(rules: Rules, desk: Desk, marks: FloatArray) -> tuple[float, float]:
     """Return (equity, requirement) of the cross account at ``marks``."""
     equity = desk.totals[0].cash
@@ -354,7 +418,7 @@ def cross_inside(
         if not math.isnan(bars.open[t, j]):
             marks[j] = bars.mark_open[t, j]
             last, mark = (bars.low[t, j], bars.mark_low[t, j]) if p.side > 0.0 else (bars.high[t, j], bars.mark_high[t, j])
-            worst[j] = cross_adverse_mark(p.side, last, mark, p.stop, False)
+            worst[j] = cross_adverse_mark(p.side, last, mark, p.guard, rules.stop_on_mark)
     is_told = False
     while totals.n_open > 0:
         equity, need = cross_at(rules, desk, marks)

@@ -34,16 +34,18 @@ from crypto_qlib.core.margin import (
 from crypto_qlib.core.tiers import tier_index
 from crypto_qlib.portfolio.market_panel import StateArrays
 from crypto_qlib.portfolio.rules import Rules
-from crypto_qlib.portfolio.sizing import tier_count, today
+from crypto_qlib.portfolio.sizing import column, tier_count, today
 from crypto_qlib.venue.funding_clock import cross_funding, isolated_funding
 from crypto_qlib.venue.liquidation import PARTIAL_FROM_TIER, floor_at_zero, liquidation_items, partial_liquidation_lots
 from crypto_qlib.venue.matching import (
     LIQUIDATION,
     NO_EXIT,
     PARTIAL_LIQUIDATION,
-    STOP,
+    TAKE_PROFIT,
+    nearer_stop,
     stop_fill_price,
     taker_fill_price,
+    trailing_level,
 )
 
 RecordArray = npt.NDArray[Any]
@@ -91,7 +93,11 @@ def execution_record(execution: Execution) -> Any:
 
 
 class Bars(NamedTuple):
-    """The bars traded, ``(n_bars, n_symbols)`` each, read-only; see :class:`~crypto_qlib.core.market.MarketPanel`."""
+    """The bars traded, ``(n_bars, n_symbols)`` each, read-only; see :class:`~crypto_qlib.core.market.MarketPanel`.
+
+    ``volume`` and ``quote_volume`` may have one row that holds for every bar (volumes not known at all); ``settles`` tells
+    the bars with a settlement of any symbol, ``(n_bars,)``.
+    """
 
     ts_open: IntArray
     open: FloatArray
@@ -105,6 +111,7 @@ class Bars(NamedTuple):
     mark_low: FloatArray
     mark_close: FloatArray
     funding_rate: FloatArray
+    settles: BoolArray
 
 
 class Desk(NamedTuple):
@@ -161,6 +168,13 @@ def refresh_liquidation(rules: Rules, desk: Desk, j: int) -> None:
 
 
 @njit_leaf
+def refresh_guard(desk: Desk, j: int) -> None:
+    """Work out which of stop and trailing stop the market meets first."""
+    p = desk.book[j]
+    p.guard, p.guard_kind = nearer_stop(p.side, p.stop, trailing_level(p.side, p.best, p.trail))
+
+
+@njit_leaf
 def half_spread_bps(rules: Rules, adv: float, tick_size: float, price: float) -> float:
     """Return the half spread of a fill at ``price``: the setting, or the ladder by turnover."""
     if rules.half_spread_bps >= 0.0:
@@ -168,7 +182,7 @@ def half_spread_bps(rules: Rules, adv: float, tick_size: float, price: float) ->
     return default_half_spread_bps(0.0 if math.isnan(adv) else adv, tick_size, price)
 
 
-@njit_lent
+@njit_leaf
 def market_price(
     rules: Rules, state: StateArrays, bars: Bars, t: int, day: int, j: int, side: float, raw: float, lots: int
 ) -> float:
@@ -178,24 +192,24 @@ def market_price(
     value = lots * state.contracts[j].base_per_lot * raw
     return taker_fill_price(
         side, raw, value, adv, today(state.daily, day, j).sigma / BPS, half, rules.impact_y, state.contracts[j].tick_size,
-        bars.high[t, j], bars.low[t, j], bars.quote_volume[t, j],
+        bars.high[t, j], bars.low[t, j], column(bars.quote_volume, t, j),
     )  # fmt: skip
 
 
-@njit_lent
+@njit_leaf
 def protection_price(
     rules: Rules, execution: Execution, state: StateArrays, bars: Bars, t: int, day: int, j: int, side: float, raw: float,
     lots: int, code: int,
 ) -> float:  # fmt: skip
-    """Return the fill of a triggered stop or take-profit."""
-    if code != STOP or not execution.doubled_stop_spread:
+    """Return the fill of a triggered stop, trailing stop or take-profit."""
+    if code == TAKE_PROFIT or not execution.doubled_stop_spread:
         return market_price(rules, state, bars, t, day, j, side, raw, lots)
     adv = today(state.daily, day, j).adv
     half = half_spread_bps(rules, adv, state.contracts[j].tick_size, raw)
     value = lots * state.contracts[j].base_per_lot * raw
     return stop_fill_price(
         side, raw, value, adv, today(state.daily, day, j).sigma / BPS, half, rules.impact_y, state.contracts[j].tick_size,
-        bars.high[t, j], bars.low[t, j], bars.quote_volume[t, j],
+        bars.high[t, j], bars.low[t, j], column(bars.quote_volume, t, j),
     )  # fmt: skip
 
 
@@ -247,7 +261,8 @@ def remove_column(desk: Desk, j: int) -> None:
 @njit_leaf
 def open_position(
     rules: Rules, state: StateArrays, version: int, desk: Desk, t: int, ts_ns: int, j: int, side: float, lots: int,
-    price: float, raw: float, mark: float, leverage: float, stop: float, take: float, rank: int, score: float,
+    price: float, raw: float, mark: float, leverage: float, stop: float, take: float, trail: float,
+    rank: int, score: float,
 ) -> None:  # fmt: skip
     """Open a position of ``lots`` at ``price``: margin and fee leave cash (cross: the fee alone)."""
     totals = desk.totals[0]
@@ -271,6 +286,8 @@ def open_position(
     p.margin = margin
     p.stop = stop
     p.take = take
+    p.trail = trail
+    p.best = mark if rules.stop_on_mark else price
     p.leverage = leverage
     p.score = score
     p.pnl = 0.0
@@ -282,12 +299,14 @@ def open_position(
     p.closed_value = 0.0
     totals.n_trades += 1
     totals.cash += 0.0 - fee - margin
+    totals.next_due = min(totals.next_due, ts_ns + rules.holding_bars * rules.frame_ns)
+    refresh_guard(desk, j)
     refresh_margin(rules, state, version, desk, j)
     insert_column(desk, j)
     write_fill(desk, t, j, OPENING, signed, price, raw, fee, 0.0)
 
 
-@njit_lent
+@njit_leaf
 def close_position(rules: Rules, desk: Desk, t: int, j: int, kind: int, price: float, raw: float) -> None:
     """Close the whole position at ``price``; an isolated loss beyond its margin is the insurance fund's."""
     totals = desk.totals[0]
@@ -432,7 +451,7 @@ def lowest_requirement(rules: Rules, state: StateArrays, version: int, desk: Des
     return requirement(desk.book[j].qty, mark, state.tier_mmr[version, j, 0], rules.taker_fee)
 
 
-@njit_lent
+@njit_leaf
 def cross_account(rules: Rules, desk: Desk) -> tuple[float, float, float]:
     """Return (equity, requirement, initial margin in use) of the cross account at current marks."""
     equity = desk.totals[0].cash
@@ -463,7 +482,7 @@ def settle_isolated(
     used[N_FUNDING] += 1
 
 
-@njit_lent
+@njit_leaf
 def settle_cross(rules: Rules, desk: Desk, t: int, j: int, rate: float, mark: float, at_entry: bool) -> None:
     """Settle funding of one cross position at ``mark`` in cash, capped by the account's equity above its requirement."""
     p = desk.book[j]
@@ -489,7 +508,7 @@ def write_settlement(p: Any, row: Any, t: int, j: int, rate: float, mark: float,
     row.mark = mark
 
 
-@njit_lent
+@njit_leaf
 def settle_funding(rules: Rules, desk: Desk, t: int, j: int, rate: float, mark: float, at_entry: bool) -> None:
     """Settle funding of one position; ``at_entry``: a fill at the very instant pays but does not receive."""
     if rules.cross:

@@ -23,21 +23,22 @@ import numpy as np
 import numpy.typing as npt
 
 from crypto_qlib.backtest.bar_events import (
+    any_touched,
     close_delisted,
     cross_at_open,
     cross_inside,
     fill_entries,
     fill_exits,
     fund_cross,
-    gap_position,
-    inside_position,
-    next_at_open,
-    next_inside,
+    fund_isolated,
+    is_cross_safe,
+    meet_levels,
+    ratchet_stops,
     refresh_all,
 )
 from crypto_qlib.backtest.bookkeeping import Bars, Desk, Execution, cross_account, execution_record
 from crypto_qlib.backtest.inputs import BacktestInputs, PreparedRun, prepare
-from crypto_qlib.backtest.ledger_arrays import POSITION, SERIES, TOTALS, new_ledgers, taken
+from crypto_qlib.backtest.ledger_arrays import POSITION, SERIES, TOTALS, new_ledgers, rows_used
 from crypto_qlib.backtest.result import BacktestResult, gather
 from crypto_qlib.core.jit import njit_leaf, njit_lent
 from crypto_qlib.core.margin import initial_margin_cross, unrealised_pnl
@@ -62,7 +63,7 @@ RecordArray = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-_LEDGER_ROWS: Final = 16_384
+_LEDGER_ROWS: Final = 65_536
 _SLOTS: Final = int(VetoRule.SLOTS)
 
 
@@ -85,12 +86,12 @@ def hold_positions(desk: Desk, held: Held, is_cross: bool) -> int:
 
 
 @njit_leaf
-def any_due(holding_ns: int, book: RecordArray, open_columns: IntArray, n_open: int, as_of_ns: int) -> bool:
-    """Return whether a position has been held for its whole time."""
-    for k in range(n_open):  # noqa: SIM110 - compiled code has no generator expressions
-        if as_of_ns - book[open_columns[k]].opened_ns >= holding_ns:
-            return True
-    return False
+def next_due(holding_ns: int, book: RecordArray, open_columns: IntArray, n_open: int) -> int:
+    """Return the first instant at which a position has been held for its whole time."""
+    due = NEVER_NS
+    for k in range(n_open):
+        due = min(due, book[open_columns[k]].opened_ns + holding_ns)
+    return due
 
 
 @njit_leaf
@@ -215,11 +216,9 @@ def run_bars(  # noqa: PLR0912, PLR0915 - the numbered algorithm of the module
 ) -> int:
     """Run bars ``start`` to ``stop`` and return the first bar not run: ``stop``, or earlier where a ledger is nearly full."""
     totals = desk.totals[0]
-    book, columns, used = desk.book, desk.open_columns, desk.ledgers.used
-    funding_rows, n_rows = desk.ledgers.funding, desk.ledgers.fills.size
-    open_, high, low, close, mark_open = bars.open, bars.high, bars.low, bars.close, bars.mark_open
-    mark_high, mark_low, mark_close, funding_rate = bars.mark_high, bars.mark_low, bars.mark_close, bars.funding_rate
+    book, columns, used, n_rows = desk.book, desk.open_columns, desk.ledgers.used, desk.ledgers.fills.size
     every_ns = rules.frame_ns * rules.decide_every_bars
+    holding_ns = rules.holding_bars * rules.frame_ns
     never_replaces = rules.replace_margin == math.inf
     for t in range(start, stop):
         if is_nearly_full(used, n_rows, room):
@@ -242,38 +241,41 @@ def run_bars(  # noqa: PLR0912, PLR0915 - the numbered algorithm of the module
             n_exits, n_entries = plan_bar(
                 rules, state, state_as_of, ts, expected_return, win_probability, desk, held, scratch, rows, log
             )
-        elif any_due(rules.holding_bars * rules.frame_ns, book, columns, totals.n_open, ts):
-            n_exits = plan_time_exits(rules, ts, held, hold_positions(desk, held, rules.cross), scratch, rows)
+        elif ts >= totals.next_due:
+            totals.next_due = next_due(holding_ns, book, columns, totals.n_open)
+            if ts >= totals.next_due:
+                n_exits = plan_time_exits(rules, ts, held, hold_positions(desk, held, rules.cross), scratch, rows)
+        if totals.n_open > 0 and ts >= first_delisting_ns:
+            close_delisted(rules, desk, t, ts, delisted_ns)
+        is_touched = False
         if totals.n_open > 0:
-            if ts >= first_delisting_ns:
-                close_delisted(rules, desk, t, ts, delisted_ns)
             if rules.cross:
-                fund_cross(rules, desk, bars, t)
-                cross_at_open(rules, execution, state, totals.version, desk, t, marks, bar_close_ns)
-            k = totals.n_open
-            while True:
-                k = next_at_open(
-                    book, columns, open_, mark_open, funding_rate, funding_rows, used, t, k, not rules.cross, rules.taker_fee
-                )
-                if k < 0:
-                    break
-                gap_position(rules, execution, state, bars, t, totals.day, totals.version, desk, columns[k], bar_close_ns)
+                is_touched = bars.settles[t] or n_exits + n_entries > 0 or not is_cross_safe(
+                    rules, totals.cash, book, columns, totals.n_open, bars.mark_low, bars.mark_high, t
+                )  # fmt: skip
+                if is_touched:
+                    fund_cross(rules, desk, bars, t)
+                    cross_at_open(rules, execution, state, totals.version, desk, t, marks, bar_close_ns)
+            elif bars.settles[t]:
+                fund_isolated(rules, desk, bars, t)
+            is_touched = is_touched or any_touched(
+                rules, book, columns, totals.n_open, bars.low, bars.high, bars.mark_low, bars.mark_high, t
+            )
+            if is_touched:
+                meet_levels(rules, execution, state, bars, t, totals.day, totals.version, desk, bar_close_ns, True)
         if n_exits > 0:
             fill_exits(rules, state, bars, t, totals.day, desk, rows, held, n_exits)
         if n_entries > 0:
             fill_entries(
                 rules, execution, state, bars, t, ts, totals.day, totals.version, desk, rows, n_entries, delisted_ns
             )  # fmt: skip
-        if totals.n_open > 0:
+        if totals.n_open > 0 and (is_touched or n_entries > 0):
             if rules.cross:
                 cross_inside(rules, execution, state, bars, t, totals.version, desk, marks, worst, bar_close_ns)
-            k = totals.n_open
-            while True:
-                k = next_inside(book, columns, open_, high, low, mark_high, mark_low, t, k)
-                if k < 0:
-                    break
-                inside_position(rules, execution, state, bars, t, totals.day, totals.version, desk, columns[k], bar_close_ns)
-        mark_bar(book, columns, desk.totals, close, mark_close, t, rules.cross, series, exposure)
+            meet_levels(rules, execution, state, bars, t, totals.day, totals.version, desk, bar_close_ns, False)
+        if rules.trailing_atr > 0.0:
+            ratchet_stops(rules, execution, state, bars, t, totals.day, desk, bar_close_ns)
+        mark_bar(book, columns, desk.totals, bars.close, bars.mark_close, t, rules.cross, series, exposure)
     return stop
 
 
@@ -309,7 +311,8 @@ def run_prepared(run: PreparedRun) -> BacktestResult:
     capacity = min(rules.max_open, n_symbols) + 1
     # Every open position may close and be replaced in one bar, and be cut at every tier on the way.
     room = capacity * (4 + run.state.tier_max.shape[2])
-    desk = new_desk(n_symbols, capacity, max(_LEDGER_ROWS, 4 * room), run.initial_equity)
+    n_rows = max(_LEDGER_ROWS, 4 * room)
+    desk = new_desk(n_symbols, capacity, n_rows, run.initial_equity)
     log = new_veto_log(run.veto_log_rows)
     n_bars = run.bars.ts_open.size
     series = np.empty(n_bars, SERIES)
@@ -324,5 +327,7 @@ def run_prepared(run: PreparedRun) -> BacktestResult:
             run.frame_ns, run.score_as_of, run.expected_return, run.win_probability, desk, held, scratch, rows,
             log, marks, worst, series, exposure, t, n_bars, room, int(run.delisted_ns.min()),
         )  # fmt: skip
-        parts.append(taken(desk.ledgers))
+        parts.append(rows_used(desk.ledgers))
+        if t < n_bars:
+            desk = desk._replace(ledgers=new_ledgers(n_rows))
     return gather(run, series, exposure, parts, desk, log)

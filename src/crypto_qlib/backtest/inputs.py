@@ -295,5 +295,25 @@ def _bars(panel: MarketPanel, stop: int) -> Bars:
         marks = tuple(np.where(unknown, a, b) for a, b in zip(last, marks, strict=True))  # type: ignore[assignment]
     return Bars(
         panel.ts_open[:stop],
-        *(frozen(a[:stop]) for a in (*last, panel.volume, panel.quote_volume, *marks, panel.funding_rate)),
+        *(frozen(a[:stop]) for a in last),
+        *(_one_row(a[:stop]) for a in (panel.volume, panel.quote_volume)),
+        *(frozen(a[:stop]) for a in (*marks, panel.funding_rate)),
+        settling_bars(frozen(panel.funding_rate[:stop])),
     )
+
+
+def _one_row(values: FloatArray) -> FloatArray:
+    """Return ``values``, or its only row where all rows are one (``np.broadcast_to``): volumes that are not known at all."""
+    return frozen(values[:1] if values.shape[0] > 1 and values.strides[0] == 0 else values)
+
+
+@njit
+def settling_bars(funding_rate: FloatArray) -> npt.NDArray[np.bool_]:
+    """Return which bars have a settlement of any symbol, ``(n_bars,)``."""
+    settles = np.zeros(funding_rate.shape[0], np.bool_)
+    for t in range(funding_rate.shape[0]):
+        for j in range(funding_rate.shape[1]):
+            if not math.isnan(funding_rate[t, j]):
+                settles[t] = True
+                break
+    return settles

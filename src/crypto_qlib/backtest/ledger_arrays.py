@@ -132,6 +132,10 @@ POSITION: Final = np.dtype(
         ("liq", np.float64),
         ("stop", np.float64),
         ("take", np.float64),
+        ("trail", np.float64),
+        ("best", np.float64),
+        ("guard", np.float64),
+        ("guard_kind", np.int64),
         ("leverage", np.float64),
         ("score", np.float64),
         ("pnl", np.float64),
@@ -144,7 +148,8 @@ POSITION: Final = np.dtype(
     ]
 )
 """An open position: ``margin`` is isolated margin (0 in cross), ``liq`` the mark that liquidates it (NaN in cross);
-``touched_bar`` is the bar in which it was opened or cut last: no take-profit in that bar."""
+``touched_bar`` is the bar in which it was opened or cut last: no take-profit in that bar. ``trail`` is the ratio of a trailing
+stop (NaN: none), ``best`` the price it follows, ``guard`` the nearer of stop and trailing stop and ``guard_kind`` which one."""
 
 TOTALS: Final = np.dtype(
     [
@@ -160,6 +165,7 @@ TOTALS: Final = np.dtype(
         ("day", np.int64),
         ("version", np.int64),
         ("next_change", np.int64),
+        ("next_due", np.int64),
     ]
 )
 """What the loop carries from bar to bar beside the positions."""
@@ -192,13 +198,13 @@ def new_ledgers(n_rows: int) -> Ledgers:
     )
 
 
-def taken(ledgers: Ledgers) -> tuple[RecordArray, ...]:
-    """Return copies of the rows in use and mark the ledgers empty."""
-    rows = tuple(joined([ledger[:n]]) for ledger, n in zip(ledgers[:5], ledgers.used.tolist(), strict=True))
-    ledgers.used[:] = 0
-    return rows
+def rows_used(ledgers: Ledgers) -> tuple[RecordArray, ...]:
+    """Return the rows in use, as views."""
+    return tuple(ledger[:n] for ledger, n in zip(ledgers[:5], ledgers.used.tolist(), strict=True))
 
 
 def joined(parts: Sequence[RecordArray]) -> RecordArray:
     """Return contiguous record arrays of one dtype one after the other, copied as bytes (numpy copies records one by one)."""
+    if len(parts) == 1:
+        return parts[0]
     return np.concatenate([p.view(np.uint8) for p in parts]).view(parts[0].dtype)

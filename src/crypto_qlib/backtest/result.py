@@ -194,9 +194,9 @@ def gather(
 ) -> BacktestResult:
     """Put the pieces of a finished run together; bars before the first traded one are cut off."""
     first = run.first_bar
-    ledgers = [joined([p[k] for p in parts]) if len(parts) > 1 else parts[0][k] for k in range(5)]
+    ledgers = [joined([p[k] for p in parts]) for k in range(5)]
     for ledger, names in zip(ledgers, (("bar",), ("entry_bar", "exit_bar"), ("bar",), ("bar",), ("bar",)), strict=True):
-        for name in names:
+        for name in names if first else ():
             ledger[name] -= first
     totals = desk.totals[0]
     columns = desk.open_columns[: totals["n_open"]].copy()

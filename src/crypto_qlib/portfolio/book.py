@@ -40,7 +40,7 @@ class Book(NamedTuple):
     at_stops: float
 
 
-@njit_lent
+@njit_leaf
 def need_at_stop(
     rules: Rules, state: StateArrays, version: int, j: int, side: float, qty: float, mark: float, stop: float
 ) -> float:
@@ -62,7 +62,7 @@ def beta_of(state: StateArrays, day: int, j: int) -> float:
     return 1.0 if math.isnan(beta) else beta
 
 
-@njit_lent
+@njit_leaf
 def staying_book(
     rules: Rules, state: StateArrays, day: int, version: int, equity: float, available: float, held: Held, n: int,
     scratch: Scratch,

@@ -136,7 +136,7 @@ def entries_open(rules: Rules, as_of_ns: int, equity: float, peak: float, free: 
     return True
 
 
-@njit_lent
+@njit_leaf
 def plan_orders(  # noqa: PLR0912, PLR0915 - the numbered algorithm of the module
     rules: Rules,
     state: StateArrays,
@@ -243,6 +243,7 @@ def write_entry(rows: PlanRows, n: int, j: int, side: float, sized: Sized, score
     rows.price[n] = sized.price
     rows.stop[n] = sized.stop
     rows.take[n] = sized.take
+    rows.trail[n] = sized.trail
     rows.score[n] = score
 
 
@@ -332,6 +333,7 @@ def _entry_order(symbols: tuple[str, ...], rows: PlanRows, k: int, expected: Flo
         reduce_only=False,
         stop_price=float(rows.stop[k]),
         take_profit_price=float(rows.take[k]),
+        trailing_ratio=float(rows.trail[k]),
         rank=k,
         score=float(rows.score[k]),
         expected_return=float(expected[j]),

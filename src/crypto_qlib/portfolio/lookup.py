@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crypto_qlib.core.jit import njit_leaf, njit_lent
+from crypto_qlib.core.jit import njit_leaf
 from crypto_qlib.core.tiers import tier_index
 from crypto_qlib.portfolio.market_panel import StateArrays
 
@@ -17,6 +17,12 @@ def column(values: npt.NDArray[np.float64], row: int, j: int) -> float:
     """Return ``values[row, j]``; a column with one row holds for every moment."""
     value: float = values[row if values.shape[0] > 1 else 0, j]
     return value
+
+
+@njit_leaf
+def row_in(table: npt.NDArray[Any], row: int) -> int:
+    """Return the row of ``table`` that holds at ``row``: a table with one row holds for every moment."""
+    return row if table.shape[0] > 1 else 0
 
 
 @njit_leaf
@@ -34,7 +40,7 @@ def tier_count(bounds: npt.NDArray[np.float64]) -> int:
     return n
 
 
-@njit_lent
+@njit_leaf
 def maintenance_rate_of(state: StateArrays, version: int, j: int, qty: float) -> float:
     """Return the maintenance rate of ``qty`` base coins of symbol ``j``; above the last tier, the last tier's."""
     bounds = state.tier_max[version, j]

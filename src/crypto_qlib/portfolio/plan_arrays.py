@@ -49,7 +49,7 @@ class PlanRows(NamedTuple):
         Row in :class:`Held`, and ``EXIT_TIME`` or ``EXIT_REPLACED``.
     symbol, lots : (capacity,) int64
         Column and size of each entry, best first.
-    side, leverage, price, stop, take, score : (capacity,) float64
+    side, leverage, price, stop, take, trail, score : (capacity,) float64
         As in :class:`~crypto_qlib.portfolio.plan.PlannedOrder`.
     """
 
@@ -62,6 +62,7 @@ class PlanRows(NamedTuple):
     price: FloatArray
     stop: FloatArray
     take: FloatArray
+    trail: FloatArray
     score: FloatArray
 
 
@@ -86,7 +87,7 @@ def new_held(capacity: int) -> Held:
 def new_plan_rows(capacity: int) -> PlanRows:
     """Return room for ``capacity`` exits and ``capacity`` entries."""
     f, i = partial(np.zeros, capacity), partial(_ints, capacity)
-    return PlanRows(i(), i(), i(), i(), f(), f(), f(), f(), f(), f())
+    return PlanRows(i(), i(), i(), i(), f(), f(), f(), f(), f(), f(), f())
 
 
 def new_scratch(n_symbols: int, capacity: int) -> Scratch:

@@ -53,6 +53,10 @@ class Rules(NamedTuple):
         Distances in ATRs, then clamped to the four bounds below.
     min_stop_distance, max_stop_distance, min_take_distance, max_take_distance : float
         Bounds as fractions of the entry price; equal bounds fix the distance and need no ATR.
+    trailing_atr : float
+        Distance of a trailing stop in ATRs, clamped like the stop's; 0 = none.
+    stop_on_mark : bool
+        Stops, trailing stops and take-profits watch the mark price instead of the last price.
     sizing : int
         One of the codes in this module.
     risk_per_trade, position_fraction, kelly_cap, leverage, max_position_fraction : float
@@ -91,6 +95,8 @@ class Rules(NamedTuple):
     max_stop_distance: float = 0.15
     min_take_distance: float = 0.0
     max_take_distance: float = math.inf
+    trailing_atr: float = 0.0
+    stop_on_mark: bool = False
     sizing: int = EQUAL_RISK
     risk_per_trade: float = 0.005
     position_fraction: float = 0.1

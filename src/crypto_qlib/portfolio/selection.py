@@ -16,14 +16,14 @@ probability, low net return; later, per pick, correlation with a chosen name of 
 from __future__ import annotations
 
 import math
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from crypto_qlib.core.clock import NS_PER_DAY
 from crypto_qlib.core.jit import njit_leaf, njit_lent
-from crypto_qlib.portfolio.lookup import column, today
+from crypto_qlib.portfolio.lookup import row_in
 from crypto_qlib.portfolio.market_columns import CORRELATION_BARS
 from crypto_qlib.portfolio.market_panel import StateArrays
 from crypto_qlib.portfolio.rules import Rules
@@ -48,7 +48,6 @@ _LIQUIDITY: Final = int(VetoRule.LIQUIDITY)
 _COOLDOWN: Final = int(VetoRule.COOLDOWN)
 _MIN_WIN: Final = int(VetoRule.MIN_WIN_PROBABILITY)
 _MIN_NET: Final = int(VetoRule.MIN_NET_RETURN)
-_PASSED: Final = -1
 
 
 class VetoLog(NamedTuple):
@@ -86,40 +85,25 @@ def note_veto(log: VetoLog, as_of_ns: int, rule: int, j: int, limit: float, actu
         log.used[0] = k + 1
 
 
-@njit_leaf
+@njit_lent
 def static_refusal(  # noqa: PLR0911 - one return for each rule that refuses
-    is_side_on: bool,
-    is_blacklisted: bool,
-    as_of_ns: int,
-    delisted_ns: int,
-    age: float,
-    max_age: int,
-    close: float,
-    listed_days: float,
-    min_listing_days: float,
-    adv: float,
-    min_turnover: float,
-    cooldown_bars_left: float,
-) -> tuple[int, float, float]:
-    """Return (rule, limit, actual) of the first rule that keeps a symbol out whatever its score, or -1.
-
-    Plain numbers alone, so that the loop over symbols costs nothing but the comparisons.
-    """
+    rules: Rules, contract: Any, as_of_ns: int, is_side_on: bool, age: float, close: float, listed_before_ns: float, adv: float,
+    cooldown_until_ns: int,
+) -> tuple[int, float, float]:  # fmt: skip
+    """Return (rule, limit, actual) of the first rule that keeps a symbol out whatever its score; the last is cool-down."""
     if not is_side_on:
         return _SIDE_OFF, math.nan, math.nan
-    if is_blacklisted:
+    if contract.blacklisted:
         return _BLACKLIST, math.nan, math.nan
-    if as_of_ns >= delisted_ns:
+    if as_of_ns >= contract.delisted_ns:
         return _DELISTING, math.nan, math.nan
-    if age >= max_age or not close > 0.0:
-        return _STALE, float(max_age), age
-    if listed_days < min_listing_days:
-        return _LISTING_AGE, min_listing_days, listed_days
-    if min_turnover > 0.0 and not adv >= min_turnover:
-        return _LIQUIDITY, min_turnover, adv
-    if cooldown_bars_left > 0.0:
-        return _COOLDOWN, 0.0, cooldown_bars_left
-    return _PASSED, 0.0, 0.0
+    if age >= rules.max_data_age_bars or not close > 0.0:
+        return _STALE, float(rules.max_data_age_bars), age
+    if contract.listed_ns > listed_before_ns:
+        return _LISTING_AGE, rules.min_listing_days, (as_of_ns - contract.listed_ns) / NS_PER_DAY
+    if rules.min_daily_turnover > 0.0 and not adv >= rules.min_daily_turnover:
+        return _LIQUIDITY, rules.min_daily_turnover, adv
+    return _COOLDOWN, 0.0, (cooldown_until_ns - as_of_ns) / rules.frame_ns
 
 
 @njit_leaf
@@ -164,34 +148,51 @@ def rank_candidates(
         Results.
     """
     notional = reference_notional(rules, equity)
-    ns_per_bar = float(rules.frame_ns)
+    listed_before_ns = as_of_ns - rules.min_listing_days * NS_PER_DAY
+    ages, closes = state.age[row_in(state.age, row)], state.close[row_in(state.close, row)]
+    daily = state.daily[row_in(state.daily, day)]
+    funding_rates = state.funding_rate[row_in(state.funding_rate, row)]
+    settlements = state.funding_settlements[row_in(state.funding_settlements, row)]
+    # In locals: compiled code must read a record again after every write to an array.
+    allow_long, allow_short, max_age, min_turnover = (
+        rules.allow_long, rules.allow_short, rules.max_data_age_bars, rules.min_daily_turnover,
+    )  # fmt: skip
+    taker_fee, impact_y, min_win, min_net = (
+        rules.taker_fee, rules.impact_y, rules.min_win_probability, rules.min_net_return,
+    )  # fmt: skip
     for j in range(expected_return.size):
         rank[j] = OUT
         r = expected_return[j]
         if is_taken[j] or not abs(r) > 0.0:
             continue
         side = 1.0 if r > 0.0 else -1.0
-        adv = today(state.daily, day, j).adv
+        is_side_on = allow_long if r > 0.0 else allow_short
+        adv = daily[j].adv
         contract = state.contracts[j]
-        rule, limit, actual = static_refusal(
-            rules.allow_long if side > 0.0 else rules.allow_short, contract.blacklisted, as_of_ns, contract.delisted_ns,
-            column(state.age, row, j), rules.max_data_age_bars, column(state.close, row, j),
-            (as_of_ns - contract.listed_ns) / NS_PER_DAY, rules.min_listing_days, adv, rules.min_daily_turnover,
-            (cooldown_until_ns[j] - as_of_ns) / ns_per_bar,
-        )  # fmt: skip
-        if rule != _PASSED:
+        fits = (
+            is_side_on
+            and not contract.blacklisted
+            and as_of_ns < contract.delisted_ns
+            and not ages[j] >= max_age
+            and closes[j] > 0.0
+            and contract.listed_ns <= listed_before_ns
+            and (min_turnover <= 0.0 or adv >= min_turnover)
+            and cooldown_until_ns[j] <= as_of_ns
+        )
+        if not fits:
+            rule, limit, actual = static_refusal(
+                rules, contract, as_of_ns, is_side_on, ages[j], closes[j], listed_before_ns, adv, cooldown_until_ns[j]
+            )
             note_veto(log, as_of_ns, rule, j, limit, actual)
             continue
         p = win_probability[j]
-        if p < rules.min_win_probability:
-            note_veto(log, as_of_ns, _MIN_WIN, j, rules.min_win_probability, p)
+        if p < min_win:
+            note_veto(log, as_of_ns, _MIN_WIN, j, min_win, p)
             continue
-        half, sigma = today(state.daily, day, j).half_spread, today(state.daily, day, j).sigma
-        cost = 2.0 * (rules.taker_fee + expected_slippage(half, adv, sigma, rules.impact_y, notional))
-        rate, settlements = column(state.funding_rate, row, j), column(state.funding_settlements, row, j)
-        value = abs(r) - cost - expected_funding_cost(side, rate, settlements)
-        if value < rules.min_net_return:
-            note_veto(log, as_of_ns, _MIN_NET, j, rules.min_net_return, value)
+        cost = 2.0 * (taker_fee + expected_slippage(daily[j].half_spread, adv, daily[j].sigma, impact_y, notional))
+        value = abs(r) - cost - expected_funding_cost(side, funding_rates[j], settlements[j])
+        if value < min_net:
+            note_veto(log, as_of_ns, _MIN_NET, j, min_net, value)
             continue
         net[j] = value
         rank[j] = value * (1.0 if math.isnan(p) else 2.0 * p)

@@ -41,6 +41,8 @@ MARGIN_SLACK: Final = 0.01
 """Share of the available margin left alone: the next open may lie beyond the close the plan was made on."""
 LEVERAGE_STEP: Final = 100.0
 """Leverage is a multiple of 1/100, so that what is planned is what the exchange is told."""
+TRAILING_STEP: Final = 1e-3
+"""Smallest trailing distance and its step. Source: OKX API v5, algo order, ``callbackRatio`` (0.1 % at least)."""
 MAX_BPS: Final = 5_000.0
 _TIER_PASSES: Final = 8
 _SLACK: Final = 1e-9
@@ -75,6 +77,7 @@ class Sized(NamedTuple):
     stop: float
     take: float
     need: float
+    trail: float
 
 
 @njit_leaf
@@ -101,6 +104,15 @@ def clamped_distance(atrs: float, atr: float, low: float, high: float) -> float:
     if low == high:
         return low
     return min(max(atrs * atr, low), high) if not math.isnan(atr) else math.nan
+
+
+@njit_leaf
+def trailing_ratio(rules: Rules, atr: float) -> float:
+    """Return how far a trailing stop follows the best price, a multiple of ``TRAILING_STEP``; NaN where there is none."""
+    if rules.trailing_atr <= 0.0:
+        return math.nan
+    distance = clamped_distance(rules.trailing_atr, atr, rules.min_stop_distance, rules.max_stop_distance)
+    return max(math.floor(distance / TRAILING_STEP + _SLACK), 1.0) * TRAILING_STEP
 
 
 @njit_leaf
@@ -170,7 +182,7 @@ def fitted_leverage(
     return math.floor(cap * LEVERAGE_STEP + _SLACK) / LEVERAGE_STEP, row
 
 
-@njit_lent
+@njit_leaf
 def fitted_lots(
     rules: Rules, state: StateArrays, version: int, j: int, side: float, at_stops: float, contract: Contract, price: float,
     distance: float, notional: float, per_leverage: float,
@@ -205,7 +217,7 @@ def fitted_lots(
 @njit_leaf
 def refused(code: int, limit: float, actual: float) -> Sized:
     """Return the refusal ``code`` as a size."""
-    return Sized(code, limit, actual, 0, 0.0, math.nan, math.nan, math.nan, 0.0)
+    return Sized(code, limit, actual, 0, 0.0, math.nan, math.nan, math.nan, 0.0, math.nan)
 
 
 @njit_leaf
@@ -290,7 +302,7 @@ def size_position(  # noqa: PLR0911 - one return for each rule that refuses
     target = price * (1.0 + side * take)
     target = round_price_against(target, tick, -side) if tick < target < math.inf else math.nan
     need = need_at_stop(rules, state, version, j, side, lots * per_lot, price, stop) if rules.cross else 0.0
-    return Sized(ACCEPTED, 0.0, 0.0, lots, leverage, price, stop, target, need)
+    return Sized(ACCEPTED, 0.0, 0.0, lots, leverage, price, stop, target, need, trailing_ratio(rules, atr))
 
 
 @njit_lent
