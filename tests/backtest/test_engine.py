@@ -249,7 +249,8 @@ def test_minutes_are_traded_under_hourly_scores() -> None:
         hours, panel.symbols, fine.scores.expected_return[pick], fine.scores.win_probability[pick],
         fine.scores.uncertainty[pick],
     )  # fmt: skip
-    rows = {n: getattr(panel, n)[3::4] for n in ("close", "volume", "quote_volume", "mark_close")}
+    rows: dict[str, Any] = {"is_member": panel.is_member[::4]}
+    rows |= {n: getattr(panel, n)[3::4] for n in ("close", "volume", "quote_volume", "mark_close")}
     rows |= {n: getattr(panel, n)[::4] for n in ("open", "mark_open", "funding_rate")}
     rows |= {n: getattr(panel, n).reshape(60, 4, 4).max(axis=1) for n in ("high", "mark_high")}
     rows |= {n: getattr(panel, n).reshape(60, 4, 4).min(axis=1) for n in ("low", "mark_low")}

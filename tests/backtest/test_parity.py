@@ -85,6 +85,14 @@ TAPES = [
      {"sizing": 0, "risk_per_trade": 0.02, "max_gross": 2.0, "max_net": 0.5, "replace_margin": 0.005}),
     ("every fourth bar", Tape(seed=11), {"decide_every_bars": 4, "holding_bars": 10}),
     ("targets near", Tape(seed=13), {"min_take_distance": 0.03, "max_take_distance": 0.03, "replace_margin": 1.0}),
+    ("trailing stops", Tape(seed=14, volatility=0.015),
+     {"trailing_atr": 1.0, "max_stop_distance": 0.05, "replace_margin": 1.0}),
+    ("trailing stops on the mark, bars missing", Tape(seed=15, basis=0.01, missing=0.1),
+     {"trailing_atr": 1.5, "stop_on_mark": True, "replace_margin": 1.0}),
+    ("stops and targets on the mark", Tape(seed=16, basis=0.02, volatility=0.03),
+     {"stop_on_mark": True, "min_take_distance": 0.04, "max_take_distance": 0.04, "replace_margin": 1.0}),
+    ("trailing stops in a crash", Tape(seed=17, crash_at=60, basis=0.005, volatility=0.03),
+     {"trailing_atr": 2.0, "max_stop_distance": 0.3, "liquidation_buffer": -1.0}),
     ("correlation and beta caps", Tape(seed=12, n_bars=260), {"max_correlation": 0.6, "max_beta": 1.0}),
     ("cluster caps", Tape(seed=14, n_bars=260), {"max_cluster": 1.0, "cluster_correlation": 0.3}),
     ("large positions near their stops", Tape(seed=15, volatility=0.03),
@@ -108,7 +116,7 @@ def test_the_tapes_reach_every_way_a_position_can_end() -> None:
         kinds |= {EXIT_KIND_BY_CODE[k] for k in np.unique(result.fills["kind"]) if k}
     assert kinds == {
         ExitKind.STOP, ExitKind.TAKE_PROFIT, ExitKind.TIME, ExitKind.REPLACED, ExitKind.LIQUIDATION,
-        ExitKind.PARTIAL_LIQUIDATION, ExitKind.DELISTED,
+        ExitKind.PARTIAL_LIQUIDATION, ExitKind.DELISTED, ExitKind.TRAILING,
     }  # fmt: skip
 
 
@@ -122,14 +130,18 @@ def test_the_tapes_reach_every_way_a_position_can_end() -> None:
     leverage=st.sampled_from([1.0, 5.0, 50.0]),
     stop=st.sampled_from([0.01, 0.05, 0.5]),
     cross=st.booleans(),
+    trailing=st.sampled_from([0.0, 0.5, 3.0]),
+    on_mark=st.booleans(),
 )
 def test_random_markets_give_the_same_run(
-    seed: int, volatility: float, crash_at: int, missing: float, basis: float, leverage: float, stop: float, cross: bool
-) -> None:
+    seed: int, volatility: float, crash_at: int, missing: float, basis: float, leverage: float, stop: float, cross: bool,
+    trailing: float, on_mark: bool,
+) -> None:  # fmt: skip
     tape = Tape(seed, 80, 4, volatility, crash_at, -0.3, missing, basis)
     rules = LOOSE._replace(
-        leverage=leverage, min_stop_distance=stop, max_stop_distance=stop, liquidation_buffer=-1.0, cross=cross
-    )
+        leverage=leverage, min_stop_distance=0.6 * stop, max_stop_distance=stop, liquidation_buffer=-1.0, cross=cross,
+        trailing_atr=trailing, stop_on_mark=on_mark,
+    )  # fmt: skip
     assert_parity(inputs(tape, rules, 50_000.0))
 
 

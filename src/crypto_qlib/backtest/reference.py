@@ -18,7 +18,7 @@ from crypto_qlib.core.costs import BPS, FeeSchedule
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.margin import initial_margin_cross
 from crypto_qlib.core.market import FloatArray
-from crypto_qlib.core.order import ExitKind, Fill, MarginMode, OrderRequest, Protection
+from crypto_qlib.core.order import ExitKind, Fill, MarginMode, OrderRequest, Protection, TriggerSource
 from crypto_qlib.core.signal import Scores
 from crypto_qlib.portfolio.decision import decide
 from crypto_qlib.portfolio.plan import PlannedOrder, client_order_id
@@ -202,6 +202,8 @@ class _Driver:
             protection = Protection(
                 None if math.isnan(order.stop_price) else order.stop_price,
                 None if math.isnan(order.take_profit_price) else order.take_profit_price,
+                TriggerSource.MARK if self._run.rules.stop_on_mark else TriggerSource.LAST,
+                None if math.isnan(order.trailing_ratio) else order.trailing_ratio,
             )
         purpose = "entry" if order.reason is None else order.reason.value
         request = OrderRequest(

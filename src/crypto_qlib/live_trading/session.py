@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from crypto_qlib.core.account import AccountState, OpenPosition
+from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.order import ExitKind, MarginMode, OrderRequest, OrderStatus, Protection, Side, TriggerSource
 from crypto_qlib.core.signal import Scores
 from crypto_qlib.live_trading import events as ev
@@ -67,6 +68,13 @@ class SessionConfig:
     trigger: TriggerSource = TriggerSource.LAST
     max_lookups: int = 4
     flatten: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rules.trailing_atr > 0.0:
+            raise UserError(
+                "trailing stops cannot be traded yet: orders carry a stop and a take-profit only",
+                "set strategy.trailing_atr = 0 for paper and live trading",
+            )
 
 
 @dataclass(slots=True)

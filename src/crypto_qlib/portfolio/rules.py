@@ -56,7 +56,7 @@ class Rules(NamedTuple):
     trailing_atr : float
         Distance of a trailing stop in ATRs, clamped like the stop's; 0 = none.
     stop_on_mark : bool
-        Stops, trailing stops and take-profits watch the mark price instead of the last price.
+        Stops, trailing stops and take-profits watch the mark price instead of the last price (``strategy.trigger``).
     sizing : int
         One of the codes in this module.
     risk_per_trade, position_fraction, kelly_cap, leverage, max_position_fraction : float
@@ -153,4 +153,5 @@ def build_rules(strategy: StrategySettings, backtest: BacktestSettings, frame_ns
         impact_y=costs.impact_y,
         half_spread_bps=costs.half_spread_bps,
         cross=backtest.margin_mode == "cross",
+        stop_on_mark=strategy.trigger == "mark",
     )

@@ -16,7 +16,7 @@ from crypto_qlib.core.errors import SkipCycle, UserError
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.market import MarketPanel
 from crypto_qlib.core.membership import Membership
-from crypto_qlib.core.order import MarginMode
+from crypto_qlib.core.order import MarginMode, TriggerSource
 from crypto_qlib.core.signal import Scores
 from crypto_qlib.core.tiers import TierHistory
 from crypto_qlib.exchange.gateway import Gateway
@@ -129,6 +129,7 @@ async def trade_bars(
                 rules,
                 RiskLimits.of(settings.live),
                 MarginMode(settings.backtest.margin_mode),
+                TriggerSource(settings.strategy.trigger),
                 flatten=settings.live.flatten_on_exit,
             ),
             clock=SystemClock() if step is None else ManualClock(first_close_ns),

@@ -158,6 +158,9 @@ class StrategySettings(Section):
     take_profit_atr: float = Field(6.0, gt=0, description="Take-profit distance in ATRs.")
     min_stop_distance: float = Field(0.01, gt=0, lt=1, description="Smallest stop distance, fraction of the entry price.")
     max_stop_distance: float = Field(0.15, gt=0, lt=1, description="Largest stop distance, fraction of the entry price.")
+    trailing_atr: float = Field(0.0, ge=0, description="Trailing stop: distance behind the best price in ATRs, inside the "
+                                "stop's bounds; 0 = none. In backtests only.")  # fmt: skip
+    trigger: Literal["last", "mark"] = Field("last", description="Price that triggers stops and take-profits.")
     sizing: Literal["equal_risk", "fixed_fraction", "score_weighted", "kelly"] = Field(
         "equal_risk", description="How a position is sized before the caps apply."
     )
