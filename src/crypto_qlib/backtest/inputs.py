@@ -293,13 +293,10 @@ def _bars(panel: MarketPanel, stop: int) -> Bars:
     if panel.mark_close is not panel.close and np.isnan(np.dot(panel.mark_close.ravel(), np.zeros(panel.mark_close.size))):
         unknown = np.isnan(panel.mark_close)
         marks = tuple(np.where(unknown, a, b) for a, b in zip(last, marks, strict=True))  # type: ignore[assignment]
-    return Bars(
-        panel.ts_open[:stop],
-        *(frozen(a[:stop]) for a in last),
-        *(_one_row(a[:stop]) for a in (panel.volume, panel.quote_volume)),
-        *(frozen(a[:stop]) for a in (*marks, panel.funding_rate)),
-        settling_bars(frozen(panel.funding_rate[:stop])),
-    )
+    volumes = (_one_row(a[:stop]) for a in (panel.volume, panel.quote_volume))
+    funding = frozen(panel.funding_rate[:stop])
+    columns = [*(frozen(a[:stop]) for a in last), *volumes, *(frozen(a[:stop]) for a in marks), funding]
+    return Bars._make([panel.ts_open[:stop], *columns, settling_bars(funding)])
 
 
 def _one_row(values: FloatArray) -> FloatArray:
