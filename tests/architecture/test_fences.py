@@ -28,6 +28,7 @@ SEEDED = {"default_rng", "Generator", "SeedSequence", "BitGenerator", "PCG64", "
 
 HEAVY = {
     "ccxt",
+    "distributed",
     "lightgbm",
     "matplotlib",
     "mlflow",

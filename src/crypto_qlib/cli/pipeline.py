@@ -17,6 +17,15 @@ FundingFile = Annotated[Path | None, typer.Option("--replay-funding", metavar="P
 CapsFile = Annotated[Path | None, typer.Option("--replay-caps", metavar="PATH", help="Market caps of the replay.")]
 MarkFile = Annotated[Path | None, typer.Option("--replay-mark", metavar="PATH", help="Mark-price candles of the replay.")]
 
+Vary = Annotated[
+    list[str],
+    typer.Option("--vary", metavar="SECTION.KEY=VALUE,...", help="A setting and its values; may be given many times."),
+]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Worker processes; 0 = one a core.")]
+DaskAddress = Annotated[
+    str, typer.Option("--dask", metavar="ADDRESS", help="Run on the cluster of this Dask scheduler, e.g. tcp://10.0.0.5:8786.")
+]
+
 RankFile = Annotated[
     Path | None,
     typer.Option("--import", metavar="FILE", help="Take in a table of past market caps (symbol, ts, market_cap, price)."),
@@ -26,8 +35,12 @@ ShowHistory = Annotated[bool, typer.Option("--history", help="Show who joined an
 
 def register(root: typer.Typer) -> None:
     """Add these commands to ``root``."""
-    for command in (run, universe, train, evaluate, backtest, paper):
+    for command in (run, universe, train, evaluate, paper):
         root.command()(command)
+    group = typer.Typer(help="Trade the model's scores with leverage, costs, funding and liquidation; write the report.")
+    group.callback(invoke_without_command=True)(backtest)
+    group.command()(grid)
+    root.add_typer(group, name="backtest")
 
 
 def replay_overrides(candles: Path | None, funding: Path | None, caps: Path | None, mark: Path | None) -> list[str]:
@@ -78,7 +91,16 @@ def evaluate(context: typer.Context) -> None:
 
 def backtest(context: typer.Context) -> None:
     """Trade the model's scores with leverage, costs, funding and liquidation; write the report."""
-    run_step(context, lambda p: p.backtest())
+    if context.invoked_subcommand is None:
+        run_step(context, lambda p: p.backtest())
+
+
+def grid(context: typer.Context, vary: Vary, workers: Workers = 0, dask: DaskAddress = "") -> None:
+    """Trade the same scores under every combination of settings, many at once; table, heat maps, verdict on the best.
+
+    Finished runs are journalled: killed or extended by values, the grid goes on where it stopped.
+    """
+    run_step(context, lambda p: p.grid(vary, workers, dask))
 
 
 def paper(context: typer.Context, bars: _Bars = None) -> None:

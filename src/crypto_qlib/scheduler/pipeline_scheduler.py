@@ -16,7 +16,7 @@ was killed goes on where it stopped, to the same result.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -25,6 +25,9 @@ from typing import Any
 
 from crypto_qlib.backtest.analysis_report import PAGE, summary_lines, write_report
 from crypto_qlib.backtest.engine import run_backtest
+from crypto_qlib.backtest.grid import run_grid
+from crypto_qlib.backtest.grid_report import grid_lines, write_grid
+from crypto_qlib.backtest.grid_runs import grid_runs, parse_axis
 from crypto_qlib.backtest.inputs import BacktestInputs
 from crypto_qlib.backtest.run_backtest_leveraged import leveraged_inputs
 from crypto_qlib.backtest.what_if import what_if
@@ -82,7 +85,7 @@ from crypto_qlib.scheduler.universe_access import (
     universe_over_time,
 )
 from crypto_qlib.scheduler.watched_market import WatchedMarket
-from crypto_qlib.settings.identity import code_identity, identity
+from crypto_qlib.settings.identity import code_identity, identity, settings_identity
 from crypto_qlib.settings.load import require_okx_keys
 from crypto_qlib.settings.schema import Settings
 from crypto_qlib.settings.secrets import Secrets
@@ -302,6 +305,36 @@ class Pipeline:
             lines = tuple(summary_lines(files))
             self._book.complete("backtest", stamp["run_id"], {"lines": list(lines)})
         return Said(lines)
+
+    def grid(self, vary: Sequence[str], workers: int = 0, dask: str = "") -> Said:
+        """Trade the same scores under every combination of settings and say what the best is worth.
+
+        Parameters
+        ----------
+        vary : sequence of str
+            Axes, ``section.key=value,value`` each.
+        workers : int
+            Worker processes; 0 = one a core.
+        dask : str
+            Address of a Dask scheduler; empty = worker processes on this machine.
+        """
+        axes = [parse_axis(text) for text in vary]
+        grid_runs(axes, self.settings, settings_identity)  # a typing error is told before anything is loaded
+        model = self._model()
+        stamp, data_id = self._identity(model), self.collected.data_id
+
+        def run_id_of(varied: Settings) -> str:
+            return identity(data_id, varied, model.sha256, varied.model.seed).run_id
+
+        runs = grid_runs(axes, self.settings, run_id_of)
+        folder = self.paths.reports / "grid"
+        with self._step("backtest grid"):
+            inputs = self._backtest_inputs(model)
+            advance = self._reporter.progress(f"{len(runs):,} runs", float(len(runs)))
+            result = run_grid(inputs, axes, runs, folder, n_workers=workers, dask=dask, advance=advance)
+            name = key_of(stamp["run_id"], *(f"{a.key}={','.join(a.values)}" for a in axes))
+            files = write_grid(result, stamp, folder / name)
+        return Said(grid_lines(result, files))
 
     def paper(self) -> Said:
         """Let the live session trade ``live.paper_bars`` bars on the embedded exchange, or on OKX demo."""

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from crypto_qlib.settings.schema import Settings
 from crypto_qlib.settings.secrets import Secrets, looks_secret
 from crypto_qlib.settings.sources import Given, from_environ, from_file, from_flags
 
-__all__ = ["DEFAULT_FILE", "Secrets", "load_settings", "require_okx_keys"]
+__all__ = ["DEFAULT_FILE", "Secrets", "load_settings", "require_okx_keys", "with_overrides"]
 
 DEFAULT_FILE = Path("config.yaml")
 """Read from the current folder when no file is named and it is there."""
@@ -64,6 +65,41 @@ def load_settings(config: Path | None, overrides: Sequence[str], environ: Mappin
     if settings.exchange.mode == "live":
         _require_second_confirmation(settings, Secrets.from_environ(environ))
     return settings
+
+
+def with_overrides(settings: Settings, overrides: Sequence[str], origin: str) -> Settings:
+    """Return ``settings`` with ``section.key=value`` overrides, checked like those of the command line.
+
+    Parameters
+    ----------
+    settings : Settings
+        Valid settings.
+    overrides : sequence of str
+        Later ones win.
+    origin : str
+        What an error says the values came from, e.g. ``--vary``.
+
+    Raises
+    ------
+    UserError
+        As :func:`load_settings`.
+    """
+    latest: dict[str, Given] = {}
+    tree = settings.model_dump()
+    for given in from_flags(overrides):
+        named = replace(given, origin=origin)
+        _refuse_unknown(named)
+        _refuse_boolean_number(named)
+        latest[named.key] = named
+        *above, leaf = named.key.split(".")
+        place = tree
+        for name in above:
+            place = place[name]
+        place[leaf] = _home_expanded(named)
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as e:
+        raise _explain(e, latest) from e
 
 
 def require_okx_keys(settings: Settings, secrets: Secrets) -> None:
