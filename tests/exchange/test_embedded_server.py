@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_HOUR, ManualClock, SystemClock
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.exchange.credentials import ApiCredentials, credentials_from, load_or_create_credentials
-from crypto_qlib.exchange.embedded.rate_limits import RateLimiter
+from crypto_qlib.exchange.embedded.rate_limits import Asked, RateLimiter
 from crypto_qlib.exchange.embedded.server import EmbeddedExchange, EmbeddedOptions
 from crypto_qlib.exchange.embedded.server_clock import ServerClock
 from crypto_qlib.exchange.embedded.signature import SignedRequest, sign
@@ -142,11 +142,11 @@ async def test_rate_limits_apply_when_switched_on() -> None:
 def test_a_window_of_requests_slides() -> None:
     limiter = RateLimiter(is_on=True)
     for _ in range(10):
-        limiter.check("public/time", "me", 0)
+        limiter.check(Asked("public/time", remote="me"), 0)
     with pytest.raises(WireRefusal):
-        limiter.check("public/time", "me", 1_999_999_999)
-    limiter.check("public/time", "other", 0)
-    limiter.check("public/time", "me", 2_000_000_000)
+        limiter.check(Asked("public/time", remote="me"), 1_999_999_999)
+    limiter.check(Asked("public/time", remote="other"), 0)
+    limiter.check(Asked("public/time", remote="me"), 2_000_000_000)
 
 
 def test_a_thread_serves_synchronous_callers() -> None:

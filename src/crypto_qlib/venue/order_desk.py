@@ -96,10 +96,9 @@ class OrderDesk:
             self._arrive(account, changed)
         return None
 
-    def cancel(self, account: VenueAccount, order: VenueOrder) -> None:
+    def cancel(self, account: VenueAccount, order: VenueOrder, why: RefusalCode = RefusalCode.CANCELED_BY_CLIENT) -> None:
         """Cancel a pending order."""
-        why = Refusal(RefusalCode.CANCELED_BY_CLIENT, "cancelled by the client")
-        self._execution.change_order(account, order, OrderStatus.CANCELED, why)
+        self._execution.change_order(account, order, OrderStatus.CANCELED, Refusal(why, f"cancelled: {why.value}"))
 
     @property
     def next_id(self) -> int:

@@ -39,6 +39,7 @@ class RefusalCode(StrEnum):
     TAKE_PROFIT_PASSED = "take_profit_passed"
     TOO_MANY_TRIGGERS = "too_many_triggers"
     CANCELED_BY_CLIENT = "canceled_by_client"
+    DEAD_MAN = "dead_man"
     POSITION_CLOSED = "position_closed"
     LIQUIDATED = "liquidated"
     DELISTED = "delisted"

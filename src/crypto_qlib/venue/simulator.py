@@ -262,13 +262,15 @@ class SimulatedExchange:
         order = self._pending(account, symbol, client_order_id)
         return self._desk.amend(account, order, lots, price) if order else _unknown_order(symbol, client_order_id)
 
-    def cancel(self, account_id: str, symbol: str, client_order_id: str) -> Refusal | None:
+    def cancel(
+        self, account_id: str, symbol: str, client_order_id: str, why: RefusalCode = RefusalCode.CANCELED_BY_CLIENT
+    ) -> Refusal | None:
         """Cancel a pending order."""
         account = self._account(account_id)
         order = self._pending(account, symbol, client_order_id)
         if order is None:
             return _unknown_order(symbol, client_order_id)
-        self._desk.cancel(account, order)
+        self._desk.cancel(account, order, why)
         return None
 
     def set_protection(

@@ -11,10 +11,12 @@ from crypto_qlib.core.errors import UserError
 from crypto_qlib.exchange.embedded.operations import Change
 from crypto_qlib.exchange.embedded.paper_venue import PaperVenue
 from crypto_qlib.exchange.embedded.wire import Call
+from crypto_qlib.venue.refusals import RefusalCode
 
 OPEN: Final = "admin/open"
 FUND: Final = "admin/fund"
 STEP: Final = "admin/step"
+CANCEL_ALL: Final = "admin/cancel-all"
 
 
 class House:
@@ -31,7 +33,7 @@ class House:
 
     def changes(self) -> dict[str, Change]:
         """Return name -> handler."""
-        return {OPEN: self.open_account, FUND: self.fund, STEP: self.step}
+        return {OPEN: self.open_account, FUND: self.fund, STEP: self.step, CANCEL_ALL: self.cancel_all}
 
     def open_account(self, call: Call) -> bytes:
         """Open the account with ``cash`` USDT and its fee rates."""
@@ -47,6 +49,15 @@ class House:
         self._venue.exchange.transfer(call.account_id, float(amount))
         state = self._venue.exchange.snapshot(call.account_id)
         return orjson.dumps({"account": call.account_id, "cash": state.cash, "equity": state.equity})
+
+    def cancel_all(self, call: Call) -> bytes:
+        """Cancel all pending orders of the account, as its dead-man's countdown does; algo orders stay."""
+        if self._venue.exchange.open_orders(call.account_id):
+            # The countdown ends inside the bar that begins now: what its open fills is filled.
+            self._venue.begin_bar()
+        for order in self._venue.exchange.open_orders(call.account_id):
+            self._venue.exchange.cancel(call.account_id, order.symbol, order.client_order_id, RefusalCode.DEAD_MAN)
+        return b""
 
     def step(self, call: Call) -> bytes:
         """Move the market ``bars`` on; it stops at the end of its data, with a ``UserError``."""

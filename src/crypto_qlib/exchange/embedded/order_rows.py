@@ -14,7 +14,8 @@ from crypto_qlib.venue.records import RefusalCode, VenueOrder
 from crypto_qlib.venue.trigger_records import TriggerOrder
 
 _CANCEL_SOURCES: Final = {
-    RefusalCode.CANCELED_BY_CLIENT: "1", RefusalCode.POSITION_CLOSED: "22", RefusalCode.POST_ONLY_WOULD_TAKE: "31",
+    RefusalCode.CANCELED_BY_CLIENT: "1", RefusalCode.DEAD_MAN: "20",
+    RefusalCode.POSITION_CLOSED: "22", RefusalCode.POST_ONLY_WOULD_TAKE: "31",
     RefusalCode.LIQUIDATED: "3", RefusalCode.DELISTED: "0",
 }  # fmt: skip
 _NOT_FILLED_SOURCES: Final = {OrderKind.FOK: "13", OrderKind.IOC: "14", OrderKind.MARKET: "14"}

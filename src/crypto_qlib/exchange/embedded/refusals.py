@@ -39,6 +39,7 @@ CODES: Final[dict[RefusalCode, tuple[str, ...]]] = {
     _C.TAKE_PROFIT_PASSED: ("51279",),
     _C.TOO_MANY_TRIGGERS: ("51291",),
     _C.CANCELED_BY_CLIENT: ("51400",),
+    _C.DEAD_MAN: ("51400",),
     _C.POSITION_CLOSED: ("51023",),
     _C.LIQUIDATED: ("51023",),
     _C.DELISTED: ("51021",),

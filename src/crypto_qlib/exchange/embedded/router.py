@@ -18,7 +18,7 @@ import orjson
 from crypto_qlib.core.clock import Clock
 from crypto_qlib.exchange.credentials import ApiCredentials
 from crypto_qlib.exchange.embedded.operations import Operations
-from crypto_qlib.exchange.embedded.rate_limits import RateLimiter
+from crypto_qlib.exchange.embedded.rate_limits import Asked, RateLimiter
 from crypto_qlib.exchange.embedded.server_clock import ServerClock
 from crypto_qlib.exchange.embedded.signature import SignedRequest, check_signature
 from crypto_qlib.exchange.embedded.wire import Call, Reply, WireRefusal, envelope, order_envelope, sent
@@ -66,6 +66,8 @@ class Router:
         Counts requests.
     operations : Operations
         The door for everything that is posted with a key.
+    is_demo : bool | None
+        Whether signed requests must carry ``x-simulated-trading: 1`` (or must not); ``None`` takes both.
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class Router:
         wall_clock: Clock,
         limiter: RateLimiter,
         operations: Operations,
+        *,
+        is_demo: bool | None = None,
     ) -> None:
         self._endpoints = endpoints
         self._keys = keys
@@ -83,6 +87,7 @@ class Router:
         self._wall = wall_clock
         self._limiter = limiter
         self._operations = operations
+        self._is_demo = is_demo
 
     def answer(self, request: SignedRequest, remote: str) -> Answer:
         """Return the answer to one request; malformed input is refused, never an exception."""
@@ -108,17 +113,23 @@ class Router:
         if endpoint.is_private:
             wall_ns = self._wall.now_ns() + self._clock.skew_ns
             account_id = check_signature(request, self._keys, wall_ns, self._clock.shown_ns()).key
+            self._check_environment(request)
         fields = {key: value for key, value in parse_qsl(query) if value}
         body = _posted(request.body) if request.method == "POST" else []
-        who = f"{account_id or remote}/{fields.get('instId', '')}"
-        self._limiter.check(name, who, self._wall.now_ns(), max(1, len(body)))
-        if endpoint.is_private and request.method == "POST":
+        self._limiter.check(Asked(name, request.method, account_id, remote, fields, body), self._wall.now_ns())
+        if endpoint.is_private and request.method == "POST" and name in self._operations:
             result = self._operations.perform(name, account_id, body)
         else:
             result = endpoint.handler(Call(fields, body, account_id))
         if isinstance(result, Reply):
             return order_envelope(result, self._clock.now_ns() // 1000)
         return result
+
+    def _check_environment(self, request: SignedRequest) -> None:
+        """Refuse a demo request of a live key, and the reverse; 50101."""
+        is_demo = request.headers.get("x-simulated-trading", "0") == "1"
+        if self._is_demo is not None and is_demo is not self._is_demo:
+            raise WireRefusal("50101")
 
 
 def _without_coin(path: str) -> tuple[str, str]:

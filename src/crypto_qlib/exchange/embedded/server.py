@@ -23,6 +23,7 @@ from crypto_qlib.exchange.embedded.account_feed import AccountFeed
 from crypto_qlib.exchange.embedded.admin_api import ADMIN_ROOT, AdminApi, AdminRefusal, AdminRequest, is_loopback
 from crypto_qlib.exchange.embedded.admin_api import Handler as AdminHandler
 from crypto_qlib.exchange.embedded.coingecko_api import CoinGeckoApi
+from crypto_qlib.exchange.embedded.dead_man import DeadMan
 from crypto_qlib.exchange.embedded.fault_switchboard import FaultSwitchboard
 from crypto_qlib.exchange.embedded.faults import ANSWERS, NO_ANSWER, Fault, FaultOptions, Faults
 from crypto_qlib.exchange.embedded.faulty_outlet import FaultyOutlet
@@ -37,7 +38,7 @@ from crypto_qlib.exchange.embedded.public_api import PublicApi
 from crypto_qlib.exchange.embedded.push_hub import PushHub
 from crypto_qlib.exchange.embedded.rate_limits import RateLimiter
 from crypto_qlib.exchange.embedded.recovery import Keeper
-from crypto_qlib.exchange.embedded.router import API_ROOT, Answer, Router
+from crypto_qlib.exchange.embedded.router import API_ROOT, Answer, Endpoint, Router
 from crypto_qlib.exchange.embedded.routes import Routes, account_routes, changes_of, market_routes
 from crypto_qlib.exchange.embedded.rubik_api import RubikApi
 from crypto_qlib.exchange.embedded.server_clock import ServerClock
@@ -92,6 +93,9 @@ class EmbeddedOptions:
         Most rows of a page of mark or index candles (OKX: 100); a higher one makes a first download quicker.
     rate_limits : bool
         Whether OKX's request limits are enforced (code 50011).
+    is_demo : bool | None
+        Whether the key is one of demo trading: then signed requests must carry ``x-simulated-trading: 1``, otherwise they must
+        not (50101); ``None`` takes both.
     faults : FaultOptions
         What goes wrong on purpose from the start.
     """
@@ -109,6 +113,7 @@ class EmbeddedOptions:
     funding_retention_days: float | None = 92.0
     mark_page_limit: int = OKX_MARK_LIMIT
     rate_limits: bool = False
+    is_demo: bool | None = None
     faults: FaultOptions = field(default_factory=FaultOptions)
 
 
@@ -159,11 +164,14 @@ class EmbeddedExchange:
         book_model = BookModel(self.options.venue.impact_y, self.options.venue.half_spread_bps)
         market = MarketApi(self._window, book_model, self.options.mark_page_limit)
         public = PublicApi(self._window, self.options.funding_retention_days)
-        routes = self._routes(market, public)
-        self.router = Router(routes, keys, self.clock, self._wall, limiter, self._keeper.operations)
         self.hub = PushHub()
         self._market_feed = MarketFeed(self._window, market, public, self.hub)
         self._account_feed = AccountFeed(self._keeper.desk, self.hub)
+        self._dead_man = DeadMan(self.clock, self._keeper.operations, self._account_feed.tell)
+        routes = self._routes(market, public)
+        self.router = Router(
+            routes, keys, self.clock, self._wall, limiter, self._keeper.operations, is_demo=self.options.is_demo
+        )
         parts = SocketParts(
             self.hub,
             SocketChannels(self._window, self._market_feed, self._account_feed),
@@ -252,7 +260,8 @@ class EmbeddedExchange:
         left = n_bars
         while left > 0:
             # Listeners are told of every bar; without any, bars are journalled many at a time.
-            chunk = 1 if self.hub.topics() else min(left, _STEPS_PER_BREATH)
+            chunk = 1 if self.hub.topics() or self._dead_man.is_armed else min(left, _STEPS_PER_BREATH)
+            self._dead_man.fire_due(self.clock.market_ns + self.clock.step_ns)
             self._keeper.operations.perform(STEP, "", [{"bars": chunk}])
             # What happened inside the bar is told before the market as it stands at the bar's close.
             self._account_feed.moved()
@@ -306,7 +315,8 @@ class EmbeddedExchange:
     def _routes(self, market: MarketApi, public: PublicApi) -> Routes:
         desk = self._keeper.desk
         open_to_all = market_routes(market, public, CoinGeckoApi(self._window), RubikApi(self._window))
-        return open_to_all | account_routes(desk.account, desk.trade, desk.algo)
+        alive = {("POST", "trade/cancel-all-after"): Endpoint(self._dead_man.arm, is_private=True)}
+        return open_to_all | account_routes(desk.account, desk.trade, desk.algo) | alive
 
     async def _tick(self) -> None:
         while self.clock.has_next:
@@ -317,6 +327,7 @@ class EmbeddedExchange:
         while True:
             await asyncio.sleep(_KEEP_UP_S)
             self._keeper.keep_up()
+            self._dead_man.fire_due(self.clock.now_ns() + 1)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if self.sockets.serves(request.path):

@@ -12,7 +12,7 @@ from typing import Any, Final
 from crypto_qlib.core.clock import Clock
 from crypto_qlib.exchange.embedded.market_window import MarketWindow
 from crypto_qlib.exchange.embedded.operations import Operations
-from crypto_qlib.exchange.embedded.rate_limits import RateLimiter
+from crypto_qlib.exchange.embedded.rate_limits import Asked, RateLimiter
 from crypto_qlib.exchange.embedded.wire import Reply, Row, WireRefusal, sent
 
 _NS_PER_US: Final = 1000
@@ -62,7 +62,7 @@ class SocketOrders:
         times = {"inTime": now_us, "outTime": now_us}
         try:
             body = [self._named(sent(arg)) for arg in args]
-            self._limiter.check(_PATHS[op], f"{account_id}/", self._wall.now_ns(), max(1, len(body)))
+            self._limiter.check(Asked(_PATHS[op], "POST", account_id, rows=body), self._wall.now_ns())
             reply = self._operations.perform(_PATHS[op], account_id, body)
         except WireRefusal as refusal:
             return {"code": refusal.code, "msg": refusal.message, "data": []} | times

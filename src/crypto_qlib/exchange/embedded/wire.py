@@ -29,6 +29,7 @@ MESSAGES: Final[dict[str, tuple[int, str]]] = {
     "50011": (429, "Too Many Requests"),
     "50014": (400, "Parameter {0} cannot be empty."),
     "50016": (400, "Parameter {0} and {1} does not match"),
+    "50061": (200, "Sub-account rate limit exceeded: too many new and amended orders."),
     "50101": (401, "APIKey does not match current environment."),
     "50102": (401, "Timestamp request expired"),
     "50103": (401, "Request header OK-ACCESS-KEY cannot be empty."),
