@@ -1,10 +1,16 @@
-"""Run the benchmarks: ``python -m benchmarks [WORKLOAD ...]`` (the backtest), ``python -m benchmarks exchange``."""
+"""Run the benchmarks: ``python -m benchmarks [WORKLOAD ...]`` (the backtest), ``python -m benchmarks exchange``, ``... store``."""
 
 import sys
 
-from benchmarks import exchange_load, workload_product
-
 if sys.argv[1:2] == ["exchange"]:
+    from benchmarks import exchange_load
+
     exchange_load.main(sys.argv[2:])
+elif sys.argv[1:2] == ["store"]:
+    from benchmarks import store
+
+    store.main(sys.argv[2:])
 else:
+    from benchmarks import workload_product
+
     workload_product.main()

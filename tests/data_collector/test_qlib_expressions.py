@@ -18,7 +18,7 @@ from qlib.data.ops import ElemOperator, Operators
 
 from crypto_qlib.data_collector import qlib_kernels as k
 from crypto_qlib.data_collector.panel import load_panel
-from crypto_qlib.data_collector.qlib_data_adapter import DATASET_PROVIDER, init_qlib
+from crypto_qlib.data_collector.qlib_data_adapter import PROVIDERS, init_qlib
 from crypto_qlib.data_collector.qlib_store import write_qlib_store
 from crypto_qlib.store.lake import Kind
 from crypto_qlib.store.paths import Paths
@@ -50,7 +50,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Paths:
 def both(paths: Paths, instruments: Any, fields: list[str], **times: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return what our provider gives and what Qlib's gives."""
     got: list[pd.DataFrame] = []
-    for provider in (DATASET_PROVIDER, "LocalDatasetProvider"):
+    for provider in (PROVIDERS["dataset_provider"], "LocalDatasetProvider"):
         qlib.init(
             provider_uri=str(paths.qlib), region="crypto", kernels=1, dataset_provider=provider, expression_cache=None,
             dataset_cache=None, logging_level=50, clear_mem_cache=True, custom_ops=[Twice],

@@ -32,11 +32,21 @@ from crypto_qlib.store.paths import Paths
 
 REGION: Final = "crypto"
 EXPERIMENT: Final = "crypto_qlib"
-DATASET_PROVIDER: Final = {
-    "class": "PanelDatasetProvider",
-    "module_path": "crypto_qlib.data_collector.qlib_expressions",
+_HOT: Final = "crypto_qlib.data_collector.qlib_hot"
+PROVIDERS: Final[dict[str, Any]] = {
+    "calendar_provider": {"class": "HotCalendarProvider", "module_path": _HOT},
+    "instrument_provider": {"class": "HotInstrumentProvider", "module_path": _HOT},
+    "feature_provider": {
+        "class": "LocalFeatureProvider",
+        "module_path": "qlib.data.data",
+        "kwargs": {"backend": {"class": "HotFeatureStorage", "module_path": _HOT}},
+    },
+    "dataset_provider": {
+        "class": "PanelDatasetProvider",
+        "module_path": "crypto_qlib.data_collector.qlib_expressions",
+    },
 }
-"""Qlib's ``dataset_provider`` entry: ``D.features`` evaluated on arrays instead of pandas objects."""
+"""What ``qlib.init`` (and ``qlib_init`` of a ``qrun`` file) is given: bars up to the newest, expressions on arrays."""
 
 
 def update_qlib_store(lake: Lake, paths: Paths, symbols: Sequence[str], frame: str) -> StoreReport:
@@ -88,7 +98,7 @@ def init_qlib(paths: Paths) -> None:
         provider_uri=str(paths.qlib),
         region=REGION,
         kernels=1,
-        dataset_provider=DATASET_PROVIDER,
+        **PROVIDERS,
         expression_cache=None,
         dataset_cache=None,
         logging_level=logging.WARNING,

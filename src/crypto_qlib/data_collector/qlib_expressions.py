@@ -31,6 +31,7 @@ from qlib.utils import code_to_fname, remove_fields_space
 
 from crypto_qlib.core.market import FloatArray
 from crypto_qlib.data_collector import qlib_kernels as k
+from crypto_qlib.data_collector.qlib_tail import HotTail
 
 Array = npt.NDArray[Any]
 Step = Callable[..., Array]
@@ -202,12 +203,13 @@ def plan_of(columns: Sequence[str]) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Query:
-    """What is asked: calendar indices (inclusive), frequency, and the folder of the bins."""
+    """What is asked: calendar indices (inclusive), frequency, the folder of the bins, and the bars these lack yet."""
 
     start: int
     end: int
     freq: str
     folder: Path
+    tail: HotTail | None
 
 
 class _Instrument:
@@ -230,8 +232,14 @@ class _Instrument:
         try:
             content = np.fromfile(path, "<f4")
         except FileNotFoundError:
-            return 0, np.empty(0, np.float32)
-        return (int(content[0]), content[1:]) if content.size else (0, content)
+            content = np.empty(0, np.float32)
+        tail = self._query.tail
+        first = int(content[0]) if content.size else (tail.first_bar(self._name) if tail is not None else None)
+        if first is None:
+            return 0, content
+        if tail is None or first + content.size - 1 >= tail.n_bars:
+            return first, content[1:]
+        return first, np.concatenate((content[1:], tail.after(self._name, name.lower(), first + max(content.size - 1, 0))))
 
     def column(self, which: int, low: int, high: int) -> Array:
         """Return field ``which`` at the calendar indices ``low`` to ``high``, both of which the bins cover."""
@@ -271,7 +279,8 @@ class PanelDatasetProvider(LocalDatasetProvider):  # type: ignore[misc]
             return by_qlib(instruments_d, inst_processors=list(inst_processors))
         plan = plan_of(remove_fields_space(column_names))
         _, _, start, end = Cal.locate_index(start_time, end_time, freq=freq, future=False)
-        query = _Query(start, end, freq.lower(), Path(C.dpm.get_data_uri(freq)) / "features")
+        root = Path(C.dpm.get_data_uri(freq))
+        query = _Query(start, end, freq.lower(), root / "features", HotTail.of(root, freq.lower()))
         block = _Block(plan, query, len(spans))
         odd = [name for name in sorted(spans) if not block.add(name, spans[name])]
         frame = block.frame([str(name) for name in column_names])

@@ -43,6 +43,7 @@ FIELDS: Final = (
 """Fields of every instrument; ``$vwap`` is needed by Alpha360 (missing, its columns are silently NaN)."""
 
 _FUTURE_BARS: Final = 1000
+"""The calendar of the future goes on for one to two times so many bars: it is written once in so many bars, not at each."""
 
 Bins = dict[str, npt.NDArray[np.float32]]
 
@@ -98,7 +99,7 @@ def _calendar_start_moved(root: Path, panel: MarketPanel) -> bool:
     if not path.exists() or not panel.n_bars:
         return False
     with path.open() as f:
-        return f.readline().strip() != _stamps(panel.ts_open[:1], panel.frame_ns)[0]
+        return f.readline().strip() != stamps(panel.ts_open[:1], panel.frame_ns)[0]
 
 
 def _rebuild(root: Path, panels: list[MarketPanel]) -> StoreReport:
@@ -159,13 +160,23 @@ def instrument_bins(panel: MarketPanel, j: int) -> Bins:
     span = listing_span(panel, j)
     if span is None:
         return {}
-    rows = slice(span[0], span[1] + 1)
-    named = {n: getattr(panel, n)[rows, j] for n in ("open", "high", "low", "close", "volume", "quote_volume", "mark_close")}
-    named["funding"] = panel.funding_rate[rows, j]
+    values = field_values(panel.rows(span[0], span[1] + 1), j)
+    return {n: np.concatenate((np.array([span[0]], "<f4"), values[k, :, 0])) for k, n in enumerate(FIELDS)}
+
+
+def field_values(panel: MarketPanel, j: int | None = None) -> npt.NDArray[np.float32]:
+    """Return the values of :data:`FIELDS` as Qlib holds them, ``(n_fields, n_bars, n_symbols)``, of symbol ``j`` or of all.
+
+    ``change`` of the first bar is NaN: the bar before it is not there.
+    """
+    columns = slice(None) if j is None else slice(j, j + 1)
+    named = {n: getattr(panel, n)[:, columns] for n in (*FIELDS[:6], "mark_close")}
+    named["funding"] = panel.funding_rate[:, columns]
     named["vwap"] = vwap(named["high"], named["low"], named["close"], named["volume"], named["quote_volume"])
-    named["change"] = np.concatenate(([np.nan], named["close"][1:] / named["close"][:-1] - 1.0))
-    named["factor"] = np.where(np.isfinite(named["close"]), 1.0, np.nan)
-    return {n: np.concatenate(([span[0]], named[n])).astype("<f4") for n in FIELDS}
+    close = named["close"]
+    named["change"] = np.concatenate((np.full((1, close.shape[1]), np.nan), close[1:] / close[:-1] - 1.0))
+    named["factor"] = np.where(np.isfinite(close), 1.0, np.nan)
+    return np.stack([named[n] for n in FIELDS]).astype("<f4")
 
 
 def vwap(high: FloatArray, low: FloatArray, close: FloatArray, volume: FloatArray, quote_volume: FloatArray) -> FloatArray:
@@ -176,20 +187,28 @@ def vwap(high: FloatArray, low: FloatArray, close: FloatArray, volume: FloatArra
     return np.where(volume == 0.0, close, known)
 
 
-def _stamps(ts_open: IntArray, frame_ns: int) -> list[str]:
+def stamps(ts_open: IntArray, frame_ns: int) -> list[str]:
+    """Return open times as Qlib's calendars spell them: dates for days, else ``2025-01-31 08:00:00``."""
     instants: npt.NDArray[np.datetime64] = ts_open.astype("datetime64[ns]")
     text = np.datetime_as_string(instants, unit="D") if frame_ns == NS_PER_DAY else np.datetime_as_string(instants, unit="s")
     return [str(t).replace("T", " ") for t in text]
 
 
 def _write_calendars(folder: Path, panel: MarketPanel) -> None:
-    past = _stamps(panel.ts_open, panel.frame_ns)
+    past = stamps(panel.ts_open, panel.frame_ns)
     ahead = (
-        panel.ts_open[-1:] + panel.frame_ns * np.arange(1, _FUTURE_BARS + 1, dtype=np.int64) if panel.n_bars else panel.ts_open
+        panel.ts_open[-1:] + panel.frame_ns * np.arange(1, n_future(panel.n_bars) + 1, dtype=np.int64)
+        if panel.n_bars
+        else panel.ts_open
     )
-    future = past + _stamps(ahead, panel.frame_ns)
+    future = past + stamps(ahead, panel.frame_ns)
     write_atomic(folder / f"{freq_of(panel)}.txt", _lines(past))
     write_atomic(folder / f"{freq_of(panel)}_future.txt", _lines(future))
+
+
+def n_future(n_bars: int) -> int:
+    """Return how many bars the calendar of the future goes on after ``n_bars``."""
+    return (n_bars // _FUTURE_BARS + 2) * _FUTURE_BARS - n_bars
 
 
 def _write_instruments(path: Path, panel: MarketPanel) -> None:
@@ -197,7 +216,7 @@ def _write_instruments(path: Path, panel: MarketPanel) -> None:
     for j, symbol in enumerate(panel.symbols):
         span = listing_span(panel, j)
         if span is not None:
-            first, last = _stamps(panel.ts_open[list(span)], 1)
+            first, last = stamps(panel.ts_open[list(span)], 1)
             rows.append(f"{symbol}\t{first}\t{last}")
     write_atomic(path, _lines(rows))
 

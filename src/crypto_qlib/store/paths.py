@@ -31,6 +31,11 @@ class Paths:
         return self.root / "series"
 
     @property
+    def panels(self) -> Path:
+        """Memory-mapped panels, one folder a frame."""
+        return self.root / "panels"
+
+    @property
     def qlib(self) -> Path:
         """Qlib's binary store."""
         return self.root / "qlib"
