@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from crypto_qlib.core.costs import BPS, default_half_spread_bps
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.exchange.embedded.candle_pages import tick_decimals
-from crypto_qlib.exchange.embedded.wire import num
+from crypto_qlib.exchange.embedded.wire import num, plain
 
 Level = list[str]
 
@@ -65,6 +65,6 @@ class BookModel:
             size = num(max(round(contracts / instrument.lot_size) * instrument.lot_size, instrument.min_size))
             orders = str(1 + k % 7)
             if best_bid - k * width > 0:
-                bids.append([f"{(best_bid - k * width) * tick:.{decimals}f}", size, "0", orders])
-            asks.append([f"{(best_ask + k * width) * tick:.{decimals}f}", size, "0", orders])
+                bids.append([plain(f"{(best_bid - k * width) * tick:.{decimals}f}"), size, "0", orders])
+            asks.append([plain(f"{(best_ask + k * width) * tick:.{decimals}f}"), size, "0", orders])
         return bids, asks

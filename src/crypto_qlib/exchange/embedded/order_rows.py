@@ -9,7 +9,7 @@ from crypto_qlib.core.order import ExitKind, OrderKind, Protection
 from crypto_qlib.exchange.embedded.order_parsing import ANONYMOUS
 from crypto_qlib.exchange.embedded.paper_book import BILL_ID_BASE, ORDER_ID_BASE, AlgoOrder, PaperFill
 from crypto_qlib.exchange.embedded.refusals import wire_refusal
-from crypto_qlib.exchange.embedded.wire import Row, ms, num
+from crypto_qlib.exchange.embedded.wire import Row, ms, num, plain
 from crypto_qlib.venue.records import RefusalCode, VenueOrder
 from crypto_qlib.venue.trigger_records import TriggerOrder
 
@@ -73,7 +73,8 @@ def order_row(
         "isTpLimit": "false", "lever": num(leverage), "linkedAlgoOrd": {"algoId": ""},
         "ordId": str(ORDER_ID_BASE + order.order_id), "ordType": request.kind.value, "pnl": num(order.pnl),
         "posSide": request.position_side.value,
-        "px": "" if request.price is None else instrument.format_price(request.price), "rebate": "0", "rebateCcy": "USDT",
+        "px": "" if request.price is None else plain(instrument.format_price(request.price)), "rebate": "0",
+        "rebateCcy": "USDT",
         "reduceOnly": str(request.reduce_only).lower(), "side": request.side.name.lower(), "state": order.status.value,
         "stpMode": "cancel_maker", "sz": instrument.format_size(request.lots), "tag": tag, "tdMode": request.margin_mode.value,
         "tradeId": str(last_fill.trade_id) if last_fill else "", "uTime": ms(order.updated_ns),

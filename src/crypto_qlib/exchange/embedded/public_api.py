@@ -12,7 +12,7 @@ import numpy as np
 from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_HOUR, NS_PER_MS
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.exchange.embedded.market_window import MarketWindow
-from crypto_qlib.exchange.embedded.wire import Call, Row, WireRefusal, envelope, ms, num
+from crypto_qlib.exchange.embedded.wire import Call, Row, WireRefusal, envelope, ms, num, plain
 from crypto_qlib.exchange.gateway import PriceKind
 
 _FUNDING_LIMIT: Final = 100
@@ -159,7 +159,10 @@ class PublicApi:
         row: Row = {"instType": "SWAP", "instId": item.inst_id, "ts": ms(self._window.clock.now_ns()), "enabled": True}
         if math.isnan(index):
             return row | {"buyLmt": "", "sellLmt": "", "enabled": False}
-        limits = {"buyLmt": item.format_price(index * (1.0 + band)), "sellLmt": item.format_price(index * (1.0 - band))}
+        limits = {
+            "buyLmt": plain(item.format_price(index * (1.0 + band))),
+            "sellLmt": plain(item.format_price(index * (1.0 - band))),
+        }
         return row | limits
 
     def _asked(self, call: Call) -> list[Instrument]:

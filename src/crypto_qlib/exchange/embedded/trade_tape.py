@@ -10,7 +10,7 @@ from typing import Final
 
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.market import BarBlock
-from crypto_qlib.exchange.embedded.wire import Row, ms, num
+from crypto_qlib.exchange.embedded.wire import Row, ms, num, plain
 
 TRADES_PER_BAR: Final = 100
 _LEGS: Final = 3
@@ -37,7 +37,7 @@ def bar_trades(item: Instrument, bars: BarBlock, k: int, span_ns: int) -> list[R
         lots = total_lots * (n + 1) // count - total_lots * n // count
         rows.append(
             {
-                "instId": item.inst_id, "tradeId": str(first_id + n), "px": item.format_price(price),
+                "instId": item.inst_id, "tradeId": str(first_id + n), "px": plain(item.format_price(price)),
                 "sz": num(round(lots * item.lot_size, 10)), "side": "buy" if price >= before else "sell", "count": "1",
                 "source": "0", "ts": ms(opened + (n + 1) * span_ns // (count + 1)),
             }

@@ -177,6 +177,11 @@ def num(value: float) -> str:
     return text.removesuffix(".0")
 
 
+def plain(text: str) -> str:
+    """Return a decimal without trailing zeros: ``51000.0`` is shown as ``51000``."""
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 def ms(ts_ns: int) -> str:
     """Render an instant in milliseconds, as a string."""
     return str(ts_ns // NS_PER_MS)
