@@ -7,13 +7,19 @@ purge
     labels are computed from prices inside the validation segment, and the score looks better than it is.
 embargo
     ``embargo_bars`` more, because features of the first rows of a segment still look back into the one before.
+
+Besides the one split by fractions there are :func:`combinatorial_splits`: every choice of test blocks out of equal blocks of
+time, with the training blocks purged on *both* sides of each test block, so that one history gives several test paths.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Final
+
+import numpy as np
+import numpy.typing as npt
 
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.settings.schema import ModelSettings
@@ -108,3 +114,69 @@ def check_no_leak(split: TimeSplit) -> None:
                 f"{later.start + 1}",
                 f"leave at least {split.horizon_bars} bars between the segments",
             )
+
+
+@dataclass(frozen=True, slots=True)
+class CombinatorialSplit:
+    """One choice of test blocks.
+
+    Parameters
+    ----------
+    train, test : (n,) int64
+        Decision bars, increasing; no label of one spans a bar of the other.
+    test_blocks : tuple of int
+        Blocks under test.
+    """
+
+    train: npt.NDArray[np.int64]
+    test: npt.NDArray[np.int64]
+    test_blocks: tuple[int, ...]
+
+
+def combinatorial_splits(
+    n_bars: int, n_blocks: int, n_test: int, span_bars: int, embargo_bars: int = 0
+) -> tuple[CombinatorialSplit, ...]:
+    """Return every choice of ``n_test`` test blocks out of ``n_blocks``, purged.
+
+    A training bar ``t`` is dropped where its label span ``t + 1 .. t + 1 + N`` touches that of a test bar, and for
+    ``embargo_bars`` more after each test block. Source: Lopez de Prado, Advances in Financial Machine Learning (2018),
+    sections 7.4 and 12.4.
+
+    Parameters
+    ----------
+    n_bars : int
+        Decision bars.
+    n_blocks, n_test : int
+        Equal blocks of time, and how many are tested at once; each block is tested ``C(n_blocks - 1, n_test - 1)`` times.
+    span_bars : int
+        ``N``, the longest label span.
+    embargo_bars : int
+        Bars dropped after a test block besides the purge.
+
+    Raises
+    ------
+    UserError
+        If a choice leaves fewer than :data:`MIN_SEGMENT_BARS` bars for training or test.
+    """
+    if not 0 < n_test < n_blocks:
+        raise UserError(
+            f"{n_test} test blocks out of {n_blocks} is no choice", "test at least one block and leave one to train on"
+        )
+    edges = np.linspace(0, n_bars, n_blocks + 1).astype(np.int64)
+    found = []
+    for chosen in combinations(range(n_blocks), n_test):
+        is_test = np.zeros(n_bars, dtype=np.bool_)
+        is_barred = np.zeros(n_bars, dtype=np.bool_)
+        for k in chosen:
+            start, stop = int(edges[k]), int(edges[k + 1])
+            is_test[start:stop] = True
+            is_barred[max(start - span_bars, 0) : stop + span_bars + embargo_bars] = True
+        split = CombinatorialSplit(np.flatnonzero(~is_barred), np.flatnonzero(is_test), chosen)
+        if min(split.train.size, split.test.size) < MIN_SEGMENT_BARS:
+            raise UserError(
+                f"too little data: {n_bars} bars in {n_blocks} blocks leave {split.train.size} bars to train on and "
+                f"{split.test.size} to test",
+                "raise data.history_days, or lower the number of blocks",
+            )
+        found.append(split)
+    return tuple(found)

@@ -51,6 +51,15 @@ class EnsembleSettings(Section):
     )
 
 
+class RollingSettings(Section):
+    """Retraining while time goes on: one model per step, each scored on the bars after it only."""
+
+    step_bars: int = Field(0, ge=0, description="Bars each model is used for before the next is trained; 0 = one model.")
+    window: Literal["expanding", "sliding"] = Field(
+        "expanding", description="Training from the oldest bar on, or over a span of constant length."
+    )
+
+
 class ModelSettings(Section):
     """What is predicted, by what, on which split."""
 
@@ -94,6 +103,7 @@ class ModelSettings(Section):
     max_bin: int = Field(63, ge=7, le=255, description="LightGBM histogram bins per feature.")
     net: NetSettings = Field(NetSettings(), description="Neural networks.")
     ensemble: EnsembleSettings = Field(EnsembleSettings(), description="Ensembles.")
+    rolling: RollingSettings = Field(RollingSettings(), description="Rolling retraining.")
     threads: int = Field(0, ge=0, description="Training threads; 0 = all cores.")
     seed: int = Field(7, ge=0, description="Seed of everything random in training.")
 
