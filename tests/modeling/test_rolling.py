@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.feature_engineering.feature_generator import build_features
 from crypto_qlib.modeling import rolling
+from crypto_qlib.modeling.artefact import load_model
 from crypto_qlib.modeling.labels import make_labels
 from crypto_qlib.modeling.qlib_rolling import rolling_splits, rolling_tasks
-from crypto_qlib.modeling.rolling import fold_folder, train_rolling
+from crypto_qlib.modeling.rolling import fold_folder, out_of_sample_scores, train_rolling
 from crypto_qlib.modeling.splits import combinatorial_splits
 from crypto_qlib.modeling.train_model import predict_scores, train_model
 from crypto_qlib.settings.schema import FeatureSettings
@@ -68,6 +69,10 @@ def test_a_rolling_run_equals_its_steps_one_by_one_and_goes_on_after_a_kill(
         want = predict_scores(alone, frame, segment="test").expected_return
         np.testing.assert_array_equal(run.scores.expected_return[rows], want)
     assert run.scores.as_of_ns.size == 140
+    newest = load_model(tmp_path / "whole")
+    assert newest.sha256 == run.newest.sha256
+    again = out_of_sample_scores(newest, tmp_path / "whole", frame, "")
+    np.testing.assert_array_equal(again.expected_return, run.scores.expected_return)
 
     trained = []
     real = train_model

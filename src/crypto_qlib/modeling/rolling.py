@@ -2,11 +2,12 @@
 
 A step is a training like any other, in a folder of its own, so the folds can be trained in any order, on several processes or
 on a Dask cluster, and a killed run goes on with the folds that are missing. The stitched scores are those of the folds, bar by
-bar; the newest fold's model is the one that would trade now.
+bar; the newest fold's model is the one that would trade now, and its artefact is copied beside the folders of the steps.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ def train_rolling(
     frame, labels, settings, identity, rule, progress
         As in :func:`~crypto_qlib.modeling.train_model.train_model`; ``settings.rolling.step_bars`` > 0.
     folder : Path
-        Holds a folder per step.
+        Holds a folder per step, and the newest step's artefact itself.
 
     Raises
     ------
@@ -100,7 +101,29 @@ def train_rolling(
         models.append(train_fold(frame, labels, settings, fold_folder(folder, k), split, identity=identity, rule=rule))
         if progress is not None:
             progress(1.0 / len(splits))
+    for stale in folder.glob("fold*"):
+        if int(stale.name.removeprefix("fold")) >= len(splits):
+            shutil.rmtree(stale)
+    copy_artefact(fold_folder(folder, len(splits) - 1), folder)
     return RollingRun(tuple(models), stitched_scores(tuple(models), frame))
+
+
+def copy_artefact(source: Path, target: Path) -> None:
+    """Copy an artefact's files; the checksums come last, so that a torn copy is refused."""
+    (target / SUMS_FILE).unlink(missing_ok=True)
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(SUMS_FILE))
+    shutil.copy2(source / SUMS_FILE, target / SUMS_FILE)
+
+
+def out_of_sample_scores(model: TrainedModel, folder: Path, frame: FeatureFrame, segment: str = "test") -> ScorePanel:
+    """Return the scores a backtest may trade: those of the rolling steps below ``folder``, or the one model's ``segment``.
+
+    A rolling run has no scores but of test bars: ``segment`` is looked at only where there is one model.
+    """
+    if not model.settings.rolling.step_bars:
+        return predict_scores(model, frame, segment=segment)
+    folds = sorted(folder.glob("fold*"))
+    return stitched_scores(tuple(load_model(fold) for fold in folds), frame)
 
 
 def stitched_scores(models: tuple[TrainedModel, ...], frame: FeatureFrame) -> ScorePanel:

@@ -60,7 +60,8 @@ from crypto_qlib.modeling.artefact import SUMS_FILE, TrainedModel, load_model
 from crypto_qlib.modeling.evaluate_model import ModelPerformance, evaluate_model, rank_ic_series, write_performance
 from crypto_qlib.modeling.labels import Labels, TradeRule, make_labels, uses_trades
 from crypto_qlib.modeling.registry import champion_id, model_folder, promote
-from crypto_qlib.modeling.train_model import predict_scores, train_model
+from crypto_qlib.modeling.rolling import out_of_sample_scores, train_rolling
+from crypto_qlib.modeling.train_model import train_model
 from crypto_qlib.scheduler.compile_ahead import CompileAhead
 from crypto_qlib.scheduler.exchange_access import ExchangeAccess, market_folder
 from crypto_qlib.scheduler.external_data import OFFLINE_LINE, external_lines, update_external, wants_external
@@ -269,10 +270,12 @@ class Pipeline:
             else:
                 frame, labels = self._features(), self._labels()
                 advance = self._reporter.progress(f"{self.settings.model.name}, {frame.n_rows:,} rows", 1.0)
-                model = train_model(
-                    frame, labels, self.settings.model, folder,
-                    identity=model_id, progress=advance, rule=TradeRule.of(self.settings),
-                )  # fmt: skip
+                rule, chosen = TradeRule.of(self.settings), self.settings.model
+                if chosen.rolling.step_bars:
+                    run = train_rolling(frame, labels, chosen, folder, identity=model_id, progress=advance, rule=rule)
+                    model = run.newest
+                else:
+                    model = train_model(frame, labels, chosen, folder, identity=model_id, progress=advance, rule=rule)
                 self._book.complete("train", model_id, {})
             if champion_id(self.paths.models) != model_id:
                 promote(self.paths.models, model_id)
@@ -504,11 +507,12 @@ class Pipeline:
 
     def _scores(self, model: TrainedModel) -> ScorePanel:
         segment = {"test": "test", "valid+test": "", "all": ""}[self.settings.backtest.segment]
-        return predict_scores(model, self._features(), segment=segment)
+        return out_of_sample_scores(model, model_folder(self.paths.models, self._train_key()), self._features(), segment)
 
     def _performance(self, model: TrainedModel) -> tuple[ModelPerformance, tuple[list[str], list[float]]]:
         """Return the out-of-sample figures, and the RankIC of each bar by the time it became known."""
-        scores, labels = predict_scores(model, self._features(), segment="test"), self._labels()
+        folder = model_folder(self.paths.models, self._train_key())
+        scores, labels = out_of_sample_scores(model, folder, self._features()), self._labels()
         return evaluate_model(scores, labels), rank_ic_series(scores, labels)
 
     def _identity(self, model: TrainedModel) -> dict[str, Any]:
