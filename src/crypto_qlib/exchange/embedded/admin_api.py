@@ -1,4 +1,6 @@
-"""``/admin/*``: how the exchange is, and what its owner may do to it. For loopback clients only, never for other sites' pages.
+"""``/admin/*`` and ``/console``: how the exchange is, and what its owner may do to it.
+
+For loopback clients only, never for other sites' pages.
 
 A browser sends ``Origin`` with every request that could change something, and the ``Host`` it believes to talk to: a page of
 another site, or a foreign name that points at this machine, is refused.
@@ -15,6 +17,8 @@ from urllib.parse import urlsplit
 import orjson
 
 from crypto_qlib.core.errors import CryptoQlibError
+from crypto_qlib.exchange.embedded.console import PATH as CONSOLE
+from crypto_qlib.exchange.embedded.console import page
 from crypto_qlib.exchange.embedded.router import Answer
 
 ADMIN_ROOT: Final = "/admin/"
@@ -65,6 +69,8 @@ class AdminApi:
         """Return the answer to one request."""
         try:
             self._check_origin(request)
+            if (request.method, request.path) == ("GET", CONSOLE):
+                return _console()
             handler = self._handlers.get((request.method, request.path))
             if handler is None:
                 raise AdminRefusal(404, f"{request.method} {request.path} is not served here")
@@ -84,6 +90,20 @@ class AdminApi:
         origin = request.headers.get("Origin", "")
         if origin and urlsplit(origin).netloc != request.headers.get("Host", ""):
             raise AdminRefusal(403, f"admin is not for pages of {origin}")
+        if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+            raise AdminRefusal(403, "admin is not for pages of other sites")
+
+
+def _console() -> Answer:
+    text, policy = page()
+    headers = {
+        "Content-Security-Policy": policy,
+        "X-Frame-Options": "DENY",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-store",
+    }
+    return Answer(200, text, "text/html", headers)
 
 
 def is_loopback(address: str) -> bool:

@@ -47,6 +47,7 @@ class Answer:
     status: int
     body: bytes
     content_type: str = "application/json"
+    headers: Mapping[str, str] | None = None
 
 
 class Router:

@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
-import orjson
 from aiohttp import web
 
 from crypto_qlib.core.clock import NS_PER_MS, NS_PER_S, Clock, SystemClock, floor_ts, iso
@@ -20,18 +19,21 @@ from crypto_qlib.core.costs import FeeSchedule
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.exchange.credentials import ApiCredentials
 from crypto_qlib.exchange.embedded.account_feed import AccountFeed
-from crypto_qlib.exchange.embedded.admin_api import ADMIN_ROOT, AdminApi, AdminRefusal, AdminRequest, is_loopback
-from crypto_qlib.exchange.embedded.admin_api import Handler as AdminHandler
+from crypto_qlib.exchange.embedded.admin_api import ADMIN_ROOT, AdminApi, AdminRequest, is_loopback
 from crypto_qlib.exchange.embedded.coingecko_api import CoinGeckoApi
+from crypto_qlib.exchange.embedded.console import PATH as CONSOLE
+from crypto_qlib.exchange.embedded.console import Console
 from crypto_qlib.exchange.embedded.dead_man import DeadMan
 from crypto_qlib.exchange.embedded.fault_switchboard import FaultSwitchboard
 from crypto_qlib.exchange.embedded.faults import ANSWERS, NO_ANSWER, Fault, FaultOptions, Faults
 from crypto_qlib.exchange.embedded.faulty_outlet import FaultyOutlet
-from crypto_qlib.exchange.embedded.house import FUND, STEP
+from crypto_qlib.exchange.embedded.house import STEP
 from crypto_qlib.exchange.embedded.market_api import OKX_MARK_LIMIT, MarketApi
 from crypto_qlib.exchange.embedded.market_feed import MarketFeed
 from crypto_qlib.exchange.embedded.market_window import MarketWindow
+from crypto_qlib.exchange.embedded.operations import Outcome
 from crypto_qlib.exchange.embedded.order_book import BookModel
+from crypto_qlib.exchange.embedded.owner_api import OwnerApi
 from crypto_qlib.exchange.embedded.paper_desk import PaperDesk, Surroundings
 from crypto_qlib.exchange.embedded.paper_venue import PaperVenue
 from crypto_qlib.exchange.embedded.public_api import PublicApi
@@ -50,6 +52,7 @@ from crypto_qlib.exchange.embedded.socket_server import SocketServer
 from crypto_qlib.exchange.embedded.socket_session import SocketParts
 from crypto_qlib.exchange.embedded.state_file import StateFile
 from crypto_qlib.exchange.embedded.tls import TlsFiles
+from crypto_qlib.exchange.embedded.wire import Row
 from crypto_qlib.venue.market_source import MarketSource
 from crypto_qlib.venue.venue_config import VenueConfig
 
@@ -187,7 +190,8 @@ class EmbeddedExchange:
             self.faults, self.clock, self._keeper.operations, lambda: self._keeper.desk.market_faults
         )
         self.hub.outlet = FaultyOutlet(self.faults)
-        self._admin = AdminApi(self._admin_handlers())
+        console = Console(self._keeper.desk, market, self.credentials.key)
+        self._admin = AdminApi(OwnerApi(self, console).handlers())
         self._runner: web.ServerRunner | None = None
         self._background: list[asyncio.Task[None]] = []
         self.base_url = ""
@@ -271,6 +275,14 @@ class EmbeddedExchange:
                 await asyncio.sleep(0)
         return self.clock.market_ns
 
+    def perform(self, name: str, rows: list[Row]) -> Outcome:
+        """Carry out one operation for the paper account and push what it set off."""
+        try:
+            return self._keeper.operations.perform(name, self.credentials.key, rows)
+        finally:
+            self._account_feed.touch(self.credentials.key)
+            self._account_feed.tell()
+
     def status(self) -> dict[str, Any]:
         """Return what ``GET /admin/status`` shows: kind of market, times in ISO and milliseconds, speed, symbols."""
         return {
@@ -334,11 +346,11 @@ class EmbeddedExchange:
             return await self.sockets.handle(request)
         body = await request.read() if request.can_read_body else b""
         remote = request.remote or ""
-        if request.path.startswith(ADMIN_ROOT):
+        if request.path.startswith(ADMIN_ROOT) or request.path == CONSOLE:
             answer = await self._admin.answer(AdminRequest(request.method, request.path, body, remote, request.headers))
         else:
             answer = await self._api(request, SignedRequest(request.method, request.raw_path, body, request.headers), remote)
-        return web.Response(status=answer.status, body=answer.body, content_type=answer.content_type)
+        return web.Response(status=answer.status, body=answer.body, content_type=answer.content_type, headers=answer.headers)
 
     async def _api(self, request: web.BaseRequest, signed: SignedRequest, remote: str) -> Answer:
         """Answer one API request, or as the faults in force have it."""
@@ -350,46 +362,6 @@ class EmbeddedExchange:
             request.transport.close()
         self._account_feed.tell()
         return ANSWERS.get(verdict.fault, answer or NO_ANSWER) if verdict.fault else answer or NO_ANSWER
-
-    def _admin_handlers(self) -> dict[tuple[str, str], AdminHandler]:
-        return {
-            ("GET", "/admin/status"): self._admin_status,
-            ("POST", "/admin/step"): self._admin_step,
-            ("POST", "/admin/fund"): self._admin_fund,
-            ("GET", "/admin/faults"): self._admin_faults,
-            ("POST", "/admin/fault"): self._admin_fault,
-        }
-
-    async def _admin_status(self, _posted: dict[str, Any]) -> dict[str, Any]:
-        return self.status()
-
-    async def _admin_step(self, posted: dict[str, Any]) -> dict[str, Any]:
-        n_bars = self._bars_asked(posted)
-        if n_bars < 0:
-            raise AdminRefusal(400, 'send {"bars": n} or {"to": milliseconds}, not before now')
-        try:
-            now_ns = await self.step(n_bars)
-        except UserError as e:
-            raise AdminRefusal(409, str(e), {"now_ms": self.clock.market_ns // NS_PER_MS}) from e
-        return {"now_ms": now_ns // NS_PER_MS, "now": iso(now_ns)}
-
-    async def _admin_fund(self, posted: dict[str, Any]) -> dict[str, Any]:
-        done = self._keeper.operations.perform(FUND, self.credentials.key, [{"amount": posted.get("amount")}])
-        self._account_feed.touch(self.credentials.key)
-        self._account_feed.tell()
-        return dict(orjson.loads(done)) if isinstance(done, bytes) else {}
-
-    async def _admin_faults(self, _posted: dict[str, Any]) -> dict[str, Any]:
-        return self.switchboard.shown()
-
-    async def _admin_fault(self, posted: dict[str, Any]) -> dict[str, Any]:
-        return self.switchboard.switch(posted)
-
-    def _bars_asked(self, asked: dict[str, Any]) -> int:
-        bars, to_ms = asked.get("bars"), asked.get("to")
-        if isinstance(to_ms, int):
-            return (to_ms * NS_PER_MS - self.clock.market_ns) // self.clock.step_ns
-        return 1 if bars is None else bars if isinstance(bars, int) else -1
 
 
 def _check_address(options: EmbeddedOptions) -> None:
