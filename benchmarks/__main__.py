@@ -1,4 +1,4 @@
-"""Run the benchmarks: ``python -m benchmarks [WORKLOAD ...]`` (the backtest), ``... exchange``, ``... store``."""
+"""Run the benchmarks: ``python -m benchmarks [WORKLOAD ...]`` (the backtest), ``... exchange``, ``... store``, ``... report``."""
 
 import sys
 
@@ -10,6 +10,10 @@ elif sys.argv[1:2] == ["store"]:
     from benchmarks import store
 
     store.main(sys.argv[2:])
+elif sys.argv[1:2] == ["report"]:
+    from benchmarks import report_time
+
+    report_time.main()
 else:
     from benchmarks import workload_product
 

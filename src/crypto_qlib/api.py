@@ -30,7 +30,8 @@ from crypto_qlib.backtest.analysis_report import ReportFiles, write_report
 from crypto_qlib.backtest.performance_report import curves
 from crypto_qlib.backtest.report_pictures import draw_pnl_curve
 from crypto_qlib.backtest.result import BacktestResult
-from crypto_qlib.backtest.run_backtest_leveraged import run_backtest_leveraged
+from crypto_qlib.backtest.run_backtest_leveraged import leveraged_inputs, run_backtest_leveraged
+from crypto_qlib.backtest.what_if import what_if
 from crypto_qlib.core.clock import NS_PER_DAY, parse_utc
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.market import MarketPanel
@@ -186,10 +187,26 @@ def run_backtest(data: MarketData, scores: ScorePanel, options: Options = ()) ->
     )
 
 
-def save_report(result: BacktestResult, data: MarketData, folder: str | Path, options: Options = ()) -> ReportFiles:
-    """Write the whole report (pictures, JSON, one HTML page) into ``folder``."""
+def save_report(
+    result: BacktestResult,
+    data: MarketData,
+    folder: str | Path,
+    options: Options = (),
+    scores: ScorePanel | None = None,
+) -> ReportFiles:
+    """Write the whole report (pictures, JSON, parquet, one HTML page) into ``folder``.
+
+    With the ``scores`` that were traded (and the options they were traded with) the report also holds what needs more runs of
+    the engine: capacity, risk of ruin at each leverage, distance to liquidation.
+    """
     identity: dict[str, Any] = {"run_id": "notebook"}
-    return write_report(result, data.panel, _for_market(_settings(options), data), identity, None, Path(folder))
+    chosen = _for_market(_settings(options), data)
+    study = None
+    if scores is not None:
+        knows_funding = bool(np.isfinite(data.panel.funding_rate).any())
+        inputs = leveraged_inputs(data.panel, scores, data.instruments, data.tiers, chosen, require_funding=knows_funding)
+        study = what_if(inputs, result)
+    return write_report(result, data.panel, chosen, identity, None, Path(folder), None, study)
 
 
 @dataclass(frozen=True, slots=True)

@@ -238,6 +238,7 @@ def test_the_summary_names_what_the_user_asked_for(files: ReportFiles) -> None:
         "Turnover",
         "fees 1.80 USDT",
         "funding \u22122.00 USDT",
+        "Attribution       signal",
         "Liquidations      1",
         "Open positions    1.0 on average, 2 at most",
         "report.html",

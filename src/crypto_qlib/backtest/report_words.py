@@ -204,8 +204,29 @@ def summary(p: dict[str, Any], page: str) -> list[str]:
         f"Turnover          {number(p['turnover_per_year'], 0)}x equity a year",
         f"Costs             fees {money(c['fees'])}, slippage {money(c['slippage'])}, "
         f"funding {money(c['funding_received'] - c['funding_paid'], sign=True)}",
+        f"Attribution       signal {money(a['signal'], sign=True)}, market {money(a['market'], sign=True)}, costs and funding "
+        f"{money(a['slippage'] + a['fees'] + a['funding'] + a['liquidation'], sign=True)}",
         f"Liquidations      {p['liquidations']['count']}",
         f"Open positions    {number(x['mean_open'], 1)} on average, {x['max_open']:.0f} at most",
         f"Leverage          {number(x['mean_leverage'])}x on average, {number(x['max_leverage'])}x at most",
+        *_risk_lines(p),
         f"Report            {page}",
     ]
+
+
+def _risk_lines(p: dict[str, Any]) -> list[str]:
+    """Return capacity, ruin and what the search says, where they are known."""
+    lines = []
+    w, trials = p.get("what_if"), p.get("trials")
+    asked = next((row for row in w["ruin"] if row["multiple"] == 1.0), None) if w else None
+    if w and asked:
+        odds, limit = asked["odds"], w["capacity"]["capital_limit"]
+        half = next((chance for depth, chance in odds["drawdown"].items() if float(depth) == 0.5), None)  # noqa: PLR2004
+        room = f"; half the return is gone at {money(limit)} of capital" if math.isfinite(limit) else ""
+        lines.append(f"Ruin              {percent(half)} chance of halving in {odds['horizon_days']} days, brake off{room}")
+    if trials:
+        lines.append(
+            f"Search            {trials['n_trials']} runs on this data: {percent(trials['deflated_sharpe'])} sure that it is "
+            f"not luck, {percent(trials['probability_of_overfitting'])} chance of overfitting"
+        )
+    return lines
