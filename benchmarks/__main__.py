@@ -1,4 +1,4 @@
-"""Run the benchmarks: ``python -m benchmarks [WORKLOAD ...]`` (the backtest), ``... exchange``, ``... store``, ``... report``."""
+"""Run the benchmarks: ``python -m benchmarks [WORKLOAD ...]`` (the backtest), ``... exchange|store|report``."""
 
 import sys
 
