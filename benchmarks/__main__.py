@@ -1,4 +1,4 @@
-"""Run the benchmarks: ``python -m benchmarks [WORKLOAD ...]`` (the backtest), ``... exchange|store|report``."""
+"""Run the benchmarks: ``python -m benchmarks [WORKLOAD ...]`` (the backtest), ``... exchange|store|report|cleaning``."""
 
 import sys
 
@@ -14,6 +14,10 @@ elif sys.argv[1:2] == ["report"]:
     from benchmarks import report_time
 
     report_time.main()
+elif sys.argv[1:2] == ["cleaning"]:
+    from benchmarks import cleaning
+
+    cleaning.main(sys.argv[2:])
 else:
     from benchmarks import workload_product
 

@@ -27,6 +27,7 @@ GLOBAL_RANDOMNESS = ("np.random.", "numpy.random.", "random.")
 SEEDED = {"default_rng", "Generator", "SeedSequence", "BitGenerator", "PCG64", "Philox", "Random"}
 
 HEAVY = {
+    "pandera",
     "ccxt",
     "distributed",
     "lightgbm",

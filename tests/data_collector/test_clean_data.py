@@ -193,7 +193,7 @@ def test_a_long_gap_fails_the_check_with_one_line_naming_symbol_and_times(tmp_pa
     fill(lake, {"BTCUSDT": walk(7, N), "ETHUSDT": part(walk(8, N), keep)})
     report = clean(lake, ["BTCUSDT", "ETHUSDT"], SETTINGS)
     assert report.failures == (
-        "ETHUSDT: 7 bars are missing from 2025-01-05T04:00:00Z to 2025-01-05T11:00:00Z (symbol), "
+        "ETHUSDT: 7 bars are missing from 2025-01-05T04:00:00Z to 2025-01-05T11:00:00Z (not collected), "
         "more than data.max_gap_bars = 6",
     )
     with pytest.raises(UserError, match="ETHUSDT: 7 bars are missing"):
@@ -235,7 +235,7 @@ def test_the_report_is_written_for_machines_and_people(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "report/quality.json").read_text())
     assert document["totals"] == {"bars": 2 * N - 1, "missing": 1}
     assert document["symbols"][0]["gaps"] == [
-        {"start": "2025-01-03T02:00:00Z", "end": "2025-01-03T03:00:00Z", "n_bars": 1, "cause": "symbol"}
+        {"start": "2025-01-03T02:00:00Z", "end": "2025-01-03T03:00:00Z", "n_bars": 1, "cause": "not collected"}
     ]
     assert "2025-01-03T02:00:00Z" in page
     assert "No gap is longer than allowed" in page

@@ -105,7 +105,7 @@ def test_the_known_gap_of_trx_fails_the_check_by_name_and_time(shared: Path, tmp
     last = blocks(shared / "data/binance_um_perp_1h.parquet", ("TRX", "BTC"), "2025-04-01", "2025-06-01")
     _, report = check(tmp_path, last)
     assert report.failures == (
-        "TRXUSDT: 399 bars are missing from 2025-04-14T09:00:00Z to 2025-05-01T00:00:00Z (symbol), "
+        "TRXUSDT: 399 bars are missing from 2025-04-14T09:00:00Z to 2025-05-01T00:00:00Z (not collected), "
         "more than data.max_gap_bars = 6",
     )
     gap = report.symbols[0].gaps[0] if report.symbols[0].gaps else report.symbols[1].gaps[0]

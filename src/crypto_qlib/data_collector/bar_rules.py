@@ -17,7 +17,10 @@ flag               found when                                            done
                    neither the mark nor other coins share
 =================  ====================================================  =================================================
 
-A *jump* is ``|ln(close_t / close_{t-1})| > k * sigma_t`` where ``sigma_t = 1.4826 * median |r|`` over the week before.
+The rules about a series as a whole (``FROZEN``, ``VOLUME_UNIT``, ``RESCALED``, ``DELISTED``) are in :mod:`.series_rules`.
+
+A *jump* is ``|ln(close_t / close_{t-1})| > k * sigma_t`` (``0.4 k`` where a mark is known), with
+``sigma_t = 1.4826 * median |r|`` over the week before.
 A crash that the mark or a tenth of the other coins share is never touched or flagged.
 """
 
@@ -47,7 +50,11 @@ _REVERTS_TO: Final = 0.25
 """A jump reverts when the next close is back within this share of it."""
 _SHARED_SIGMAS: Final = 5.0
 _SHARED_FRACTION: Final = 0.1
+_LEAST_SHARING: Final = 2.0
+"""Two bad prints may fall into one bar by chance; three coins do not."""
 _MIN_OTHERS: Final = 3
+_WITH_MARK: Final = 0.4
+"""Share of ``data.outlier_sigmas`` that makes a jump where a mark is there to contradict it."""
 _MARK_SHARES: Final = 0.5
 """The mark shares a jump when it moved at least this share of it."""
 
@@ -63,6 +70,10 @@ class Flag(IntFlag):
     STALE = 32
     OUTLIER = 64
     SUSPECT = 128
+    FROZEN = 256
+    VOLUME_UNIT = 512
+    RESCALED = 1024
+    DELISTED = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +189,12 @@ def find_outliers(last: Grid, mark: Grid, sigmas: float) -> tuple[BoolArray, Boo
     returns = log_returns(last.close)
     sigma = trailing_sigma(returns)
     with np.errstate(invalid="ignore"):
-        is_jump = np.abs(returns) > sigmas * sigma
-        is_shared = _shared_by_others(returns, sigma, is_jump)
         mark_returns = log_returns(mark.close)
         off_mark = np.abs(np.log(last.close / mark.close))
+        # A mark that stands still says more than any threshold: with one, a smaller jump is enough to look closer.
+        needed = np.where(np.isfinite(off_mark) & np.isfinite(mark_returns), _WITH_MARK * sigmas, sigmas)
+        is_jump = np.abs(returns) > needed * sigma
+        is_shared = _shared_by_others(returns, sigma, is_jump)
         mark_shares = (np.sign(mark_returns) == np.sign(returns)) & (np.abs(mark_returns) >= _MARK_SHARES * np.abs(returns))
         is_outlier = is_jump & ~is_shared & ~mark_shares & (off_mark >= _MARK_SHARES * np.abs(returns))
         back = np.full_like(returns, np.nan)
@@ -199,7 +212,7 @@ def _shared_by_others(returns: FloatArray, sigma: FloatArray, is_jump: BoolArray
     falls = np.count_nonzero(scores < -_SHARED_SIGMAS, axis=1)[:, None]
     others = np.where(returns > 0.0, rises, falls) - 1
     n_known = np.count_nonzero(~np.isnan(scores), axis=1)[:, None] - 1
-    shared: BoolArray = is_jump & (others >= np.maximum(_SHARED_FRACTION * n_known, 1.0)) & (n_known >= _MIN_OTHERS)
+    shared: BoolArray = is_jump & (others >= np.maximum(_SHARED_FRACTION * n_known, _LEAST_SHARING)) & (n_known >= _MIN_OTHERS)
     return shared
 
 

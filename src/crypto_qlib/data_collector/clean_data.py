@@ -1,21 +1,24 @@
 """Step 3: from raw to cleaned bars, with a report of every finding.
 
-1. Each symbol alone: order, duplicates, bad prices, ranges, volumes, stale bars (:mod:`.bar_rules`).
-2. All symbols side by side: outliers that neither the mark nor other coins share.
-3. Cleaned bars go to the lake beside the raw ones; month files whose rows stay the same are not touched.
-4. Missing bars are measured on the raw bars: nothing is filled in, a gap stays NaN in every panel.
+1. Each symbol alone: order, duplicates, bad prices, ranges, volumes, stale bars (:mod:`.bar_rules`), frozen feeds, changes of
+   units, bars outside the contract's life (:mod:`.series_rules`).
+2. All symbols side by side: outliers that neither the mark (the index, where no mark is known) nor other coins share.
+3. Cleaned bars pass their schema (:mod:`.bar_schema`) and go to the lake beside the raw ones; month files whose rows stay the
+   same are not touched.
+4. Missing bars are measured on the raw bars and told apart by cause: nothing is filled in, a gap stays NaN in every panel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
 from crypto_qlib.core.clock import FRAME_NS, iso
 from crypto_qlib.core.errors import UserError
+from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.market import BarBlock, FloatArray, IntArray
 from crypto_qlib.data_collector.bar_rules import (
     PRICES,
@@ -28,13 +31,19 @@ from crypto_qlib.data_collector.bar_rules import (
     in_order,
     repair,
 )
+from crypto_qlib.data_collector.bar_schema import require_bars
+from crypto_qlib.data_collector.contract_archive import instrument_versions
+from crypto_qlib.data_collector.series_rules import check_series
 from crypto_qlib.settings.schema import DataSettings
-from crypto_qlib.store.coverage import missing_ranges
+from crypto_qlib.store.coverage import Range, missing_ranges, subtract_ranges
 from crypto_qlib.store.lake import TIME, Columns, Kind, Lake, Series
 
 _MARK_MISMATCH: Final = 0.05
 _OUTAGE_SHARE: Final = 0.5
 _OUTAGE_SYMBOLS: Final = 3
+_AROUND: Final = 24
+_THIN_SHARE: Final = 0.25
+"""Share of bars without a trade around a gap from which the gap is put down to thin trading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +57,9 @@ class Gap:
     n_bars : int
         Missing bars.
     cause : str
-        ``outage`` (at least half of the listed symbols, and three, miss the same bars) or ``symbol`` (this one alone:
-        illiquid, suspended or not collected).
+        ``outage`` (at least half of the listed symbols, and three, miss the same bars), ``not listed`` (outside the
+        contract's life), ``not collected`` (the exchange was never asked for it, or is asked again), ``illiquid`` (asked,
+        nothing there, and little traded around it) or ``suspended`` (asked, nothing there, though it was traded before).
     """
 
     start_ns: int
@@ -147,6 +157,8 @@ class _Bars:
     block: BarBlock
     flags: FlagArray
     mark: BarBlock
+    contract: Instrument | None
+    asked: tuple[Range, ...]
 
 
 def clean(lake: Lake, symbols: Sequence[str], settings: DataSettings) -> QualityReport:
@@ -160,10 +172,12 @@ def clean(lake: Lake, symbols: Sequence[str], settings: DataSettings) -> Quality
     if not symbols:
         raise UserError("there is no symbol to clean", "check the universe: `crypto-qlib universe`")
     frame_ns = FRAME_NS[settings.frame]
-    loaded = [_load(lake, symbol, settings.frame, frame_ns) for symbol in symbols]
+    contracts = {symbol: versions[-1] for symbol, versions in instrument_versions(lake).items()}
+    loaded = [_load(lake, symbol, settings.frame, frame_ns, contracts.get(symbol)) for symbol in symbols]
     mark_fits = [_mark_fits(bars) for bars in loaded]
     with lake.writing():
         for bars, cleaned in zip(loaded, _without_outliers(loaded, mark_fits, frame_ns, settings.outlier_sigmas), strict=True):
+            require_bars(cleaned.block, frame_ns, bars.symbol, is_clean=True)
             rows: Columns = {TIME: cleaned.block.ts_open, "flag": cleaned.flags}
             rows |= {n: getattr(cleaned.block, n) for n in BarBlock.__slots__ if n != "ts_open"}
             lake.replace(Series(Kind.CLEAN, settings.frame, bars.symbol), rows)
@@ -174,8 +188,11 @@ def clean(lake: Lake, symbols: Sequence[str], settings: DataSettings) -> Quality
     found: list[SymbolQuality] = []
     for bars, fits in zip(loaded, mark_fits, strict=True):
         span = (int(bars.raw.ts_open[0]), int(bars.raw.ts_open[-1]))
-        gaps = tuple(_gaps(bars.raw.ts_open, frame_ns, first, n_listed, n_present))
+        gaps = tuple(_gaps(bars, frame_ns, first, n_listed, n_present))
         notes = () if fits else ("the mark is on another scale than the last price and was not used",)
+        if np.any(bars.flags & Flag.RESCALED):
+            at = int(bars.block.ts_open[np.flatnonzero(bars.flags & Flag.RESCALED)[-1]])
+            notes = (*notes, f"quoted in other units before {iso(at)}: those bars are left out")
         if newest - span[1] > settings.max_gap_bars * frame_ns:
             notes = (*notes, f"ends {iso(span[1])}, {(newest - span[1]) // frame_ns} bars before the newest symbol")
         counts = {f.name.lower(): n for f in Flag if f.name and (n := int(np.count_nonzero(bars.flags & f)))}
@@ -184,13 +201,27 @@ def clean(lake: Lake, symbols: Sequence[str], settings: DataSettings) -> Quality
     return QualityReport(settings.frame, tuple(found), tuple(_failures(found, settings.max_gap_bars)))
 
 
-def _load(lake: Lake, symbol: str, frame: str, frame_ns: int) -> _Bars:
+def _load(lake: Lake, symbol: str, frame: str, frame_ns: int, contract: Instrument | None) -> _Bars:
     raw = lake.read_bars(Kind.CANDLES, frame, symbol)
     if not len(raw):
         raise UserError(f"no {frame} candles of {symbol} in the lake", "run `crypto-qlib data update`")
     block, order_flags = in_order(raw)
     block, flags = repair(block, frame_ns)
-    return _Bars(symbol, raw, block, order_flags | flags, lake.read_bars(Kind.MARK, frame, symbol))
+    # The listing time an exchange tells may lie after its first candles (pre-market trading): only the end is taken as a fact.
+    block, series_flags = check_series(block, 0, None if contract is None else contract.delisted_ns)
+    asked = tuple(lake.asked(Series(Kind.CANDLES, frame, symbol)))
+    return _Bars(symbol, raw, block, order_flags | flags | series_flags, _reference(lake, frame, symbol), contract, asked)
+
+
+def _reference(lake: Lake, frame: str, symbol: str) -> BarBlock:
+    """Return mark bars, with index bars where no mark is known."""
+    mark, index = lake.read_bars(Kind.MARK, frame, symbol), lake.read_bars(Kind.INDEX, frame, symbol)
+    if not len(index):
+        return mark
+    is_new = ~np.isin(index.ts_open, mark.ts_open)
+    joined = {n: np.concatenate((getattr(mark, n), getattr(index, n)[is_new])) for n in BarBlock.__slots__}
+    order = np.argsort(joined["ts_open"], kind="stable")
+    return BarBlock(**{n: v[order] for n, v in joined.items()})
 
 
 def _mark_fits(bars: _Bars) -> bool:
@@ -225,7 +256,7 @@ def _taken(bars: _Bars, rows: IntArray, j: int, mended: Grid, is_outlier: BoolAr
     flags[is_suspect[rows, j]] |= np.uint16(Flag.SUSPECT)
     prices: dict[str, FloatArray] = {n: getattr(mended, n)[rows, j] for n in PRICES}
     block = BarBlock(bars.block.ts_open, **prices, volume=bars.block.volume, quote_volume=bars.block.quote_volume)
-    return _Bars(bars.symbol, bars.raw, block, flags, bars.mark)
+    return replace(bars, block=block, flags=flags)
 
 
 def _presence(loaded: Sequence[_Bars], frame_ns: int) -> tuple[IntArray, IntArray]:
@@ -240,14 +271,29 @@ def _presence(loaded: Sequence[_Bars], frame_ns: int) -> tuple[IntArray, IntArra
     return n_listed, n_present
 
 
-def _gaps(ts_open: IntArray, frame_ns: int, first: int, n_listed: IntArray, n_present: IntArray) -> list[Gap]:
+def _gaps(bars: _Bars, frame_ns: int, first: int, n_listed: IntArray, n_present: IntArray) -> list[Gap]:
+    ts_open = bars.raw.ts_open
     gaps: list[Gap] = []
     for start, end in missing_ranges(ts_open, frame_ns, (int(ts_open[0]), int(ts_open[-1]))):
         slots = slice((start - first) // frame_ns, (end - first) // frame_ns)
         absent = n_listed[slots] - n_present[slots]
         is_outage = bool(np.median(absent / n_listed[slots]) >= _OUTAGE_SHARE and np.median(absent) >= _OUTAGE_SYMBOLS)
-        gaps.append(Gap(start, end, (end - start) // frame_ns, "outage" if is_outage else "symbol"))
+        cause = "outage" if is_outage else _own_cause(bars, start, end)
+        gaps.append(Gap(start, end, (end - start) // frame_ns, cause))
     return gaps
+
+
+def _own_cause(bars: _Bars, start: int, end: int) -> str:
+    """Return why one symbol alone lacks bars, see :class:`Gap`."""
+    contract = bars.contract
+    if contract is not None and (end <= contract.listed_ns or not contract.is_listed(start)):
+        return "not listed"
+    if subtract_ranges((start, end), bars.asked):
+        return "not collected"
+    k = int(np.searchsorted(bars.raw.ts_open, start))
+    around = bars.raw.volume[max(k - _AROUND, 0) : k + _AROUND]
+    is_thin = np.count_nonzero(around == 0.0) >= _THIN_SHARE * max(around.size, 1)
+    return "illiquid" if is_thin else "suspended"
 
 
 def _failures(found: Sequence[SymbolQuality], max_gap_bars: int) -> list[str]:
