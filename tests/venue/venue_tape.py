@@ -97,6 +97,16 @@ def venue_bar(index: int, rows: Mapping[str, B]) -> VenueBar:
 Action = Callable[[SimulatedExchange], object]
 
 
+@dataclass(frozen=True)
+class Send:
+    """The action that sends one order."""
+
+    request: OrderRequest
+
+    def __call__(self, exchange: SimulatedExchange) -> VenueOrder:
+        return exchange.submit(ME, self.request)
+
+
 def order(
     signed_lots: int,
     *,
@@ -110,11 +120,10 @@ def order(
     mode: MarginMode = MarginMode.ISOLATED,
     reduce_only: bool = False,
     client_id: str = "",
-) -> Callable[[SimulatedExchange], VenueOrder]:
+) -> Send:
     """Return an action that sends one order."""
     guard = Protection(stop, target, on, trailing) if (stop, target, trailing) != (None, None, None) else None
-    request = OrderRequest(client_id, symbol, Side.of(signed_lots), abs(signed_lots), kind, price, mode, reduce_only, guard)
-    return lambda exchange: exchange.submit(ME, request)
+    return Send(OrderRequest(client_id, symbol, Side.of(signed_lots), abs(signed_lots), kind, price, mode, reduce_only, guard))
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,21 @@ def stop_fill(
 
 
 @njit
+def target_fill(
+    side: float, level: float, last_adverse: float, last_favourable: float, mark_favourable: float, stop_on_mark: bool
+) -> float:
+    """Return the raw price of a take-profit set off inside the bar: its level.
+
+    A mark-triggered one trades at last: where last stood worse than mark at the favourable extremes, the fill is moved by that
+    difference, though never beyond the bar's adverse extreme.
+    """
+    if not stop_on_mark:
+        return level
+    price = level + side * min(side * (last_favourable - mark_favourable), 0.0)
+    return side * max(side * price, side * last_adverse)
+
+
+@njit
 def intrabar_exit(  # noqa: PLR0911 - one return per outcome of the rule table
     side: float,
     last_open: float,
@@ -160,7 +175,8 @@ def intrabar_exit(  # noqa: PLR0911 - one return per outcome of the rule table
         Whether another order of events inside the bar would have given another outcome.
     """
     last_adverse, mark_adverse = (last_low, mark_low) if side > 0.0 else (last_high, mark_high)
-    trigger_favourable = (mark_high if side > 0.0 else mark_low) if stop_on_mark else (last_high if side > 0.0 else last_low)
+    last_favourable, mark_favourable = (last_high, mark_high) if side > 0.0 else (last_low, mark_low)
+    trigger_favourable = mark_favourable if stop_on_mark else last_favourable
     liq_hit = is_passed(side, mark_adverse, liq_mark)
     stop_hit = is_passed(side, mark_adverse if stop_on_mark else last_adverse, stop)
     tp_hit = is_reached(side, trigger_favourable, take_profit)
@@ -179,7 +195,8 @@ def intrabar_exit(  # noqa: PLR0911 - one return per outcome of the rule table
     if tp_hit:
         if entered_this_bar:
             return NO_EXIT, math.nan, True
-        return TAKE_PROFIT, take_profit, False
+        fill = target_fill(side, take_profit, last_adverse, last_favourable, mark_favourable, stop_on_mark)
+        return TAKE_PROFIT, fill, False
     return NO_EXIT, math.nan, False
 
 
@@ -201,9 +218,10 @@ def optimistic_exit(
     The favourable extreme came first where it reaches the take-profit; else a stop that was hit saved the position from
     the liquidation it could not be told from.
     """
-    favourable = (mark_high if side > 0.0 else mark_low) if stop_on_mark else (last_high if side > 0.0 else last_low)
+    last_favourable = last_high if side > 0.0 else last_low
+    favourable = (mark_high if side > 0.0 else mark_low) if stop_on_mark else last_favourable
     if is_reached(side, favourable, take_profit):
-        return TAKE_PROFIT, take_profit
+        return TAKE_PROFIT, last_favourable if stop_on_mark else take_profit
     adverse = (mark_low if side > 0.0 else mark_high) if stop_on_mark else (last_low if side > 0.0 else last_high)
     if code == LIQUIDATION and is_passed(side, adverse, stop):
         return STOP, stop
