@@ -195,7 +195,7 @@ def _bad_inputs() -> list[tuple[str, BacktestInputs, str]]:
         ("frames that do not fit", dataclasses.replace(run, rules=run.rules._replace(frame_ns=NS_PER_HOUR // 2)), "not divide"),
         ("no funding at all", dataclasses.replace(
             _panel(run, funding_rate=_poked(np.full_like(p.funding_rate, np.nan), 0, 0, 0.0)), require_funding=True),
-         "S0USDT: no funding settlement"),
+         "BTCUSDT: no funding settlement between .*T01:00:00Z and .*T01:00:00Z"),
         ("scores of another time", dataclasses.replace(
             run, scores=dataclasses.replace(run.scores, as_of_ns=run.scores.as_of_ns - 10**18)), "no score lies"),
     ]  # fmt: skip
@@ -207,12 +207,56 @@ def test_bad_input_is_one_clear_error_before_the_first_bar(run: BacktestInputs, 
         run_backtest(run)
 
 
-def test_unsorted_or_doubled_bars_cannot_even_become_a_panel() -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda ts: np.concatenate([ts[:5], ts[4:-1]]), "bar at .*T04:00:00Z is there twice"),
+        (lambda ts: np.concatenate([ts[:5], ts[6:7], ts[5:6], ts[7:]]), "no bar between .*T04:00:00Z and .*T06:00:00Z"),
+        (lambda ts: np.concatenate([ts[:6], ts[4:5], ts[7:]]), "bar at .*T04:00:00Z comes after the later bar at .*T05:00:00Z"),
+        (lambda ts: np.concatenate([ts[:5], [ts[4] + NS_PER_HOUR // 2], ts[6:]]),
+         "bar at .*T04:30:00Z begins before the bar at .*T04:00:00Z has ended: the time frames overlap"),
+    ],
+    ids=["doubled", "a gap", "unsorted", "half an hour among hours"],
+)  # fmt: skip
+def test_bars_that_are_no_regular_grid_are_refused_with_the_time(change: Any, message: str) -> None:
     p = inputs(Tape(1, n_bars=30)).panel
-    ts = p.ts_open.copy()
-    ts[5] = ts[4]
-    with pytest.raises(ValueError, match="not a regular grid"):
-        dataclasses.replace(p, ts_open=ts)
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(p, ts_open=change(p.ts_open))
+
+
+def test_scores_given_twice_or_out_of_order_are_refused_with_the_time() -> None:
+    s = inputs(Tape(1, n_bars=30)).scores
+    twice, late = s.as_of_ns.copy(), s.as_of_ns.copy()
+    twice[5], late[5] = late[4], late[2]
+    with pytest.raises(UserError, match=r"scores of .*T05:00:00Z are there twice"):
+        dataclasses.replace(s, as_of_ns=twice)
+    with pytest.raises(UserError, match=r"scores of .*T03:00:00Z come after those of .*T05:00:00Z"):
+        dataclasses.replace(s, as_of_ns=late)
+
+
+@pytest.mark.parametrize(
+    ("settled", "refused"),
+    [
+        (range(0, 120, 8), ""),
+        (range(0, 120, 48), ""),  # two days less a bar between settlements
+        ([0, 8, 64, 72, 112], "S0USDT: no funding settlement between .*T09:00:00Z and .*T09:00:00Z"),
+        ([64, 72, 112], "S0USDT: no funding settlement between .*T01:00:00Z and .*T01:00:00Z"),
+        ([0, 8, 48], "S0USDT: no funding settlement between .*T01:00:00Z and .*T01:00:00Z"),
+    ],
+    ids=["every eight hours", "every other day", "a hole", "late", "early end"],
+)
+def test_a_hole_in_the_funding_is_refused_with_symbol_and_time(settled: Any, refused: str) -> None:
+    run = inputs(Tape(1, n_bars=120))
+    funding = np.full_like(run.panel.funding_rate, np.nan)
+    funding[::8] = 1e-4
+    funding[:, 1] = np.nan
+    funding[list(settled), 1] = 1e-4
+    strict = dataclasses.replace(_panel(run, funding_rate=funding), require_funding=True)
+    if refused:
+        with pytest.raises(UserError, match=refused):
+            run_backtest(strict)
+    else:
+        assert run_backtest(strict).fills.size
 
 
 def test_a_symbol_that_ends_is_closed_at_its_last_mark_and_named() -> None:

@@ -19,7 +19,7 @@ from crypto_qlib.settings.secrets import Secrets
 from tests.cli.command_line import Run
 
 AGREED = {
-    "run", "universe", "train", "evaluate", "backtest", "paper", "doctor",
+    "run", "universe", "train", "evaluate", "backtest", "backtest grid", "paper", "doctor",
     "data update", "data check", "data status", "data repair", "features build", "features list", "features describe",
     "news collect", "news import", "news backfill", "news read", "news status", "news evaluate", "news fit",
     "exchange serve", "exchange status", "exchange fund", "exchange fault",
@@ -30,6 +30,8 @@ AGREED = {
 def commands(group: Any, prefix: str = "") -> Iterator[str]:
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
+            if command.invoke_without_command:
+                yield prefix + name
             yield from commands(command, f"{prefix}{name} ")
         else:
             yield prefix + name
@@ -56,6 +58,13 @@ BAD = [
     ("unknown setting", ["run", "--set", "strategy.levrage=5"], "did you mean strategy.leverage?"),
     ("N = 0", ["run", "--set", "strategy.max_open=0"], "strategy.max_open = 0 must be a whole number from 1 to 500"),
     ("leverage beyond any tier", ["backtest", "--set", "strategy.leverage=126"], "from 1 to 125"),
+    (
+        "a grid of what the scores depend on",
+        ["backtest", "grid", "--vary", "model.num_leaves=15,31"],
+        "scores that are made already",
+    ),
+    ("a grid of a misspelt setting", ["backtest", "grid", "--vary", "strategy.levrage=2,3"], "did you mean strategy.leverage?"),
+    ("a grid of nothing", ["backtest", "grid"], "--vary"),
     ("no such settings file", ["--config", "nope.yaml", "run"], "there is no settings file nope.yaml"),
     ("--set without a value", ["run", "--set"], "--set needs a value"),
     ("side data of no replay", ["run", "--replay-caps", "x.csv"], "need --replay"),

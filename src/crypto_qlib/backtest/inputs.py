@@ -22,6 +22,9 @@ from crypto_qlib.portfolio.contract_table import NEVER_NS
 from crypto_qlib.portfolio.market_panel import MarketStatePanel, StateArrays, frozen, market_states
 from crypto_qlib.portfolio.rules import Rules
 
+LONGEST_WITHOUT_FUNDING_NS: Final = 2 * NS_PER_DAY
+"""Six times the longest funding interval: a symbol that trades longer without a settlement lacks data."""
+
 _PARTLY_MISSING: Final = 1
 _NOT_POSITIVE: Final = 2
 _HIGH_BELOW_LOW: Final = 3
@@ -66,7 +69,7 @@ class BacktestInputs:
     veto_log_rows : int
         Refusals kept one by one; all are counted.
     require_funding : bool
-        Refuse a symbol without a single settlement in two days or more of bars.
+        Refuse a symbol that trades for more than two days on end without a settlement.
     """
 
     panel: MarketPanel
@@ -126,13 +129,13 @@ def prepare(inputs: BacktestInputs) -> PreparedRun:
     _check_frames(panel, state_panel, rules)
     states = market_states(state_panel, inputs.instruments, inputs.tiers, rules, inputs.blacklist)
     _check_leverage(inputs)
-    if inputs.require_funding:
-        _check_funding(panel)
     stop = panel.n_bars if inputs.end_ns is None else int(np.searchsorted(panel.ts_open, inputs.end_ns))
     score_as_of, expected, win = _scores(inputs.scores, panel, int(states.as_of_ns[0]))
     first = int(np.searchsorted(panel.ts_open, score_as_of[0] if inputs.start_ns is None else inputs.start_ns))
     if first >= stop:
         raise UserError("no bar lies in the time to be traded", "check the start and end of the backtest against the data")
+    if inputs.require_funding:
+        _check_funding(panel, first, stop)
     delisted, ended = _ends(panel, inputs.instruments)
     return PreparedRun(
         symbols=panel.symbols,
@@ -230,21 +233,36 @@ def _check_leverage(inputs: BacktestInputs) -> None:
         )
 
 
-def _check_funding(panel: MarketPanel) -> None:
-    if panel.n_bars * panel.frame_ns < 2 * NS_PER_DAY:
-        return
-    seen = np.zeros(len(panel.symbols), np.bool_)
-    for row in range(panel.n_bars):
-        seen |= ~np.isnan(panel.funding_rate[row])
-        if seen.all():
-            return
-    listed = ~np.isnan(panel.close).all(axis=0)
-    for symbol, is_missing in zip(panel.symbols, listed & ~seen, strict=True):
-        if is_missing:
-            raise UserError(
-                f"{symbol}: no funding settlement between {iso(int(panel.ts_open[0]))} and {iso(int(panel.ts_open[-1]))}",
-                "collect funding, or leave the symbol out",
-            )
+@njit
+def first_funding_hole(
+    funding_rate: FloatArray, close: FloatArray, start: int, stop: int, most_bars: int
+) -> tuple[int, int, int]:
+    """Return (row, column, bars) of the first bar that ends more than ``most_bars`` traded bars without a settlement.
+
+    (-1, -1, 0) where there is none. Bars without a price do not count; a settlement in one does.
+    """
+    since = np.zeros(close.shape[1], np.int64)
+    for t in range(start, stop):
+        for j in range(close.shape[1]):
+            if not math.isnan(funding_rate[t, j]):
+                since[j] = 0
+            elif not math.isnan(close[t, j]):
+                since[j] += 1
+                if since[j] > most_bars:
+                    return t, j, since[j]
+    return -1, -1, 0
+
+
+def _check_funding(panel: MarketPanel, start: int, stop: int) -> None:
+    """Refuse a symbol that trades for more than two days on end without a settlement: no interval is that long."""
+    most = LONGEST_WITHOUT_FUNDING_NS // panel.frame_ns
+    row, column, bars = first_funding_hole(frozen(panel.funding_rate), frozen(panel.close), start, stop, most)
+    if row >= 0:
+        since, until = iso(int(panel.ts_open[max(row - bars + 1, start)])), iso(int(panel.ts_open[row]))
+        raise UserError(
+            f"{panel.symbols[column]}: no funding settlement between {since} and {until}",
+            "collect funding of that time, leave the symbol out, or all funding with data.funding = false",
+        )
 
 
 def _scores(scores: ScorePanel, panel: MarketPanel, first_known_ns: int) -> tuple[IntArray, FloatArray, FloatArray]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crypto_qlib.core.clock import iso
+from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.membership import Membership
 
 FloatArray = npt.NDArray[np.float64]
@@ -129,10 +130,7 @@ class MarketPanel:
             got = getattr(self, name).shape
             if got != shape:
                 raise ValueError(f"MarketPanel.{name} must have shape {shape}, got {got}")
-        steps = np.diff(self.ts_open)
-        if np.any(steps != self.frame_ns):
-            at = int(self.ts_open[int(np.argmax(steps != self.frame_ns))])
-            raise ValueError(f"MarketPanel.ts_open is not a regular grid of {self.frame_ns} ns after {iso(at)}")
+        _refuse_irregular_bars(self.ts_open, self.frame_ns)
 
     @property
     def n_bars(self) -> int:
@@ -166,3 +164,29 @@ class MarketPanel:
     def with_members(self, membership: Membership) -> MarketPanel:
         """Return the same bars with the universe as known at each bar's close; nothing is copied but the mask."""
         return replace(self, is_member=membership.at(self.symbols, self.ts_open + self.frame_ns))
+
+
+def _refuse_irregular_bars(ts_open: IntArray, frame_ns: int) -> None:
+    """Refuse open times that are no regular grid, saying where and how.
+
+    Raises
+    ------
+    UserError
+        Bars out of order, twice, overlapping, or not there.
+    """
+    steps = np.diff(ts_open)
+    bad = np.flatnonzero(steps != frame_ns)
+    if not bad.size:
+        return
+    k = int(bad[0])
+    before, after, step = iso(int(ts_open[k])), iso(int(ts_open[k + 1])), int(steps[k])
+    if step == 0:
+        raise UserError(f"the bar at {after} is there twice", "keep one of the two")
+    if step < 0:
+        raise UserError(f"the bar at {after} comes after the later bar at {before}", "sort the bars by time")
+    if step < frame_ns:
+        raise UserError(
+            f"the bar at {after} begins before the bar at {before} has ended: the time frames overlap",
+            f"give bars of {frame_ns / 1e9:g} s alone",
+        )
+    raise UserError(f"no bar between {before} and {after}", "keep a missing bar as a row of NaN")

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from crypto_qlib.core.clock import iso
+from crypto_qlib.core.errors import UserError
+
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -70,8 +73,11 @@ class ScorePanel:
     uncertainty: FloatArray
 
     def __post_init__(self) -> None:
-        if np.any(np.diff(self.as_of_ns) <= 0):
-            raise ValueError("ScorePanel.as_of_ns must increase")
+        bad = np.flatnonzero(np.diff(self.as_of_ns) <= 0)
+        if bad.size:
+            at, again = (int(self.as_of_ns[bad[0] + k]) for k in (0, 1))
+            kind = "are there twice" if at == again else f"come after those of {iso(at)}"
+            raise UserError(f"the scores of {iso(again)} {kind}", "one row of scores for each instant, in order of time")
         shape = (self.as_of_ns.size, len(self.symbols))
         for name in ("expected_return", "win_probability", "uncertainty"):
             if getattr(self, name).shape != shape:
