@@ -162,7 +162,9 @@ def rank_ic_series(scores: ScorePanel, labels: Labels) -> tuple[list[str], list[
     return [iso(int(scores.as_of_ns[k])) for k in known], [float(values[k]) for k in known]
 
 
-def write_performance(performance: ModelPerformance, folder: Path, stamp: dict[str, Any] | None = None) -> Path:
+def write_performance(
+    performance: ModelPerformance, folder: Path, stamp: dict[str, Any] | None = None, details: dict[str, Any] | None = None
+) -> Path:
     """Write ``model_performance_report.json`` into ``folder`` and return its path.
 
     Parameters
@@ -173,11 +175,15 @@ def write_performance(performance: ModelPerformance, folder: Path, stamp: dict[s
         Created if absent.
     stamp : dict, optional
         Identity of the run, stored under ``run``.
+    details : dict, optional
+        Further figures, stored under ``details``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     content = performance.to_json()
     if stamp is not None:
         content["run"] = stamp
+    if details is not None:
+        content["details"] = details
     pending = folder / f"{REPORT_FILE}.part"
     pending.write_text(json.dumps(content, indent=1, allow_nan=False))
     return pending.replace(folder / REPORT_FILE)

@@ -57,8 +57,9 @@ from crypto_qlib.live_trading.paper_view import PaperView
 from crypto_qlib.live_trading.runner import PaperResult
 from crypto_qlib.live_trading.session_report import SESSION_FIGURES
 from crypto_qlib.modeling.artefact import SUMS_FILE, TrainedModel, load_model
-from crypto_qlib.modeling.evaluate_model import ModelPerformance, evaluate_model, rank_ic_series, write_performance
+from crypto_qlib.modeling.evaluate_model import ModelPerformance, evaluate_model, rank_ic_series
 from crypto_qlib.modeling.labels import Labels, TradeRule, make_labels, uses_trades
+from crypto_qlib.modeling.model_report import report_model
 from crypto_qlib.modeling.registry import champion_id, model_folder, promote
 from crypto_qlib.modeling.rolling import out_of_sample_scores, train_rolling
 from crypto_qlib.modeling.train_model import train_model
@@ -283,12 +284,15 @@ class Pipeline:
         return Said((f"model {model_id}: {self.settings.model.name}, {len(model.feature_names)} features; {spans}",))
 
     def evaluate(self) -> Said:
-        """Measure the model out of sample."""
+        """Measure the model out of sample; write ``model_performance_report.json`` and ``model_report.html`` beside it."""
         model = self._model()
+        folder = model_folder(self.paths.models, self._train_key())
         with self._step("evaluate"):
-            performance, _ = self._performance(model)
-            write_performance(performance, model_folder(self.paths.models, self._train_key()), self._identity(model))
-        return Said(performance_lines(performance))
+            scores = out_of_sample_scores(model, folder, self._features())
+            stamp = self._identity(model)
+            words = {"title": f"{model.settings.name} on {model.settings.label}", "market": self._access.market_label}
+            performance, page = report_model(model, scores, self._panel(), self._labels(), folder, stamp, words)
+        return Said((*performance_lines(performance), f"model report: {page}"))
 
     def backtest(self) -> Said:
         """Trade the scores and write the report, unless this very report exists."""
