@@ -1,4 +1,4 @@
-"""Run the benchmarks: ``python -m benchmarks [WORKLOAD ...]`` (the backtest), ``... exchange|store|report|cleaning``."""
+"""Run the benchmarks: ``python -m benchmarks [WORKLOAD ...]`` (the backtest), or one of the names below."""
 
 import sys
 
@@ -18,6 +18,10 @@ elif sys.argv[1:2] == ["cleaning"]:
     from benchmarks import cleaning
 
     cleaning.main(sys.argv[2:])
+elif sys.argv[1:2] == ["hindsight"]:
+    from benchmarks import universe_hindsight
+
+    universe_hindsight.main(sys.argv[2:])
 else:
     from benchmarks import workload_product
 

@@ -77,11 +77,14 @@ class CoinGeckoApi:
         if item is None:
             return orjson.dumps({"error": "coin not found"})
         answer: dict[str, list[list[float]]] = {"prices": [], "market_caps": [], "total_volumes": []}
-        for day in range(max(first, self._window.source.start_ns // NS_PER_DAY * NS_PER_DAY), stop + 1, NS_PER_DAY):
+        first = max(first, self._window.source.start_ns // NS_PER_DAY * NS_PER_DAY)
+        step_ns = self._window.clock.step_ns
+        bars = self._window.source.bars(item.symbol, step_ns, first - step_ns, stop)
+        price_at = dict(zip((bars.ts_open + step_ns).tolist(), bars.close.tolist(), strict=True))
+        for day in range(first, stop + 1, NS_PER_DAY):
             cap = self._caps_at(day).get(item.base)
-            bar = self._window.source.bars(item.symbol, self._window.clock.step_ns, day - self._window.clock.step_ns, day)
-            if cap is not None and len(bar):
-                answer["prices"].append([day // NS_PER_MS, float(bar.close[-1])])
+            if cap is not None and day in price_at:
+                answer["prices"].append([day // NS_PER_MS, price_at[day]])
                 answer["market_caps"].append([day // NS_PER_MS, cap])
         return orjson.dumps(answer)
 
