@@ -53,6 +53,18 @@ def watch(
 
 
 @_app.command()
+def verify(context: typer.Context) -> None:
+    """Read every file of the lake; damaged or silently changed ones are an error."""
+    run_step(context, lambda p: p.data_verify())
+
+
+@_app.command()
+def compact(context: typer.Context) -> None:
+    """Merge appended rows into the month files; write files of older schema versions anew."""
+    run_step(context, lambda p: p.data_compact())
+
+
+@_app.command()
 def external(context: typer.Context) -> None:
     """Ask the external sources: stock index, fear & greed, market caps, on-chain, page views."""
     run_step(context, lambda p: p.data_external())

@@ -92,8 +92,8 @@ from crypto_qlib.settings.load import require_okx_keys
 from crypto_qlib.settings.schema import Settings
 from crypto_qlib.settings.secrets import Secrets
 from crypto_qlib.store.lake import Lake
-from crypto_qlib.store.lake_identity import data_identity
-from crypto_qlib.store.paths import Paths
+from crypto_qlib.store.lake_identity import changed_behind_our_back, checksums, data_identity
+from crypto_qlib.store.paths import Paths, open_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,8 @@ class Pipeline:
         self._reporter = reporter
         self._show_paper = show_paper
         self.paths = Paths(Paths(settings.store.root).ensure().root / market_folder(settings)).ensure()
-        self._lake = Lake(self.paths.lake)
+        place = settings.store.lake
+        self._lake = Lake(open_folder(place) / market_folder(settings) if place else self.paths.lake)
         self._book = StepBook(self.paths.steps)
         self._access = ExchangeAccess(settings, secrets)
         self._frame_ns = FRAME_NS[settings.data.frame]
@@ -388,6 +389,22 @@ class Pipeline:
         said = self.data_update()
         lines = [f"removed {len(removed)} damaged files", *(f"  {path}" for path in removed)]
         return Said((*lines, *([f"asked again in {forgotten} series"] if again else []), *said.lines))
+
+    def data_verify(self) -> Said:
+        """Read every file of the lake and tell which are damaged, or changed behind our back."""
+        with self._step("data verify"):
+            damaged, changed = self._lake.damaged(), changed_behind_our_back(self._lake)
+            n_files = len(checksums(self._lake))
+        said = f"{n_files:,} files read, {len(damaged)} damaged, {len(changed)} changed by the disk"
+        if damaged or changed:
+            raise UserError(f"{said}, such as {(*damaged, *changed)[0]}", "run `crypto-qlib data repair`")
+        return Said((f"lake: {said}",))
+
+    def data_compact(self) -> Said:
+        """Merge what was appended into the month files, and write files of older schema versions anew."""
+        with self._step("data compact"), self._lake.writing():
+            months, old = self._lake.compact(), self._lake.migrate()
+        return Said((f"lake: parts of {months} month files merged, {old} files of an older schema version written anew",))
 
     @cached_property
     def collected(self) -> Collected:

@@ -337,6 +337,11 @@ class StoreSettings(Section):
     """Where state lives."""
 
     root: Path = Field(Path("workspace"), description="Folder of lake, features, models, reports and ledger.")
+    lake: str = Field(
+        "",
+        description="Where the lake lies, if not below root: a folder, or an address such as s3://bucket/lake "
+        "(S3-compatible; needs crypto-qlib[s3]).",
+    )
 
 
 class Settings(Section):

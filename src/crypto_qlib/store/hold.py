@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from crypto_qlib.core.errors import UserError
-from crypto_qlib.store.parquet_file import is_scratch
+from crypto_qlib.store.parquet_file import is_local, is_scratch
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Hold ``folder`` for writing; what killed writers left behind in it is swept away.
 
+    A folder on an object store is held for the processes of this machine only: such stores have no locks.
+
     Raises
     ------
     UserError
         If another process holds the folder, or it is not writable.
     """
+    if not is_local(folder):
+        name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+        with held(Path(tempfile.gettempdir()) / f"crypto_qlib_{name}.hold"):
+            yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = (folder / ".lock").open("w")

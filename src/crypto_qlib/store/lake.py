@@ -13,6 +13,8 @@
     lake/universe/20250101T000000Z.parquet      one file a snapshot
     lake/instruments/versions.parquet, lake/tiers/BTCUSDT.parquet   versions with the time each was first seen
 
+Rows that come after all others may be appended as a file of their own (``2025-01.parts/``) until the month is compacted.
+
 The two shapes are the **series** (rows keyed by time, month files, upserted) and the **document** (replaced whole).
 A file's bytes depend on its rows alone, so any order of fetches, overlaps and kills that ends with the same rows ends with
 the same bytes; where two writes disagree on a row, the later write wins (the exchange's corrections).
@@ -36,7 +38,16 @@ from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.market import BarBlock, FundingBlock, IntArray
 from crypto_qlib.store.coverage import Range, read_ranges, write_ranges
 from crypto_qlib.store.hold import held
-from crypto_qlib.store.parquet_file import encode, is_scratch, read_meta, read_table, write_atomic
+from crypto_qlib.store.month_parts import drop_parts, is_part, last_instant, month_path_of, part_path, parts_of
+from crypto_qlib.store.parquet_file import (
+    SCHEMA_VERSION,
+    encode,
+    is_scratch,
+    read_meta,
+    read_table,
+    schema_version,
+    write_atomic,
+)
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -121,7 +132,8 @@ class Lake:
     Parameters
     ----------
     root : Path
-        The lake's folder (``Paths.lake``); created by the first write.
+        The lake's folder (``Paths.lake``), or an object store's (:func:`~crypto_qlib.store.paths.open_folder`); created by
+        the first write.
     """
 
     def __init__(self, root: Path) -> None:
@@ -141,7 +153,7 @@ class Lake:
 
     def months(self, series: Series) -> list[Path]:
         """Return the month files of ``series``, oldest first."""
-        return sorted(p for p in self.folder(series).glob("*.parquet") if not is_scratch(p))
+        return sorted((p for p in self.folder(series).glob("*.parquet") if not is_scratch(p)), key=str)
 
     def symbols(self, kind: Kind, frame: str = EVENT) -> tuple[str, ...]:
         """Return the symbols that have rows of ``kind`` at ``frame``, in alphabetical order."""
@@ -149,6 +161,34 @@ class Lake:
         if not folder.is_dir():
             return ()
         return tuple(sorted(p.name for p in folder.iterdir() if self.months(Series(kind, frame, p.name))))
+
+    def append(self, series: Series, rows: Columns) -> Upsert:
+        """Add ``rows`` as :meth:`upsert` does; rows after all others go to a file of their own, and nothing is written again.
+
+        A month file with its parts reads like one file; :meth:`compact` makes it one, of the bytes :meth:`upsert` would write.
+        """
+        added = corrected = 0
+        for month, part in _by_month(_in_order(rows)):
+            path = self.folder(series) / f"{month}.parquet"
+            if path.exists() and part[TIME][0] > last_instant((path, *parts_of(path))[-1], TIME):
+                write_atomic(part_path(path, int(part[TIME][0])), encode(_table(series.kind, part)))
+                done = Upsert(part[TIME].size, 0)
+            else:
+                done = self.upsert(series, part)
+            added, corrected = added + done.added, corrected + done.corrected
+        return Upsert(added, corrected)
+
+    def compact(self) -> int:
+        """Merge the parts of every month file into it; return how many month files had parts.
+
+        A kill in between leaves rows in both places; they are the same, and the next call ends the work.
+        """
+        with_parts = sorted({month_path_of(p) for p in self.root.rglob("*.parquet") if is_part(p)}, key=str)
+        for path in with_parts:
+            kind = Kind(path.parent.parent.parent.name)
+            write_atomic(path, encode(_table(kind, self._read_month(kind, path))))
+            drop_parts(path)
+        return len(with_parts)
 
     def upsert(self, series: Series, rows: Columns) -> Upsert:
         """Merge ``rows`` into ``series``; a row of an instant that exists replaces it.
@@ -168,13 +208,14 @@ class Lake:
         added = corrected = 0
         for month, part in _by_month(_in_order(rows)):
             path = self.folder(series) / f"{month}.parquet"
-            old = self._read_file(series.kind, path) if path.exists() else None
+            old = self._read_month(series.kind, path) if path.exists() else None
             merged = part if old is None else _in_order({k: np.concatenate((old[k], part[k])) for k in part})
             grown = merged[TIME].size - (0 if old is None else old[TIME].size)
             added += grown
             if old is not None:
                 corrected += _count_changes(old, part)
             write_atomic(path, encode(_table(series.kind, merged)))
+            drop_parts(path)
         return Upsert(added, corrected)
 
     def replace(self, series: Series, rows: Columns) -> bool:
@@ -185,6 +226,7 @@ class Lake:
         parts = dict(_by_month(_in_order(rows)))
         is_changed = False
         for path in self.months(series):
+            is_changed |= drop_parts(path)
             if path.stem not in parts:
                 path.unlink()
                 is_changed = True
@@ -214,7 +256,7 @@ class Lake:
         names = list(_VALUES[series.kind]) if columns is None else list(columns)
         low = "" if start_ns is None else _month(start_ns)
         high = "9999-99" if end_ns is None else _month(end_ns)
-        parts = [self._read_file(series.kind, p, names) for p in self.months(series) if low <= p.stem <= high]
+        parts = [self._read_month(series.kind, p, names) for p in self.months(series) if low <= p.stem <= high]
         if not parts:
             empty = {n: np.empty(0, _VALUES[series.kind][n].to_pandas_dtype()) for n in names}
             return {TIME: np.empty(0, np.int64), **empty}
@@ -223,6 +265,11 @@ class Lake:
         a = 0 if start_ns is None else int(np.searchsorted(ts, start_ns))
         b = ts.size if end_ns is None else int(np.searchsorted(ts, end_ns))
         return rows if (a, b) == (0, ts.size) else {k: v[a:b] for k, v in rows.items()}
+
+    def _read_month(self, kind: Kind, path: Path, names: Sequence[str] | None = None) -> Columns:
+        """Return the rows of a month file and of the parts appended to it since."""
+        files = [self._read_file(kind, p, names) for p in (path, *parts_of(path))]
+        return files[0] if len(files) == 1 else _in_order({k: np.concatenate([f[k] for f in files]) for k in files[0]})
 
     def _read_file(self, kind: Kind, path: Path, names: Sequence[str] | None = None) -> Columns:
         table = read_table(path, (TIME, *(_VALUES[kind] if names is None else names)))
@@ -234,8 +281,8 @@ class Lake:
         months = self.months(series)
         if not months:
             return None
-        first = self._read_file(series.kind, months[0], ())[TIME]
-        last = first if len(months) == 1 else self._read_file(series.kind, months[-1], ())[TIME]
+        first = self._read_month(series.kind, months[0], ())[TIME]
+        last = first if len(months) == 1 else self._read_month(series.kind, months[-1], ())[TIME]
         return int(first[0]), int(last[-1])
 
     def write_bars(self, kind: Kind, frame: str, symbol: str, block: BarBlock) -> Upsert:
@@ -295,10 +342,20 @@ class Lake:
         with held(self.root):
             yield
 
+    def migrate(self) -> int:
+        """Write every file of an older schema version in the current one; return how many there were."""
+        old = [p for p in self._files() if schema_version(p) != SCHEMA_VERSION]
+        for path in old:
+            write_atomic(path, encode(read_table(path), read_meta(path) or None))
+        return len(old)
+
+    def _files(self) -> list[Path]:
+        return sorted((p for p in self.root.rglob("*.parquet") if not is_scratch(p)), key=str)
+
     def forget_asked(self) -> int:
         """Forget where sources had nothing, so that every hole is asked for again; return in how many series."""
         with self.writing():
-            notes = sorted(self.root.rglob("asked.json"))
+            notes = sorted(self.root.rglob("asked.json"), key=str)
             for path in notes:
                 path.unlink()
         return len(notes)
@@ -306,9 +363,7 @@ class Lake:
     def damaged(self) -> list[Path]:
         """Read every file whole and return those that are damaged."""
         found: list[Path] = []
-        for path in sorted(self.root.rglob("*.parquet")):
-            if is_scratch(path):
-                continue
+        for path in self._files():
             try:
                 read_table(path)
             except UserError:
@@ -321,7 +376,7 @@ class Lake:
             found = self.damaged()
             for path in found:
                 path.unlink()
-                (path.parent / "asked.json").unlink(missing_ok=True)
+                (month_path_of(path).parent / "asked.json").unlink(missing_ok=True)
         return found
 
 

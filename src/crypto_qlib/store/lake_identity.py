@@ -16,6 +16,7 @@ from crypto_qlib.core.errors import UserError
 from crypto_qlib.store.lake import Kind, Lake
 from crypto_qlib.store.parquet_file import is_scratch, write_atomic
 
+_SERIES_DEPTH: Final = 4
 IDENTITY_KINDS: Final = (Kind.CANDLES, Kind.MARK, Kind.FUNDING, Kind.INSTRUMENTS, Kind.TIERS)
 """Kinds that decide results. Open interest and universe snapshots carry the time of asking and are not among them."""
 
@@ -36,7 +37,7 @@ def data_identity(lake: Lake, kinds: Iterable[Kind] = IDENTITY_KINDS, symbols: I
     digest = hashlib.sha256()
     for name, checksum in sorted(checksums(lake).items()):
         parts = Path(name).parts
-        owner = parts[2] if len(parts) == 4 else (Path(name).stem if parts[0] == Kind.TIERS else None)  # noqa: PLR2004
+        owner = parts[2] if len(parts) >= _SERIES_DEPTH else (Path(name).stem if parts[0] == Kind.TIERS else None)
         if parts[0] in set(kinds) and (wanted is None or owner is None or owner in wanted):
             digest.update(f"{name} {checksum}\n".encode())
     return digest.hexdigest()[:16]
@@ -53,12 +54,33 @@ def checksums(lake: Lake) -> dict[str, str]:
         name = path.relative_to(lake.root).as_posix()
         stat = path.stat()
         size, mtime, checksum = known.get(name, (-1, -1, ""))
-        if (size, mtime) != (stat.st_size, stat.st_mtime_ns):
+        written_ns = int(getattr(stat, "st_mtime_ns", 0))
+        # An object store that does not tell when an object was written is read each time.
+        if not written_ns or (size, mtime) != (stat.st_size, written_ns):
             checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-        now[name] = (stat.st_size, stat.st_mtime_ns, checksum)
+        now[name] = (stat.st_size, written_ns, checksum)
     if now != known and lake.root.is_dir():
         _keep(book, now)
     return {name: entry[2] for name, entry in now.items()}
+
+
+def changed_behind_our_back(lake: Lake) -> list[Path]:
+    """Read every file again and return those whose bytes are no longer what they were when last looked at.
+
+    A file written since (its size or time differ) is not among them; one with the same size and time and other bytes is: the
+    disk has changed it.
+    """
+    known = _read(lake.root / "checksums.json")
+    found: list[Path] = []
+    for name, (size, mtime, checksum) in sorted(known.items()):
+        path = lake.root / name
+        if not path.exists():
+            continue
+        stat = path.stat()
+        is_as_seen = (stat.st_size, int(getattr(stat, "st_mtime_ns", 0))) == (size, mtime)
+        if is_as_seen and hashlib.sha256(path.read_bytes()).hexdigest() != checksum:
+            found.append(path)
+    return found
 
 
 def _read(book: Path) -> dict[str, tuple[int, int, str]]:

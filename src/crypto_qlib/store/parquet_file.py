@@ -1,15 +1,16 @@
 """One parquet file, written whole or not at all, the same bytes for the same rows.
 
 A writer kills no reader: rows are encoded in memory, written to a hidden scratch file beside the target, synced to disk and
-renamed over it. Pages carry checksums, so a flipped bit is found at reading and not in a model.
+renamed over it; on an object store, where an object appears whole or not at all, they are put at once. Pages carry checksums,
+so a flipped bit is found at reading and not in a model.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,9 @@ import pyarrow.parquet as pq
 from crypto_qlib.core.errors import UserError
 
 SCHEMA_VERSION: Final = "1"
+UPGRADES: Final[dict[str, tuple[str, Callable[[pa.Table], pa.Table]]]] = {}
+"""By older schema version: the version after it, and how its rows become that. Reading upgrades in memory, ``Lake.migrate`` on
+disk. Empty as long as there has been one version."""
 _VERSION_KEY: Final = b"crypto_qlib.schema"
 _META_KEY: Final = b"crypto_qlib.meta"
 _SCRATCH_SUFFIX: Final = ".tmp"
@@ -61,6 +65,8 @@ def write_atomic(path: Path, content: bytes) -> bool:
     UserError
         If the folder cannot be created or the file cannot be written (permission, full disk).
     """
+    if not is_local(path):
+        return _put(path, content)
     scratch = path.with_name(f".{path.name}.{os.getpid()}{_SCRATCH_SUFFIX}")
     try:
         if path.exists() and path.stat().st_size == len(content) and path.read_bytes() == content:
@@ -80,7 +86,34 @@ def write_atomic(path: Path, content: bytes) -> bool:
     return True
 
 
-def _damaged(path: Path, reason: object) -> UserError:
+def is_local(path: Path) -> bool:
+    """Return whether ``path`` lies on a disk of this machine, not on an object store."""
+    return getattr(path, "protocol", "") in ("", "file", "local")
+
+
+def _put(path: Path, content: bytes) -> bool:
+    try:
+        if path.exists() and path.read_bytes() == content:
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror or e}", "check store.lake and its credentials") from e
+    return True
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """Open ``path`` for pyarrow, wherever it lies."""
+    if is_local(path):
+        yield path
+    else:
+        with path.open("rb") as f:
+            yield f
+
+
+def damaged_file(path: Path, reason: object) -> UserError:
+    """Return the error that says ``path`` cannot be read, why, and how to mend it."""
     first_line = str(reason).splitlines()[0] if str(reason) else type(reason).__name__
     return UserError(
         f"{path} is damaged: {first_line}", "run `crypto-qlib data repair`: it deletes damaged files and fetches them again"
@@ -98,31 +131,55 @@ def read_table(path: Path, columns: Iterable[str] | None = None) -> pa.Table:
         If there is no such file.
     """
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as f:
-            _check_version(path, f.metadata.metadata)
-            return f.read(columns=None if columns is None else list(columns), use_threads=False)
+        with opened(path) as source, pq.ParquetFile(source, page_checksum_verification=True) as f:
+            version = _version_of(path, f.metadata.metadata)
+            if version == SCHEMA_VERSION:
+                return f.read(columns=None if columns is None else list(columns), use_threads=False)
+            upgraded = _upgraded(f.read(use_threads=False), version)
+            return upgraded if columns is None else upgraded.select(list(columns))
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
-        raise _damaged(path, e) from e
+        raise damaged_file(path, e) from e
 
 
 def read_meta(path: Path) -> dict[str, Any]:
     """Return the facts given to :func:`encode` as ``meta`` (empty if none); errors as :func:`read_table`."""
     try:
-        marks = pq.read_metadata(path).metadata
-        _check_version(path, marks)
+        with opened(path) as source:
+            marks = pq.read_metadata(source).metadata
+        _version_of(path, marks)
         return dict(json.loads(marks.get(_META_KEY, b"{}")))
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError) as e:
-        raise _damaged(path, e) from e
+        raise damaged_file(path, e) from e
 
 
-def _check_version(path: Path, marks: Mapping[bytes, bytes] | None) -> None:
+def schema_version(path: Path) -> str:
+    """Return the schema version ``path`` was written with; errors as :func:`read_table`."""
+    try:
+        with opened(path) as source:
+            return _version_of(path, pq.read_metadata(source).metadata)
+    except (pa.ArrowException, OSError, ValueError) as e:
+        raise damaged_file(path, e) from e
+
+
+def _version_of(path: Path, marks: Mapping[bytes, bytes] | None) -> str:
     found = (marks or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
-    if found != SCHEMA_VERSION:
-        raise _damaged(path, f"lake schema version {found}, this release reads version {SCHEMA_VERSION}")
+    if found != SCHEMA_VERSION and found not in UPGRADES:
+        if found.isdecimal() and int(found) > int(SCHEMA_VERSION):
+            raise UserError(f"{path} has lake schema version {found}, written by a newer release", "install that release")
+        raise damaged_file(path, f"lake schema version {found}, this release reads version {SCHEMA_VERSION}")
+    return found
+
+
+def _upgraded(table: pa.Table, version: str) -> pa.Table:
+    """Return the rows of an older schema version in the current one, step by step."""
+    while version != SCHEMA_VERSION:
+        version, step = UPGRADES[version]
+        table = step(table)
+    return table
 
 
 def is_scratch(path: Path) -> bool:

@@ -4,8 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from upath import UPath
 
 from crypto_qlib.core.errors import UserError
+
+
+def open_folder(place: str) -> Path:
+    """Return a folder by its path, or by an fsspec address such as ``s3://bucket/lake`` or ``memory://lake``.
+
+    Raises
+    ------
+    UserError
+        If the address names a kind of store nothing installed can reach.
+    """
+    if "://" not in place:
+        return Path(place)
+    try:
+        folder: Any = UPath(place)
+        folder.fs  # noqa: B018 - opens the store
+    except (ImportError, ValueError) as e:
+        raise UserError(f"cannot open {place}: {e}", "for S3-compatible stores install crypto-qlib[s3]") from e
+    return folder  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
