@@ -122,7 +122,7 @@ def test_a_bit_the_disk_has_flipped_is_found_although_size_and_time_are_the_same
     path.write_bytes(bytes(content))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert changed_behind_our_back(lake) == [path]
-    lake.upsert(BARS, rows(0, 20, seed=1))  # a file that was written since is no fault of the disk
+    lake.replace(BARS, rows(0, 20, seed=1))  # a file that was written since is no fault of the disk
     assert changed_behind_our_back(lake) == []
 
 
