@@ -182,7 +182,8 @@ class SimulatedExchange:
     def set_position_mode(self, account_id: str, *, hedged: bool) -> Refusal | None:
         """Switch between net and long/short mode; refused while positions or orders are open and the mode would change."""
         account = self._account(account_id)
-        if hedged is not account.is_hedged and (account.positions or account.pending):
+        is_busy = bool(account.positions or account.pending or account.live_triggers)
+        if hedged is not account.is_hedged and is_busy:
             return Refusal(RefusalCode.MODE_IN_USE, "close positions and cancel orders before changing the position mode")
         account.is_hedged = hedged
         return None

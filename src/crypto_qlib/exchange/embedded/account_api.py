@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from crypto_qlib.core.clock import NS_PER_DAY
@@ -9,6 +10,7 @@ from crypto_qlib.core.costs import FeeSchedule
 from crypto_qlib.core.order import MarginMode, PositionKey, PositionSide
 from crypto_qlib.exchange.embedded import order_parsing as parse
 from crypto_qlib.exchange.embedded.account_rows import (
+    BILL_TYPES,
     balance_row,
     bill_row,
     closed_position_row,
@@ -21,6 +23,7 @@ from crypto_qlib.exchange.embedded.paper_venue import PaperVenue
 from crypto_qlib.exchange.embedded.refusals import wire_refusal
 from crypto_qlib.exchange.embedded.wire import Call, Row, WireRefusal, envelope, ms, num
 from crypto_qlib.exchange.gateway import PriceKind
+from crypto_qlib.venue.records import Bill
 
 _BILLS_KEPT_NS: Final = 7 * NS_PER_DAY
 _ARCHIVE_KEPT_NS: Final = 92 * NS_PER_DAY
@@ -190,14 +193,20 @@ class AccountApi:
         return envelope([answer | {"type": kind}])
 
     def _bills(self, call: Call, kept_ns: int) -> bytes:
-        wanted = call.query.get("type", "")
-        named: list[tuple[int, int, Row]] = []
-        for bill in self._venue.exchange.bills(call.account_id):
-            row = bill_row(bill, self._by_symbol.get(bill.symbol))
-            if wanted in ("", row["type"]) and call.query.get("instId", row["instId"]) == row["instId"]:
-                named.append((BILL_ID_BASE + bill.bill_id, bill.ts_ns, row))
+        asked = call.query
+        kept = [bill for bill in self._venue.exchange.bills(call.account_id) if self._is_bill_asked(bill, asked)]
         oldest = self._window.clock.market_ns - kept_ns
-        return envelope([row for _, _, row in page(named, call, lambda n: n[0], lambda n: n[1], oldest)])
+        chosen = page(kept, call, lambda bill: BILL_ID_BASE + bill.bill_id, lambda bill: bill.ts_ns, oldest)
+        fills = {fill.bill.bill_id: fill for fill in self._book.fills(call.account_id)}
+        return envelope([bill_row(bill, self._by_symbol.get(bill.symbol), fills.get(bill.bill_id)) for bill in chosen])
+
+    def _is_bill_asked(self, bill: Bill, asked: Mapping[str, str]) -> bool:
+        item = self._by_symbol.get(bill.symbol)
+        if item is not None and asked.get("instType", "SWAP") != "SWAP":
+            return False
+        return asked.get("type", "") in ("", BILL_TYPES[bill.kind]) and asked.get("instId", "") in (
+            ("",) if item is None else ("", item.inst_id)
+        )
 
     def _number(self, key: PositionKey) -> int:
         return self._numbers[key[0]] + 2 * list(PositionSide).index(key[2]) + (key[1] is MarginMode.CROSS)

@@ -7,13 +7,14 @@ from typing import Final
 
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.order import MarginMode, PositionSide
-from crypto_qlib.exchange.embedded.paper_book import BILL_ID_BASE, AlgoOrder
+from crypto_qlib.exchange.embedded.order_rows import shown_id
+from crypto_qlib.exchange.embedded.paper_book import BILL_ID_BASE, AlgoOrder, PaperFill
 from crypto_qlib.exchange.embedded.wire import Row, ms, num
 from crypto_qlib.venue.records import Bill, BillKind, ClosedPosition
 from crypto_qlib.venue.snapshot import AccountSnapshot, PositionSnapshot
 
 POSITION_ID_BASE: Final = 5 * 10**17
-_BILL_TYPES: Final = {
+BILL_TYPES: Final = {
     BillKind.TRANSFER: "1", BillKind.TRADE: "2", BillKind.DELISTING: "3", BillKind.LIQUIDATION: "5", BillKind.MARGIN: "6",
     BillKind.FUNDING: "8", BillKind.ADL: "9",
 }  # fmt: skip
@@ -113,19 +114,27 @@ def closed_position_row(closed: ClosedPosition, instrument: Instrument, number: 
     }  # fmt: skip
 
 
-def bill_row(bill: Bill, instrument: Instrument | None) -> Row:
-    """Return a row of ``account/bills``; ``balChg`` moves cash, ``posBalChg`` the position's isolated margin."""
+def bill_row(bill: Bill, instrument: Instrument | None, fill: PaperFill | None) -> Row:
+    """Return a row of ``account/bills``; ``balChg`` moves cash, ``posBalChg`` the position's isolated margin.
+
+    Parameters
+    ----------
+    fill : PaperFill | None
+        The fill behind a trade's bill.
+    """
     size = instrument.contracts(abs(bill.signed_lots)) if instrument else abs(bill.cash_change)
     amount = bill.cash_change + bill.margin_change
     row: Row = {
         "bal": num(bill.cash_balance), "balChg": num(bill.cash_change), "billId": str(BILL_ID_BASE + bill.bill_id),
-        "ccy": "USDT", "clOrdId": bill.client_order_id, "execType": "", "fee": num(-bill.fee), "from": "", "to": "",
+        "ccy": "USDT", "clOrdId": shown_id(bill.client_order_id),
+        "execType": ("M" if fill.fill.is_maker else "T") if fill else "", "fee": num(-bill.fee), "from": "", "to": "",
         "instId": instrument.inst_id if instrument else "", "instType": "SWAP" if instrument else "", "interest": "0",
-        "mgnMode": bill.margin_mode.value if bill.margin_mode else "", "notes": "", "ordId": "",
+        "mgnMode": bill.margin_mode.value if bill.margin_mode else "", "notes": "",
+        "ordId": str(fill.order_id) if fill and fill.order_id else "",
         "pnl": num(bill.funding if bill.kind is BillKind.FUNDING else bill.pnl), "posBal": "",
         "posBalChg": num(bill.margin_change), "px": "" if math.isnan(bill.price) else num(bill.price), "sz": num(size),
-        "subType": _bill_subtype(bill, amount), "tag": "", "ts": ms(bill.ts_ns), "type": _BILL_TYPES[bill.kind],
-        "fillTime": ms(bill.ts_ns) if bill.kind is BillKind.TRADE else "", "tradeId": "0",
+        "subType": _bill_subtype(bill, amount), "tag": "", "ts": ms(bill.ts_ns), "type": BILL_TYPES[bill.kind],
+        "fillTime": ms(bill.ts_ns) if bill.kind is BillKind.TRADE else "", "tradeId": str(fill.trade_id) if fill else "0",
     }  # fmt: skip
     return _EMPTY_FILL | row
 

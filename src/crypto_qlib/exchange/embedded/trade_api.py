@@ -205,14 +205,14 @@ class TradeApi:
         return order
 
     def _cancel_one(self, account_id: str, posted: Row) -> Row:
-        order = self._posted(account_id, posted)
+        order = self._posted(account_id, posted, missing="51400")
         refusal = self._venue.exchange.cancel(account_id, order.symbol, order.client_order_id)
         if refusal is not None:
             raise WireRefusal("51400")
         return self._names(order)
 
     def _amend_one(self, account_id: str, posted: Row) -> Row:
-        order = self._posted(account_id, posted)
+        order = self._posted(account_id, posted, missing="51503")
         if order.status.is_final:
             raise WireRefusal("51503")
         item = self._by_symbol[order.symbol]
@@ -225,14 +225,14 @@ class TradeApi:
             raise wire_refusal(refusal)
         return self._names(order) | {"reqId": str(posted.get("reqId", ""))}
 
-    def _posted(self, account_id: str, posted: Row) -> VenueOrder:
+    def _posted(self, account_id: str, posted: Row, missing: str) -> VenueOrder:
         item = self._window.known(parse.required(posted, "instId"))
         text = str(posted.get("ordId", ""))
         if text and not text.isdecimal():
             raise WireRefusal("51000", "ordId")
         order = self._find(account_id, item, int(text) if text else None, str(posted.get("clOrdId", "")))
         if order is None:
-            raise WireRefusal("51603")
+            raise WireRefusal(missing)
         return order
 
     def _find(self, account_id: str, item: Instrument, order_id: int | None, name: str) -> VenueOrder | None:
