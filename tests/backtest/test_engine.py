@@ -13,6 +13,7 @@ import pytest
 from crypto_qlib.backtest.bookkeeping import Execution
 from crypto_qlib.backtest.engine import run_backtest
 from crypto_qlib.backtest.inputs import BacktestInputs
+from crypto_qlib.backtest.performance_report import performance
 from crypto_qlib.backtest.result import BacktestResult
 from crypto_qlib.backtest.run_backtest_leveraged import run_backtest_leveraged
 from crypto_qlib.core.clock import NS_PER_HOUR
@@ -24,6 +25,7 @@ from crypto_qlib.core.tiers import TierHistory, TierTable
 from crypto_qlib.portfolio.rules import Rules
 from crypto_qlib.portfolio.veto import VetoRule
 from crypto_qlib.settings.schema import BacktestSettings, Settings, StrategySettings
+from crypto_qlib.venue.matching import DELISTED
 from tests.backtest.backtest_tapes import LOOSE, START_NS, Tape, inputs
 
 Bar = tuple[float, float, float, float]
@@ -260,10 +262,17 @@ def test_a_hole_in_the_funding_is_refused_with_symbol_and_time(settled: Any, ref
 
 
 def test_a_symbol_that_ends_is_closed_at_its_last_mark_and_named() -> None:
-    result = run_backtest(inputs(Tape(7, delist=True)))
-    assert result.ended == ("S2USDT",)
-    last = result.trades[result.trades["symbol"] == 3][-1]
-    assert last["exit_bar"] <= 80
+    gone = (np.nan,) * 4
+    bars = [FLAT, FLAT, (100.0, 106.0, 100.0, 103.0), gone, gone]
+    marks = [FLAT, FLAT, (100.0, 106.0, 100.0, 104.0), gone, gone]
+    result = by_hand(bars, marks=marks, holding_bars=50)
+    fills = [(int(f["bar"]), int(f["kind"]), float(f["price"])) for f in result.fills]
+    assert fills == [(0, 0, 100.0), (2, DELISTED, 104.0)]
+    assert result.ended == ("XUSDT",)
+    assert result.final_equity == pytest.approx(9_995.0 + 50 * 4.0 - 5.2)
+    report = performance(result, inputs(Tape(7, n_bars=5, n_symbols=1)).panel, "replay", None)
+    assert report["delisted_in_the_run"] == ["XUSDT"]
+    assert report["positions_closed_by_delisting"]
 
 
 def test_refusals_are_counted_and_the_first_ones_kept() -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,41 @@ def test_a_gap_in_the_candles_is_named_with_symbol_and_times(root: Path, tmp_pat
     rows[~hole].to_parquet(path)
     done = command("run", "--replay", str(path), *small_flags(), root=root)
     assert_one_clear_line(done, "ETHUSDT", "2025-02-01")
+
+
+def _poked(frame: pd.DataFrame, row: int, **values: float) -> pd.DataFrame:
+    frame = frame.copy()
+    for column, value in values.items():
+        frame.loc[row, column] = value
+    return frame
+
+
+def _with(frame: pd.DataFrame, row: int, minutes: int) -> pd.DataFrame:
+    more = frame.loc[[row]].assign(ts=frame.ts[row] + pd.Timedelta(minutes=minutes))
+    return pd.concat([frame, more]).sort_values(["symbol", "ts"], kind="stable")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "defect", "words"),
+    [
+        ("a price is missing", lambda f, k: _poked(f, k, close=np.nan), ("missing",)),
+        ("a negative price", lambda f, k: _poked(f, k, low=-1.0), ("negative",)),
+        ("high below low", lambda f, k: _poked(f, k, high=1.0), ("high is below low",)),
+        ("a bar twice", lambda f, k: _with(f, k, 0), ("twice",)),
+        ("two frames overlap", lambda f, k: _with(f, k, 30), ("grid",)),
+        ("out of order", lambda f, k: f.loc[[*f.index[:k], k + 1, k, *f.index[k + 2 :]]], ("later",)),
+    ],
+)
+def test_bad_candles_are_named_with_symbol_and_time(
+    name: str, defect: Callable[[pd.DataFrame, int], pd.DataFrame], words: tuple[str, ...], root: Path, tmp_path: Path
+) -> None:
+    good = candles(["BTC/USDT:USDT", "ETH/USDT:USDT"])
+    at = int(good.index[good.symbol == "ETH/USDT:USDT"][100])
+    path = tmp_path / "candles.parquet"
+    defect(good, at).to_parquet(path)
+    done = command("run", "--replay", str(path), *small_flags(), root=root)
+    assert_one_clear_line(done, "ETH", "2025-01-05T0", *words)
 
 
 @pytest.mark.slow

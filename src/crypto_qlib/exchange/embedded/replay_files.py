@@ -141,7 +141,7 @@ def _read_file(path: Path, wanted: Wanted) -> list[SymbolRows]:
     ts = _times(path, table, _column(path, table, _TIME_NAMES))
     names, codes = _symbols(path, table)
     order = np.argsort(codes, kind="stable") if np.any(np.diff(codes) < 0) else np.arange(codes.size)
-    _refuse_disorder(path, codes[order], ts[order], order)
+    _refuse_disorder(path, names, codes[order], ts[order], order)
     borders = np.searchsorted(codes[order], np.arange(len(names) + 1))
     rows = []
     for k, name in enumerate(names):
@@ -201,13 +201,14 @@ def _symbols(path: Path, table: pa.Table) -> tuple[list[str], IntArray]:
     return [str(v) for v in values.dictionary.to_pylist()], values.indices.to_numpy().astype(np.int64)
 
 
-def _refuse_disorder(path: Path, codes: IntArray, ts: IntArray, order: IntArray) -> None:
+def _refuse_disorder(path: Path, names: Sequence[str], codes: IntArray, ts: IntArray, order: IntArray) -> None:
     bad = np.flatnonzero((np.diff(codes) == 0) & (np.diff(ts) <= 0)) + 1
     if bad.size:
         k = int(bad[0])
         kind = "is there twice" if ts[k] == ts[k - 1] else "comes after a later one"
         raise UserError(
-            f"{path}: row {int(order[k]) + 1} ({iso(int(ts[k]))}) {kind}", "sort each symbol by time, without duplicates"
+            f"{path}: {names[codes[k]]} row {int(order[k]) + 1} ({iso(int(ts[k]))}) {kind}",
+            "sort each symbol by time, without duplicates",
         )
 
 
