@@ -13,7 +13,7 @@ import pytest
 
 from crypto_qlib.analytics.inference import probabilistic_sharpe
 from crypto_qlib.backtest.analysis_report import write_report
-from crypto_qlib.backtest.trials import comparable, compare, daily_returns, read_curve, trial_figures
+from crypto_qlib.backtest.trials import comparable, compare, comparison_lines, daily_returns, read_curve, trial_figures
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.settings.schema import Settings
 from tests.backtest.test_analysis_report import panel, result
@@ -79,12 +79,25 @@ def test_a_run_alone_is_no_choice(tmp_path: Path) -> None:
 
 def test_runs_are_compared_best_first(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / name, noise(k, drift)) for k, (name, drift) in enumerate((("bad", -1e-4), ("good", 4e-4)))]
-    figures = {"returns": {"total_return": 0.5, "max_drawdown": 0.1}, "trades": {"count": 7}, "liquidations": {"count": 1}}
-    (folders[1] / "multi_asset_performance.json").write_text(json.dumps(figures))
+    same = {"store": {"root": "here"}, "model": {"name": "linear"}}
+    for folder, leverage in zip(folders, (2.0, 5.0), strict=True):
+        figures = {
+            "returns": {"total_return": 0.5, "max_drawdown": 0.1}, "trades": {"count": 7}, "liquidations": {"count": 1},
+            "settings": {**same, "strategy": {"leverage": leverage, "max_open": 3}},
+        }  # fmt: skip
+        (folder / "multi_asset_performance.json").write_text(json.dumps(figures))
+    folders.append(write_run(tmp_path / "bare", noise(9, -3e-4)))  # nothing but the equity
     got = compare(folders)
-    assert [row["run_id"] for row in got.rows] == ["good", "bad"]
+    assert [row["run_id"] for row in got.rows] == ["good", "bad", "bare"]
+    assert got.rows[0]["differs"]["strategy.leverage"] == "5.0"
+    text = comparison_lines(got)
+    assert "3 runs over the 200 days" in text[0]
+    assert [line.split()[0] for line in text[1:5]] == ["run", "good", "bad", "bare"]
+    assert "strategy.leverage=2.0" in text[3]
+    assert "n/a" in text[4]
+    assert "deflated Sharpe ratio" in text[5]
     assert (got.rows[0]["trades"], got.rows[0]["liquidations"], got.rows[0]["total_return"]) == (7, 1, 0.5)
-    assert got.rows[1]["trades"] is None
+    assert got.rows[2]["trades"] is None
     assert got.n_days == 200
     assert got.judged is not None
     assert got.judged["is_best"]
@@ -96,6 +109,9 @@ def test_what_cannot_be_compared_is_one_clear_error(tmp_path: Path) -> None:
         compare([early, late])
     with pytest.raises(UserError, match="no report in"):
         compare([early, tmp_path / "nowhere"])
+    (late / "multi_asset_performance.json").write_text("{")
+    with pytest.raises(UserError, match=r"multi_asset_performance.json cannot be read"):
+        compare([late, late])
     (early / "equity.parquet").write_bytes(b"not parquet")
     with pytest.raises(UserError, match="cannot be read"):
         compare([early, late])

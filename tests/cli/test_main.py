@@ -19,7 +19,7 @@ from crypto_qlib.settings.secrets import Secrets
 from tests.cli.command_line import Run
 
 AGREED = {
-    "run", "universe", "train", "evaluate", "backtest", "backtest grid", "paper", "doctor",
+    "run", "universe", "train", "evaluate", "backtest", "backtest grid", "backtest compare", "paper", "doctor",
     "data update", "data check", "data status", "data repair", "features build", "features list", "features describe",
     "news collect", "news import", "news backfill", "news read", "news status", "news evaluate", "news fit",
     "exchange serve", "exchange status", "exchange fund", "exchange fault",

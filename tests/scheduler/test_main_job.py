@@ -78,6 +78,11 @@ def test_the_summary_speaks_of_everything_a_person_asks(finished: tuple[Pipeline
 def test_it_traded_and_the_paper_session_too(finished: tuple[Pipeline, list[str]]) -> None:
     assert len(trades_of(finished[0].settings.store.root)) > 10
     assert any(line.startswith("paper session") and " 0 fills" not in line for line in finished[1])
+    session = json.loads((report_of(finished[0].settings.store.root) / "paper_performance.json").read_text())
+    assert session["run"]["run_id"] == report_of(finished[0].settings.store.root).name
+    assert session["costs"]["traded_notional"] > 0.0
+    a = session["attribution"]
+    assert abs(a["unexplained"]) < 1e-3 * abs(a["total"]) + 1.0, "fills and settlements explain the change of equity"
 
 
 def test_every_artefact_of_the_run_carries_its_id(finished: tuple[Pipeline, list[str]]) -> None:
@@ -118,6 +123,9 @@ def test_a_changed_strategy_repeats_the_backtest_and_not_the_training(finished: 
     changed = Pipeline(settings, Secrets(), SilentReporter())
     changed.train()
     changed.backtest()
+    compared = "\n".join(changed.compare().lines)
+    assert "2 runs over" in compared
+    assert "strategy.max_open=2" in compared
     shutil.rmtree(changed.paths.reports / json.loads((changed.paths.steps / "backtest.json").read_text())["key"])
     said = changed._reporter.lines  # type: ignore[attr-defined]
     assert "train: unchanged" in said

@@ -120,6 +120,7 @@ def write_report(
     kind = market_kind(settings)
     figures = {"run": identity, **performance(result, panel, kind, model_performance)}
     figures["what_if"] = None if study is None else study.to_json()
+    figures["settings"] = settings.model_dump(mode="json")
     c = curves(result, panel)
     label = f"{BANNERS[kind][0]}  ·  {figures['period']['start'][:10]} to {figures['period']['end'][:10]}"
     footer = "run " + str(identity.get("run_id", "without identity"))
@@ -136,7 +137,7 @@ def write_report(
         _write_parquet(result.account_frame().reset_index(), files.equity, identity)
         figures["trials"] = trial_figures(comparable(read_curve(out_dir), out_dir.parent))
         files.performance.write_bytes(orjson.dumps(figures, default=str, option=_JSON))
-        html = build_page(result, panel, c, figures, settings.model_dump(mode="json"), rank_ic, study)
+        html = build_page(result, panel, c, figures, figures["settings"], rank_ic, study)
         write_page(html, files.page)
     except OSError as e:
         raise UserError(f"cannot write the report to {out_dir}: {e.strerror or e}", "choose another store.root") from e

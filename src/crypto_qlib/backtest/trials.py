@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from crypto_qlib.analytics.inference import judge_trials
 from crypto_qlib.analytics.performance import FloatArray, IntArray, last_of_each, returns_from_equity, sharpe
+from crypto_qlib.backtest.report_words import number, percent
 from crypto_qlib.core.clock import NS_PER_DAY
 from crypto_qlib.core.errors import UserError
 
@@ -137,7 +138,8 @@ class Comparison:
     Parameters
     ----------
     rows : tuple of dict
-        One run each: ``run_id``, ``folder`` and figures of its whole report, best Sharpe ratio on the shared days first.
+        One run each: ``run_id``, ``folder``, figures of its whole report and ``differs``, the settings that are not the same in
+        all of them; best Sharpe ratio on the shared days first.
     n_days : int
         Days all of them have.
     judged : dict | None
@@ -163,13 +165,64 @@ def compare(folders: Sequence[Path]) -> Comparison:
         raise UserError("the runs share fewer than four days", "compare runs over the same time")
     ratios = [sharpe(returns[:, k], _DAYS) for k in range(len(curves))]
     order = sorted(range(len(curves)), key=lambda k: -np.nan_to_num(ratios[k], nan=-np.inf))
-    rows = tuple(_row(curves[k], ratios[k]) for k in order)
+    figures = [_figures(curves[k]) for k in order]
+    flat = [_flat(f.get("settings") or {}) for f in figures]
+    varied = sorted(key for key in set().union(*flat) if len({f.get(key) for f in flat}) > 1)
+    rows = tuple(
+        _row(curves[k], ratios[k], f) | {"differs": {key: mine.get(key, "") for key in varied if not key.startswith("store.")}}
+        for k, f, mine in zip(order, figures, flat, strict=True)
+    )
     return Comparison(rows, returns.shape[0] + 1, trial_figures([curves[k] for k in order]))
 
 
-def _row(curve: RunCurve, ratio: float) -> dict[str, Any]:
+def comparison_lines(found: Comparison) -> tuple[str, ...]:
+    """Return a comparison as a table for the terminal, and what the best run is worth given that the others were tried."""
+    lines = [
+        f"{len(found.rows)} runs over the {found.n_days:,} days all of them have; best Sharpe ratio of daily returns first"
+    ]
+    head = ("run", "Sharpe", "return", "drawdown", "trades", "fees", "slippage", "liquidated")
+    cells = [head, *(_cells(row) for row in found.rows)]
+    widths = [max(len(row[k]) for row in cells) for k in range(len(head))]
+    for row, shown in zip(("", *found.rows), cells, strict=True):
+        first, *rest = (text.rjust(width) for text, width in zip(shown, widths, strict=True))
+        differs = ", ".join(f"{key}={value}" for key, value in row["differs"].items()) if isinstance(row, dict) else ""
+        lines.append("  ".join((first.strip().ljust(widths[0]), *rest, differs)).rstrip())
+    if found.judged is not None:
+        sure, overfitted = found.judged["deflated_sharpe"], found.judged["probability_of_overfitting"]
+        lines.append(
+            f"probability that the best is better than luck {percent(sure)} (deflated Sharpe ratio), "
+            f"of overfitting {percent(overfitted)}"
+        )
+    return tuple(lines)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        str(row["run_id"]),
+        number(row["sharpe_shared_days"]),
+        percent(row["total_return"], sign=True),
+        percent(row["max_drawdown"]),
+        *("n/a" if row[key] is None else f"{row[key]:,.0f}" for key in ("trades", "fees", "slippage", "liquidations")),
+    )
+
+
+def _figures(curve: RunCurve) -> dict[str, Any]:
     path = curve.folder / FIGURES_FILE
-    figures = json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path} cannot be read: {e}", "write the report again") from e
+    return found
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
+    return flat
+
+
+def _row(curve: RunCurve, ratio: float, figures: dict[str, Any]) -> dict[str, Any]:
     returns, trades, costs = (figures.get(key) or {} for key in ("returns", "trades", "costs"))
     return {
         "run_id": curve.run_id,

@@ -22,6 +22,10 @@ Vary = Annotated[
     typer.Option("--vary", metavar="SECTION.KEY=VALUE,...", help="A setting and its values; may be given many times."),
 ]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Worker processes; 0 = one a core.")]
+Runs = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="RUN", help="Run ids of the workspace, or report folders; without any, every report there is."),
+]
 DaskAddress = Annotated[
     str, typer.Option("--dask", metavar="ADDRESS", help="Run on the cluster of this Dask scheduler, e.g. tcp://10.0.0.5:8786.")
 ]
@@ -40,6 +44,7 @@ def register(root: typer.Typer) -> None:
     group = typer.Typer(help="Trade the model's scores with leverage, costs, funding and liquidation; write the report.")
     group.callback(invoke_without_command=True)(backtest)
     group.command()(grid)
+    group.command()(compare)
     root.add_typer(group, name="backtest")
 
 
@@ -101,6 +106,11 @@ def grid(context: typer.Context, vary: Vary, workers: Workers = 0, dask: DaskAdd
     Finished runs are journalled: killed or extended by values, the grid goes on where it stopped.
     """
     run_step(context, lambda p: p.grid(vary, workers, dask))
+
+
+def compare(context: typer.Context, runs: Runs = None) -> None:
+    """Put finished backtests next to each other: figures, the settings that differ, and what the best of them is worth."""
+    run_step(context, lambda p: p.compare(runs or ()))
 
 
 def paper(context: typer.Context, bars: _Bars = None) -> None:

@@ -30,6 +30,7 @@ from crypto_qlib.backtest.grid_report import grid_lines, write_grid
 from crypto_qlib.backtest.grid_runs import grid_runs, parse_axis
 from crypto_qlib.backtest.inputs import BacktestInputs
 from crypto_qlib.backtest.run_backtest_leveraged import leveraged_inputs
+from crypto_qlib.backtest.trials import EQUITY_FILE, compare, comparison_lines
 from crypto_qlib.backtest.what_if import what_if
 from crypto_qlib.core.clock import FRAME_NS, SystemClock, iso
 from crypto_qlib.core.errors import UserError
@@ -343,6 +344,28 @@ class Pipeline:
             name = key_of(stamp["run_id"], *(f"{a.key}={','.join(a.values)}" for a in axes))
             files = write_grid(result, stamp, folder / name)
         return Said(grid_lines(result, files))
+
+    def compare(self, runs: Sequence[str] = ()) -> Said:
+        """Put the reports of several backtests next to each other and say what the best is worth.
+
+        Parameters
+        ----------
+        runs : sequence of str
+            Run ids of this workspace, or report folders; empty = every report in the workspace.
+
+        Raises
+        ------
+        UserError
+            If there are fewer than two, or one of them is no report.
+        """
+        named = [Path(run) if Path(run).is_dir() else self.paths.reports / run for run in runs]
+        folders = named or sorted(path.parent for path in self.paths.reports.glob(f"*/{EQUITY_FILE}"))
+        if len(folders) < 2:  # noqa: PLR2004 - nothing to compare
+            where = "named" if named else f"in {self.paths.reports}"
+            raise UserError(
+                f"{len(folders)} report {where}: a comparison needs two", "run `crypto-qlib backtest` with other settings"
+            )
+        return Said(comparison_lines(compare(folders)))
 
     def paper(self) -> Said:
         """Let the live session trade ``live.paper_bars`` bars on the embedded exchange, or on OKX demo."""
