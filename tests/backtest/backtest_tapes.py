@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -95,6 +97,25 @@ def inputs(tape: Tape, rules: Rules = LOOSE, equity: float = 10_000.0) -> Backte
         for s in symbols
     }
     return BacktestInputs(panel, scores, listed, dict.fromkeys(symbols, tiers), rules, equity, require_funding=False)
+
+
+def quarters_under_hours(tape: Tape, rules: Rules = LOOSE) -> BacktestInputs:
+    """Return a backtest that trades quarters of an hour (the tape's bars) and decides on the hours they make."""
+    fine = inputs(tape, rules)
+    quarter, n = NS_PER_HOUR // 4, tape.n_bars // 4
+    ts = START_NS + np.arange(tape.n_bars, dtype=np.int64) * quarter
+    panel = dataclasses.replace(fine.panel, frame_ns=quarter, ts_open=ts)
+    hours = START_NS + NS_PER_HOUR * np.arange(1, n, dtype=np.int64)
+    s = fine.scores
+    scores = ScorePanel(hours, panel.symbols, *(a[: n - 1] for a in (s.expected_return, s.win_probability, s.uncertainty)))
+    rows: dict[str, Any] = {k: getattr(panel, k)[3::4] for k in ("close", "volume", "quote_volume", "mark_close")}
+    rows |= {k: getattr(panel, k)[::4] for k in ("open", "mark_open", "funding_rate", "is_member")}
+    rows |= {k: getattr(panel, k).reshape(n, 4, -1).max(axis=1) for k in ("high", "mark_high")}
+    rows |= {k: getattr(panel, k).reshape(n, 4, -1).min(axis=1) for k in ("low", "mark_low")}
+    lacking = np.isnan(panel.close).reshape(n, 4, -1).any(axis=1)
+    rows |= {k: np.where(lacking, np.nan, v) for k, v in rows.items() if k not in {"funding_rate", "is_member"}}
+    hourly = dataclasses.replace(panel, frame_ns=NS_PER_HOUR, ts_open=ts[::4], **rows)
+    return dataclasses.replace(fine, panel=panel, scores=scores, state_panel=hourly)
 
 
 def _tiers(scale: float, valid_from_ns: int) -> TierTable:

@@ -26,7 +26,7 @@ from crypto_qlib.portfolio.rules import Rules
 from crypto_qlib.portfolio.veto import VetoRule
 from crypto_qlib.settings.schema import BacktestSettings, Settings, StrategySettings
 from crypto_qlib.venue.matching import DELISTED
-from tests.backtest.backtest_tapes import LOOSE, START_NS, Tape, inputs
+from tests.backtest.backtest_tapes import LOOSE, START_NS, Tape, inputs, quarters_under_hours
 
 Bar = tuple[float, float, float, float]
 
@@ -292,24 +292,7 @@ def test_tables_carry_times_symbols_and_reasons() -> None:
 
 
 def test_minutes_are_traded_under_hourly_scores() -> None:
-    fine = inputs(Tape(4, n_bars=240))
-    minute = NS_PER_HOUR // 4
-    ts = START_NS + np.arange(240, dtype=np.int64) * minute
-    panel = dataclasses.replace(fine.panel, frame_ns=minute, ts_open=ts)
-    hours = START_NS + NS_PER_HOUR * np.arange(1, 60, dtype=np.int64)
-    pick = slice(0, 59)
-    scores = ScorePanel(
-        hours, panel.symbols, fine.scores.expected_return[pick], fine.scores.win_probability[pick],
-        fine.scores.uncertainty[pick],
-    )  # fmt: skip
-    rows: dict[str, Any] = {"is_member": panel.is_member[::4]}
-    rows |= {n: getattr(panel, n)[3::4] for n in ("close", "volume", "quote_volume", "mark_close")}
-    rows |= {n: getattr(panel, n)[::4] for n in ("open", "mark_open", "funding_rate")}
-    rows |= {n: getattr(panel, n).reshape(60, 4, 4).max(axis=1) for n in ("high", "mark_high")}
-    rows |= {n: getattr(panel, n).reshape(60, 4, 4).min(axis=1) for n in ("low", "mark_low")}
-    rows["is_member"] = panel.is_member[::4]
-    coarse = dataclasses.replace(panel, frame_ns=NS_PER_HOUR, ts_open=ts[::4], **rows)
-    result = run_backtest(dataclasses.replace(fine, panel=panel, scores=scores, state_panel=coarse))
+    result = run_backtest(quarters_under_hours(Tape(4, n_bars=240)))
     entries = result.fills[result.fills["kind"] == 0]["bar"]
     exits = result.fills[result.fills["kind"] == 1]["bar"]
     assert (result.ts_open[entries] % NS_PER_HOUR == 0).all()

@@ -17,6 +17,7 @@ by the results, not by a worst case.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -39,7 +40,7 @@ from crypto_qlib.backtest.bar_events import (
 from crypto_qlib.backtest.bookkeeping import Bars, Desk, Execution, cross_account, execution_record
 from crypto_qlib.backtest.inputs import BacktestInputs, PreparedRun, prepare
 from crypto_qlib.backtest.ledger_arrays import POSITION, SERIES, TOTALS, new_ledgers, rows_used
-from crypto_qlib.backtest.result import BacktestResult, gather
+from crypto_qlib.backtest.result import BacktestResult, RunPath, gather
 from crypto_qlib.core.jit import njit_leaf, njit_lent
 from crypto_qlib.core.margin import initial_margin_cross, unrealised_pnl
 from crypto_qlib.portfolio.contract_table import NEVER_NS
@@ -307,27 +308,43 @@ def run_backtest(inputs: BacktestInputs) -> BacktestResult:
 
 def run_prepared(run: PreparedRun) -> BacktestResult:
     """Run a backtest whose inputs were checked already; many runs may share one preparation's arrays."""
+    return run_stretches(run, (run.bars,), run.first_bar)
+
+
+def run_stretches(run: PreparedRun, stretches: Iterable[Bars], first: int = 0) -> BacktestResult:
+    """Run a prepared backtest over consecutive stretches of bars, from row ``first`` of the first one.
+
+    Account and positions go on from stretch to stretch, so the result is that of all bars at once, bit for bit.
+    """
     rules, n_symbols = run.rules, len(run.symbols)
     capacity = min(rules.max_open, n_symbols) + 1
     # Every open position may close and be replaced in one bar, and be cut at every tier on the way.
     room = capacity * (4 + run.state.tier_max.shape[2])
     n_rows = max(_LEDGER_ROWS, 4 * room)
     desk = new_desk(n_symbols, capacity, n_rows, run.initial_equity)
-    log = new_veto_log(run.veto_log_rows)
-    n_bars = run.bars.ts_open.size
-    series = np.empty(n_bars, SERIES)
-    exposure = np.zeros((n_bars if run.with_exposure else 0, n_symbols))
     held, rows, scratch = new_held(capacity), new_plan_rows(capacity), new_scratch(n_symbols, capacity)
-    marks, worst, parts = np.zeros(n_symbols), np.zeros(n_symbols), []
+    marks, worst, log = np.zeros(n_symbols), np.zeros(n_symbols), new_veto_log(run.veto_log_rows)
     rule_row, execution_row = rules_record(rules), execution_record(run.execution)
-    t = run.first_bar
-    while t < n_bars:
-        t = run_bars(
-            rule_row, execution_row, run.state, run.state_as_of, run.day_start, run.version_start, run.delisted_ns, run.bars,
-            run.frame_ns, run.score_as_of, run.expected_return, run.win_probability, desk, held, scratch, rows,
-            log, marks, worst, series, exposure, t, n_bars, room, int(run.delisted_ns.min()),
-        )  # fmt: skip
-        parts.append(rows_used(desk.ledgers))
-        if t < n_bars:
+    path = RunPath([], [], [], [])
+    start, origin = first, -first
+    for bars in stretches:
+        n_bars = bars.ts_open.size
+        series = np.empty(n_bars, SERIES)
+        exposure = np.zeros((n_bars if run.with_exposure else 0, n_symbols))
+        t = start
+        while t < n_bars:
+            t = run_bars(
+                rule_row, execution_row, run.state, run.state_as_of, run.day_start, run.version_start, run.delisted_ns, bars,
+                run.frame_ns, run.score_as_of, run.expected_return, run.win_probability, desk, held, scratch, rows,
+                log, marks, worst, series, exposure, t, n_bars, room, int(run.delisted_ns.min()),
+            )  # fmt: skip
+            path.ledgers.append(rows_used(desk.ledgers, origin))
             desk = desk._replace(ledgers=new_ledgers(n_rows))
-    return gather(run, series, exposure, parts, desk, log)
+        path.ts_open.append(bars.ts_open[start:])
+        path.series.append(series[start:])
+        path.exposure.append(exposure[start:])
+        # Bars are counted from the stretch's first row: what was opened before lies at negative rows from now on.
+        desk.book["opened_bar"] -= n_bars
+        desk.book["touched_bar"] -= n_bars
+        start, origin = 0, origin + n_bars
+    return gather(run, path, desk, log, origin)

@@ -124,7 +124,7 @@ def prepare(inputs: BacktestInputs) -> PreparedRun:
     """
     panel, rules = inputs.panel, inputs.rules
     _check_account(inputs)
-    _check_panel(panel)
+    check_panel(panel)
     state_panel = panel if inputs.state_panel is None else inputs.state_panel
     _check_frames(panel, state_panel, rules)
     states = market_states(state_panel, inputs.instruments, inputs.tiers, rules, inputs.blacklist)
@@ -143,7 +143,7 @@ def prepare(inputs: BacktestInputs) -> PreparedRun:
         execution=inputs.execution,
         initial_equity=inputs.initial_equity,
         frame_ns=panel.frame_ns,
-        bars=_bars(panel, stop),
+        bars=bars_of(panel, stop),
         first_bar=first,
         states=states,
         state=states.arrays,
@@ -199,7 +199,14 @@ def _check_account(inputs: BacktestInputs) -> None:
         raise UserError(f"leverage must be at least 1, got {rules.leverage}", "set strategy.leverage")
 
 
-def _check_panel(panel: MarketPanel) -> None:
+def check_panel(panel: MarketPanel) -> None:
+    """Refuse prices that cannot be right.
+
+    Raises
+    ------
+    UserError
+        Naming symbol and time of the first one.
+    """
     if panel.n_bars == 0 or not panel.symbols:
         raise UserError("the market panel has no bars or no symbols", "collect data first")
     doubled = {s for s in panel.symbols if panel.symbols.count(s) > 1}
@@ -305,7 +312,8 @@ def _ends(panel: MarketPanel, instruments: Mapping[str, Instrument]) -> tuple[In
     return result, tuple(ended)
 
 
-def _bars(panel: MarketPanel, stop: int) -> Bars:
+def bars_of(panel: MarketPanel, stop: int) -> Bars:
+    """Return the first ``stop`` bars of a checked panel as compiled code reads them."""
     marks = (panel.mark_open, panel.mark_high, panel.mark_low, panel.mark_close)
     last = (panel.open, panel.high, panel.low, panel.close)
     if panel.mark_close is not panel.close and np.isnan(np.dot(panel.mark_close.ravel(), np.zeros(panel.mark_close.size))):

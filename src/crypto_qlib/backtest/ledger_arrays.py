@@ -198,9 +198,13 @@ def new_ledgers(n_rows: int) -> Ledgers:
     )
 
 
-def rows_used(ledgers: Ledgers) -> tuple[RecordArray, ...]:
-    """Return the rows in use, as views."""
-    return tuple(ledger[:n] for ledger, n in zip(ledgers[:5], ledgers.used.tolist(), strict=True))
+def rows_used(ledgers: Ledgers, origin: int = 0) -> tuple[RecordArray, ...]:
+    """Return the rows in use, as views, their bars counted from ``origin``."""
+    rows = tuple(ledger[:n] for ledger, n in zip(ledgers[:5], ledgers.used.tolist(), strict=True))
+    for ledger, names in zip(rows, (("bar",), ("entry_bar", "exit_bar"), ("bar",), ("bar",), ("bar",)), strict=True):
+        for name in names if origin else ():
+            ledger[name] += origin
+    return rows
 
 
 def joined(parts: Sequence[RecordArray]) -> RecordArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -184,33 +184,31 @@ def _kind_labels() -> npt.NDArray[Any]:
     return labels
 
 
-def gather(
-    run: PreparedRun,
-    series: RecordArray,
-    exposure: FloatArray,
-    parts: list[tuple[RecordArray, ...]],
-    desk: Desk,
-    log: VetoLog,
-) -> BacktestResult:
-    """Put the pieces of a finished run together; bars before the first traded one are cut off."""
-    first = run.first_bar
-    ledgers = [joined([p[k] for p in parts]) for k in range(5)]
-    for ledger, names in zip(ledgers, (("bar",), ("entry_bar", "exit_bar"), ("bar",), ("bar",), ("bar",)), strict=True):
-        for name in names if first else ():
-            ledger[name] -= first
+class RunPath(NamedTuple):
+    """What a run wrote stretch by stretch: open times, account rows, exposures, and the ledgers' parts."""
+
+    ts_open: list[IntArray]
+    series: list[RecordArray]
+    exposure: list[FloatArray]
+    ledgers: list[tuple[RecordArray, ...]]
+
+
+def gather(run: PreparedRun, path: RunPath, desk: Desk, log: VetoLog, origin: int) -> BacktestResult:
+    """Put the pieces of a finished run together; ``origin`` is the bar from which open positions count theirs."""
+    ledgers = [joined([p[k] for p in path.ledgers]) for k in range(5)]
     totals = desk.totals[0]
     columns = desk.open_columns[: totals["n_open"]].copy()
     positions = desk.book[columns].astype(POSITION, copy=True)
-    positions["opened_bar"] -= first
-    positions["touched_bar"] -= first
+    positions["opened_bar"] += origin
+    positions["touched_bar"] += origin
     used = int(log.used[0])
     return BacktestResult(
         symbols=run.symbols,
         frame_ns=run.frame_ns,
-        ts_open=run.bars.ts_open[first:],
+        ts_open=path.ts_open[0] if len(path.ts_open) == 1 else np.concatenate(path.ts_open),
         initial_equity=run.initial_equity,
         rules=run.rules,
-        series=series[first:],
+        series=joined(path.series),
         fills=ledgers[0],
         trades=ledgers[1],
         funding=ledgers[2],
@@ -221,7 +219,7 @@ def gather(
         veto_counts={rule: int(log.counts[rule]) for rule in VetoRule},
         vetoes=log.where[:used],
         veto_values=log.values[:used],
-        exposure=exposure[first:] if run.with_exposure else exposure,
+        exposure=path.exposure[0] if len(path.exposure) == 1 else np.concatenate(path.exposure),
         entries_rejected=int(totals["n_rejected"]),
         entries_cut=int(totals["n_cut"]),
         ended=run.ended,
