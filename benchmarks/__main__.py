@@ -1,4 +1,4 @@
-"""Run the benchmarks: ``python -m benchmarks [WORKLOAD ...]`` (the backtest), or one of the names below."""
+"""Run the benchmarks: ``python -m benchmarks [--quick]`` (the backtest), or one of the names below."""
 
 import sys
 
@@ -23,6 +23,6 @@ elif sys.argv[1:2] == ["hindsight"]:
 
     universe_hindsight.main(sys.argv[2:])
 else:
-    from benchmarks import workload_product
+    from benchmarks import backtest_table
 
-    workload_product.main()
+    backtest_table.main(sys.argv[1:])

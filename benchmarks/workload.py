@@ -8,6 +8,7 @@ stop 3 %, target 6 %, time exit, 2 bps slippage, 5 bps fee, funding every 8 hour
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +16,10 @@ SEED = 20260101
 START_NS = 1_640_995_200_000_000_000
 MAX_OPEN, STOP, TARGET = 10, 0.03, 0.06
 FEE, SLIPPAGE_BPS, NOTIONAL_FRACTION, CASH = 0.0005, 2.0, 0.3, 1_000_000.0
+
+FOLDER = Path(__file__).resolve().parents[1] / ".bench"
+"""Where generated data and the environments of other engines lie."""
+FIELDS = ("open", "high", "low", "close", "score", "funding")
 
 ANSWERS = {"A": (10_713, 4_157_130.0), "B": (829, 1_663_590.0)}
 """Closed trades and final equity of the reference engines."""
@@ -66,3 +71,14 @@ def generate(name: str) -> tuple[Shape, dict[str, np.ndarray]]:
         "open": open_, "high": np.round(high, decimals), "low": np.round(low, decimals), "close": close,
         "volume": volume, "score": score, "funding": funding,
     }  # fmt: skip
+
+
+def saved(name: str) -> tuple[Shape, dict[str, np.ndarray]]:
+    """Return shape and the arrays an engine reads, from disk; they are generated once."""
+    folder = FOLDER / "workloads" / name
+    if not (folder / "funding.npy").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _, made = generate(name)
+        for field in FIELDS:
+            np.save(folder / f"{field}.npy", made[field])
+    return shape(name), {field: np.load(folder / f"{field}.npy") for field in FIELDS}
