@@ -103,6 +103,45 @@ def test_every_code_the_embedded_server_answers_with_has_a_recovery(code: str) -
         assert recovery in (Recovery.STOP, Recovery.RETRY)
 
 
+EVERY_CODE = [str(code) for code in range(50_000, 52_000)]
+"""All of 50xxx and 51xxx: what OKX documents for trading (444 codes in 2025) and what it may add."""
+
+
+RAISED: dict[str, type[ccxt.BaseError]] = ccxt.okx().exceptions["exact"]
+
+
+def recovery_as_it_arrives(code: str) -> Recovery:
+    """Return what is done about ``code`` on an order, raised by the class ccxt would raise."""
+    cls = RAISED.get(code, ccxt.ExchangeError)
+    return recovery_of(cls(wire("1", code)), sends_order=True)
+
+
+# Every code that is more than a plain refusal of this request, and what the caller does about it.
+MORE_THAN_A_REFUSAL = {
+    Recovery.UNKNOWN: "50004 50005 50026 51054 51149 51410",
+    Recovery.RETRY: "50001 50011 50013 50023 50040 50041 50061 50102 51030 51113 51513 51767 51774",
+    Recovery.SKIP: "50029 50033 51021 51022 51027 51028 51029 51110 51124 51155 51404",
+    Recovery.HALT: "50007 50009 50012 50017 50018 50019 50020 50021 50022 50027 50028 51009 51024 51037 51038",
+    Recovery.STOP: "50008 50030 50034 50035 50100 50101 50103 50104 50105 50106 50107 50110 50111 50112 50113 50114 50119 "
+    "50120 51010 51732 51733 51734 51763 51773",
+}
+
+
+def test_every_code_has_the_recovery_it_should_have() -> None:
+    expected = {code: recovery for recovery, codes in MORE_THAN_A_REFUSAL.items() for code in codes.split()}
+    found = {code: recovery_as_it_arrives(code) for code in EVERY_CODE}
+    assert {code: recovery for code, recovery in found.items() if recovery is not Recovery.REFUSED} == expected
+
+
+def test_no_code_that_leaves_an_order_s_outcome_open_is_ever_retried() -> None:
+    timeouts_and_crashes = [code for code in EVERY_CODE if RAISED.get(code) is ccxt.RequestTimeout]
+    for code in (*timeouts_and_crashes, *MORE_THAN_A_REFUSAL[Recovery.UNKNOWN].split()):
+        assert recovery_as_it_arrives(code) is Recovery.UNKNOWN
+    for status in ("500", "502", "503", "504"):
+        error = ccxt.ExchangeNotAvailable(f"okx POST https://... {status} <html>Bad Gateway</html>")
+        assert recovery_of(error, sends_order=True) is Recovery.UNKNOWN
+
+
 def test_a_class_ccxt_adds_later_follows_its_parent() -> None:
     class FreshlyAdded(ccxt.InsufficientFunds):  # type: ignore[misc]
         pass

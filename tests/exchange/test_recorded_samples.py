@@ -106,9 +106,12 @@ async def post_only(client: Any) -> Ids:
     return {"id": made["id"]}
 
 
+async def plain(client: Any) -> Ids:
+    return {"id": (await client.create_order(ADA, "limit", "buy", 50, 0.2, {"tdMode": "cross"}))["id"]}
+
+
 async def canceled(client: Any) -> Ids:
-    made = await client.create_order(ADA, "limit", "buy", 50, 0.2, {"tdMode": "cross"})
-    await client.cancel_order(made["id"], ADA)
+    await client.cancel_order((await plain(client))["id"], ADA)
     return {}
 
 
@@ -215,7 +218,7 @@ CASES = [
          {".clientOrderId": OWN_ID}),
     Case("POST trade/cancel-batch-orders", 0, lambda c, i: c.cancel_orders([i.get("id", "1")], ADA), resting),
     Case("POST trade/cancel-algos", 0, lambda c, i: c.cancel_order(i.get("id", "1"), BTC, {"trigger": True}), with_trigger),
-    Case("GET trade/order", 0, lambda c, i: c.fetch_order(i.get("id", "1"), ADA), resting),
+    Case("GET trade/order", 0, lambda c, i: c.fetch_order(i.get("id", "1"), ADA), plain, {".clientOrderId": OWN_ID}),
     Case("GET trade/order-algo", 0, lambda c, i: c.fetch_order(i.get("id", "1"), BTC, {"trigger": True}), with_trigger,
          {".clientOrderId": OWN_ID, ".lastUpdateTimestamp": OLDER} | dict.fromkeys((".filled", ".remaining", ".cost"), FIRED)),
     Case("GET trade/orders-history", 0, lambda c, i: c.fetch_canceled_orders(None), canceled, {"[].clientOrderId": OWN_ID}),

@@ -77,6 +77,16 @@ async def test_card_96_orders_go_when_the_client_falls_silent(client: Any, excha
             await client.cancel_all_orders_after(timeout)
 
 
+async def test_an_order_that_comes_after_its_own_deadline_is_refused(client: Any) -> None:
+    for deadline, code in (("soon", "50036"), (str(NOW_NS // 10**6 - 1), "50037"), (str(NOW_NS // 10**6 + 1), "")):
+        client.headers = {"expTime": deadline}
+        if code:
+            with pytest.raises(ccxt.BaseError, match=code):
+                await client.create_order(BTC, "limit", "buy", 1.0, 50_000.0, {"tdMode": "cross"})
+        else:
+            await client.create_order(BTC, "limit", "buy", 1.0, 50_000.0, {"tdMode": "cross"})
+
+
 async def test_card_97_order_kinds_end_as_okx_ends_them(client: Any, exchange: EmbeddedExchange) -> None:
     last = float((await client.fetch_ticker(BTC))["last"])
     cases = [

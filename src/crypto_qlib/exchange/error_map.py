@@ -106,12 +106,17 @@ BY_CLASS: Final[dict[type[Exception], Recovery]] = {
 
 BY_CODE: Final[dict[str, Recovery]] = {
     **dict.fromkeys(("50004", "51054", "51149"), _R.UNKNOWN),
-    **dict.fromkeys(("50001", "50011", "50013", "50040", "50041", "50061", "50102", "51030"), _R.RETRY),
+    **dict.fromkeys(("50001", "50011", "50013", "50023", "50040", "50041", "50061", "50102", "51030", "51513"), _R.RETRY),
     # Server errors: on an order they say nothing about what was done before the failure.
     **dict.fromkeys(("50005", "50026", "51410"), _R.UNKNOWN),
-    **dict.fromkeys(("51021", "51022", "51027", "51028", "51029"), _R.SKIP),
-    **dict.fromkeys(("50007", "50009", "50012", "50017", "50018", "50019", "50020", "50021", "50022", "50023"), _R.HALT),
-    **dict.fromkeys(("50027", "50028", "51009", "51024", "51025"), _R.HALT),
+    # The instrument cannot be traded now: not listed, suspended, blocked, expired, settling, in call auction.
+    **dict.fromkeys(
+        ("50029", "50033", "51021", "51022", "51027", "51028", "51029", "51110", "51124", "51155", "51404"), _R.SKIP
+    ),
+    **dict.fromkeys(("50007", "50009", "50012", "50017", "50018", "50019", "50020", "50021", "50022"), _R.HALT),
+    # 51037, 51038: the account's risk allows nothing but orders that reduce it.
+    **dict.fromkeys(("50027", "50028", "51009", "51024", "51037", "51038"), _R.HALT),
+    **dict.fromkeys(("50030", "50034", "50035"), _R.STOP),
     **dict.fromkeys(("50008", "50100", "50101", "50103", "50104", "50105", "50106", "50107", "50110"), _R.STOP),
     **dict.fromkeys(("50111", "50112", "50113", "50114", "50119", "50120", "51010"), _R.STOP),
 }

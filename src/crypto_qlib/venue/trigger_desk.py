@@ -29,7 +29,7 @@ from crypto_qlib.venue.trigger_records import (
 )
 
 MAX_PENDING = 500
-"""Live trigger orders of one account. Source: OKX error 51291."""
+"""Live trigger orders of one account. Source: OKX error 51261."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,7 @@ _SINGLE_OF: Final = {
     "trade/cancel-batch-orders": "trade/cancel-order",
     "trade/amend-batch-orders": "trade/amend-order",
 }
-_NEW_OR_AMENDED: Final = ("trade/order", "trade/batch-orders", "trade/amend-order", "trade/amend-batch-orders")
+NEW_OR_AMENDED: Final = ("trade/order", "trade/batch-orders", "trade/amend-order", "trade/amend-batch-orders")
 MOST_ORDERS: Final = 1000
 """New and amended orders of one account in two seconds."""
 
@@ -155,7 +155,7 @@ class RateLimiter:
         full = any(self._count(key, wall_ns) + weight > most for key, weight in keys.items())
         if full:
             raise WireRefusal("50011")
-        if asked.method == "POST" and asked.endpoint in _NEW_OR_AMENDED:
+        if asked.method == "POST" and asked.endpoint in NEW_OR_AMENDED:
             orders = ("orders", asked.account_id)
             if self._count(orders, wall_ns) + len(asked.rows) > MOST_ORDERS:
                 raise WireRefusal("50061")

@@ -37,7 +37,7 @@ CODES: Final[dict[RefusalCode, tuple[str, ...]]] = {
     _C.MODE_IN_USE: ("59000",),
     _C.STOP_PASSED: ("51280",),
     _C.TAKE_PROFIT_PASSED: ("51279",),
-    _C.TOO_MANY_TRIGGERS: ("51291",),
+    _C.TOO_MANY_TRIGGERS: ("51261", "500"),
     _C.CANCELED_BY_CLIENT: ("51400",),
     _C.DEAD_MAN: ("51400",),
     _C.POSITION_CLOSED: ("51023",),

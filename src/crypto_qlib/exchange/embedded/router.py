@@ -15,10 +15,10 @@ from urllib.parse import parse_qsl
 
 import orjson
 
-from crypto_qlib.core.clock import Clock
+from crypto_qlib.core.clock import NS_PER_MS, Clock
 from crypto_qlib.exchange.credentials import ApiCredentials
 from crypto_qlib.exchange.embedded.operations import Operations
-from crypto_qlib.exchange.embedded.rate_limits import Asked, RateLimiter
+from crypto_qlib.exchange.embedded.rate_limits import NEW_OR_AMENDED, Asked, RateLimiter
 from crypto_qlib.exchange.embedded.server_clock import ServerClock
 from crypto_qlib.exchange.embedded.signature import SignedRequest, check_signature
 from crypto_qlib.exchange.embedded.wire import Call, Reply, WireRefusal, envelope, order_envelope, sent
@@ -115,6 +115,8 @@ class Router:
             wall_ns = self._wall.now_ns() + self._clock.skew_ns
             account_id = check_signature(request, self._keys, wall_ns, self._clock.shown_ns()).key
             self._check_environment(request)
+            if name in NEW_OR_AMENDED and request.method == "POST":
+                self._check_deadline(request)
         fields = {key: value for key, value in parse_qsl(query) if value}
         body = _posted(request.body) if request.method == "POST" else []
         self._limiter.check(Asked(name, request.method, account_id, remote, fields, body), self._wall.now_ns())
@@ -131,6 +133,17 @@ class Router:
         is_demo = request.headers.get("x-simulated-trading", "0") == "1"
         if self._is_demo is not None and is_demo is not self._is_demo:
             raise WireRefusal("50101")
+
+    def _check_deadline(self, request: SignedRequest) -> None:
+        """Refuse an order whose own deadline (header ``expTime``, milliseconds) is no number or has passed."""
+        text = request.headers.get("expTime", "")
+        if not text:
+            return
+        if not (text.isascii() and text.isdigit()):
+            raise WireRefusal("50036")
+        now_ns = min(self._wall.now_ns(), self._clock.now_ns())
+        if int(text) * NS_PER_MS < now_ns:
+            raise WireRefusal("50037")
 
 
 def _without_coin(path: str) -> tuple[str, str]:
