@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 
@@ -25,6 +26,9 @@ from crypto_qlib.modeling.train_model import predict_scores, train_model
 from crypto_qlib.settings.schema import ModelSettings
 
 Progress = Callable[[float], None]
+
+WITHOUT_EFFECT: Final = ("threads", "tracking", "promotion")
+"""Model settings that change no model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,10 @@ def fold_folder(folder: Path, k: int) -> Path:
     return folder / f"fold{k:03d}"
 
 
+def _without_effect(settings: ModelSettings) -> dict[str, Any]:
+    return settings.model_dump(exclude=set(WITHOUT_EFFECT))
+
+
 def train_fold(
     frame: FeatureFrame,
     labels: Labels,
@@ -66,7 +74,8 @@ def train_fold(
     """Train one step, or load it where ``folder`` holds it already (same identity, settings and segments)."""
     if (folder / SUMS_FILE).is_file():
         done = load_model(folder)
-        if (done.identity, done.settings, done.split) == (identity, settings, split):
+        same = [_without_effect(m) for m in (done.settings, settings)]
+        if same[0] == same[1] and (done.identity, done.split) == (identity, split):
             return done
     return train_model(frame, labels, settings, folder, identity=identity, split=split, rule=rule)
 

@@ -61,12 +61,13 @@ from crypto_qlib.modeling.artefact import SUMS_FILE, TrainedModel, load_model
 from crypto_qlib.modeling.evaluate_model import ModelPerformance, evaluate_model, rank_ic_series
 from crypto_qlib.modeling.labels import Labels, TradeRule, make_labels, uses_trades
 from crypto_qlib.modeling.model_report import report_model
-from crypto_qlib.modeling.registry import champion_id, model_folder, promote
-from crypto_qlib.modeling.rolling import out_of_sample_scores, train_rolling
+from crypto_qlib.modeling.registry import model_folder
+from crypto_qlib.modeling.rolling import WITHOUT_EFFECT, out_of_sample_scores, train_rolling
 from crypto_qlib.modeling.train_model import train_model
 from crypto_qlib.scheduler.compile_ahead import CompileAhead
 from crypto_qlib.scheduler.exchange_access import ExchangeAccess, market_folder
 from crypto_qlib.scheduler.external_data import OFFLINE_LINE, external_lines, update_external, wants_external
+from crypto_qlib.scheduler.model_shelf import Market, ModelShelf
 from crypto_qlib.scheduler.paper_session import SessionInputs, trade_bars
 from crypto_qlib.scheduler.pipeline_results import (
     Said,
@@ -263,7 +264,7 @@ class Pipeline:
         return Said((f"features: {len(frame.names)} for {frame.n_rows:,} rows ({frame.values.nbytes / 2**30:.2f} GiB)",))
 
     def train(self) -> Said:
-        """Train, calibrate and promote the model, unless this very model exists."""
+        """Train and calibrate the model, unless this very model exists; `evaluate` decides whether it becomes champion."""
         model_id = self._train_key()
         folder = model_folder(self.paths.models, model_id)
         with self._step("train") as skipped:
@@ -280,8 +281,6 @@ class Pipeline:
                 else:
                     model = train_model(frame, labels, chosen, folder, identity=model_id, progress=advance, rule=rule)
                 self._book.complete("train", model_id, {})
-            if champion_id(self.paths.models) != model_id:
-                promote(self.paths.models, model_id)
         spans = ", ".join(f"{name} {iso(a)[:10]} to {iso(b)[:10]}" for name, (a, b) in model.segment_ts.items())
         return Said((f"model {model_id}: {self.settings.model.name}, {len(model.feature_names)} features; {spans}",))
 
@@ -294,7 +293,18 @@ class Pipeline:
             stamp = self._identity(model)
             words = {"title": f"{model.settings.name} on {model.settings.label}", "market": self._access.market_label}
             performance, page = report_model(model, scores, self._panel(), self._labels(), folder, stamp, words)
-        return Said((*performance_lines(performance), f"model report: {page}"))
+            ruled = self.shelf.consider(self._train_key(), performance, self.market())
+        return Said((*performance_lines(performance), f"model report: {page}", *ruled.lines))
+
+    @property
+    def shelf(self) -> ModelShelf:
+        """Return the workspace's models."""
+        return ModelShelf(self.paths, self.settings.model)
+
+    def market(self) -> Market:
+        """Return the features and labels models are judged on."""
+        rule = TradeRule.of(self.settings)
+        return Market(self._features(), lambda chosen: make_labels(self._panel(), chosen, rule))
 
     def backtest(self) -> Said:
         """Trade the scores and write the report, unless this very report exists."""
@@ -520,7 +530,7 @@ class Pipeline:
 
     def _train_key(self) -> str:
         rule = asdict(TradeRule.of(self.settings)) if uses_trades(self.settings.model) else None
-        return key_of(self._feature_key(), self.settings.model.model_dump(exclude={"threads"}), rule)
+        return key_of(self._feature_key(), self.settings.model.model_dump(exclude=set(WITHOUT_EFFECT)), rule)
 
     @cached_property
     def _frame(self) -> FeatureFrame:

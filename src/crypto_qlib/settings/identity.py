@@ -23,6 +23,8 @@ WITHOUT_EFFECT = (
     "scheduler.",
     "data.concurrency",
     "model.threads",
+    "model.tracking",
+    "model.promotion.",
     "exchange.host",
     "exchange.port",
     "exchange.speed",

@@ -60,6 +60,17 @@ class RollingSettings(Section):
     )
 
 
+class PromotionSettings(Section):
+    """What a model must show out of sample before it becomes champion."""
+
+    min_test_bars: int = Field(100, ge=1, description="Bars of the test that count.")
+    min_rank_ic_t: float = Field(2.0, description="RankIC in standard errors above zero.")
+    max_calibration_error: Fraction = Field(0.1, description="Calibration error of the win probability.")
+    min_p_champion_is_no_better: Fraction = Field(
+        0.1, description="Probability that the champion's lead on common bars is noise; below it the champion stays."
+    )
+
+
 class ModelSettings(Section):
     """What is predicted, by what, on which split."""
 
@@ -104,6 +115,10 @@ class ModelSettings(Section):
     net: NetSettings = Field(NetSettings(), description="Neural networks.")
     ensemble: EnsembleSettings = Field(EnsembleSettings(), description="Ensembles.")
     rolling: RollingSettings = Field(RollingSettings(), description="Rolling retraining.")
+    promotion: PromotionSettings = Field(PromotionSettings(), description="Gate of the champion.")
+    tracking: str = Field(
+        "", description="MLflow address, e.g. postgresql://user@host/mlflow; empty = SQLite in the workspace, off = none."
+    )
     threads: int = Field(0, ge=0, description="Training threads; 0 = all cores.")
     seed: int = Field(7, ge=0, description="Seed of everything random in training.")
 

@@ -1,0 +1,114 @@
+"""The registry's versions and aliases in MLflow's model registry, for its web page and for other tools.
+
+The folders and pointers of :mod:`crypto_qlib.modeling.registry` are what is trusted; :func:`mirror` brings MLflow to the same
+state and may be repeated, so a lost or new tracking database is filled again. Each version carries as tags: run id, family,
+label, data, settings and code identity, digest, feature count, segments, metrics of the test, and the environment.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from crypto_qlib.core.errors import UserError
+from crypto_qlib.modeling.artefact import META_FILE
+from crypto_qlib.modeling.registry import CHALLENGER_FILE, CHAMPION_FILE, DAMAGED, list_models, model_folder
+
+NAME: Final = "crypto-qlib"
+_RUN_TAG: Final = "run_id"
+
+
+def tracking_uri(given: str, database: Path) -> str:
+    """Return ``model.tracking``, or the workspace's SQLite database where it is empty."""
+    return given or f"sqlite:///{database.resolve()}"
+
+
+def mirror(models: Path, uri: str) -> int:
+    """Bring MLflow's registry at ``uri`` to the state of ``models`` and return how many versions were added.
+
+    Parameters
+    ----------
+    models : Path
+        ``Paths.models``.
+    uri : str
+        SQLite, PostgreSQL or HTTP address of the tracking store.
+
+    Raises
+    ------
+    UserError
+        If the store cannot be reached.
+    """
+    try:
+        return _mirror(models, MlflowClient(tracking_uri=uri, registry_uri=uri))
+    except MlflowException as e:
+        what = f"MLflow at {without_password(uri)} refused: {e.message}".splitlines()[0]
+        raise UserError(what, "check model.tracking, or set it to off") from e
+
+
+def without_password(uri: str) -> str:
+    """Return ``uri`` with the password of ``user:password@host`` left out."""
+    head, at, host = uri.rpartition("@")
+    if not at:
+        return uri
+    scheme, slashes, login = head.partition("://")
+    return f"{scheme}{slashes}{login.partition(':')[0]}:***@{host}"
+
+
+def _mirror(models: Path, client: MlflowClient) -> int:
+    if not client.search_registered_models(f"name = '{NAME}'"):
+        client.create_registered_model(NAME, description="Models of this workspace; the folders are what is trusted.")
+    known = {v.tags.get(_RUN_TAG, ""): v for v in client.search_model_versions(f"name = '{NAME}'")}
+    added = 0
+    wanted: dict[str, str | None] = {CHAMPION_FILE: None, CHALLENGER_FILE: None}
+    for version in list_models(models):
+        if version.name == DAMAGED:
+            continue
+        folder = model_folder(models, version.run_id)
+        found = known.get(version.run_id)
+        tags = version_tags(folder)
+        if found is None:
+            found = client.create_model_version(NAME, str(folder.resolve()), tags={_RUN_TAG: version.run_id, **tags})
+            added += 1
+        else:
+            for key, value in tags.items():
+                if found.tags.get(key) != value:
+                    client.set_model_version_tag(NAME, found.version, key, value)
+        if version.is_champion:
+            wanted[CHAMPION_FILE] = found.version
+        if version.is_challenger:
+            wanted[CHALLENGER_FILE] = found.version
+    aliases = client.get_registered_model(NAME).aliases
+    for alias, number in wanted.items():
+        if number is not None:
+            client.set_registered_model_alias(NAME, alias, number)
+        elif alias in aliases:
+            client.delete_registered_model_alias(NAME, alias)
+    return added
+
+
+def version_tags(folder: Path) -> dict[str, str]:
+    """Return what MLflow should know of the artefact in ``folder``, as text."""
+    meta = json.loads((folder / META_FILE).read_text())
+    report_file = folder / "model_performance_report.json"
+    report: dict[str, Any] = json.loads(report_file.read_text()) if report_file.is_file() else {}
+    tags = {
+        "family": meta["settings"]["name"],
+        "label": meta["settings"]["label"],
+        "horizon_bars": meta["settings"]["horizon_bars"],
+        "sha256": meta["sha256"],
+        "features": len(meta["feature_names"]),
+        "feature_sets": ",".join(meta["feature_settings"].get("sets", [])),
+        "segments": json.dumps(meta["segment_ts"]),
+        "environment": json.dumps(meta["environment"]),
+        "data": report.get("run", {}).get("data", ""),
+        "settings": report.get("run", {}).get("settings", ""),
+        "code": report.get("run", {}).get("code", ""),
+    }
+    for name in ("rank_ic", "ic"):
+        if name in report:
+            tags[name], tags[f"{name}_t"] = report[name]["mean"], report[name]["t_stat"]
+    return {key: str(value) for key, value in tags.items() if value not in ("", None)}
