@@ -43,7 +43,7 @@ HEAVY = {
 }
 """May be imported inside a function: each costs from half a second to several, and not every run needs it."""
 
-HEAVY_OWN = {"crypto_qlib.data_collector.qlib_data_adapter"}
+HEAVY_OWN = {"crypto_qlib.modeling.mlflow_registry", "crypto_qlib.data_collector.qlib_data_adapter"}
 """Own modules that bring MLflow in; training needs them only when a recorder is wanted."""
 
 BROAD_EXCEPT = {"cli/failure.py", "live_trading/runner.py", "scheduler/job_runner.py"}
