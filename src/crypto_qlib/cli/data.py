@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,6 +23,12 @@ _Symbols = Annotated[str, typer.Option("--symbols", metavar="LIST", help="Only t
 _Rounds = Annotated[int, typer.Option("--rounds", min=0, help="Stop after so many bar closes; 0 = until stopped (Ctrl-C).")]
 _Stream = Annotated[bool, typer.Option("--stream/--no-stream", help="Also gather order flow from the websockets.")]
 _Again = Annotated[bool, typer.Option("--again", help="Ask again wherever the exchange once had nothing.")]
+
+
+_Bars = Literal["candles", "mark"]
+_Exported = Literal["candles", "mark", "clean", "funding", "series"]
+_Format = Literal["parquet", "csv", "feather"]
+_Layout = Literal["table", "freqtrade"]
 
 
 def _overrides(since: str, frames: str) -> list[str]:
@@ -52,16 +59,43 @@ def watch(
     run_step(context, lambda p: p.data_watch(_names(symbols), rounds or None, stream=stream), *_overrides("", frames))
 
 
+@_app.command(name="import")
+def import_(
+    context: typer.Context,
+    place: Annotated[
+        Path, typer.Argument(metavar="FILE|DIR", exists=True, help="Parquet, CSV or feather; ours or freqtrade's.")
+    ],
+    frame: Annotated[str, typer.Option("--frame", help="Bar length, where the file does not tell.")] = "",
+    kind: Annotated[_Bars | None, typer.Option("--kind", help="What the bars are, where the file does not tell.")] = None,
+) -> None:
+    """Bring in candles, mark candles, funding and external series you have."""
+    run_step(context, lambda p: p.files.bring_in(place, frame, kind or ""))
+
+
+@_app.command()
+def export(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", file_okay=False, help="Where to write.")],
+    kind: Annotated[_Exported, typer.Option("--kind", help="What to export; series = all external series.")] = "candles",
+    frame: Annotated[str, typer.Option("--frame", help="Bar length; empty = data.frame.")] = "",
+    file_format: Annotated[_Format, typer.Option("--format", help="File format.")] = "parquet",
+    symbols: _Symbols = "",
+    layout: Annotated[_Layout, typer.Option("--layout", help="One table, or freqtrade's file a symbol.")] = "table",
+) -> None:
+    """Take history or external series out into files."""
+    run_step(context, lambda p: p.files.take_out(folder, kind, frame, file_format, _names(symbols), layout))
+
+
 @_app.command()
 def verify(context: typer.Context) -> None:
     """Read every file of the lake; damaged or silently changed ones are an error."""
-    run_step(context, lambda p: p.data_verify())
+    run_step(context, lambda p: p.files.verify())
 
 
 @_app.command()
 def compact(context: typer.Context) -> None:
     """Merge appended rows into the month files; write files of older schema versions anew."""
-    run_step(context, lambda p: p.data_compact())
+    run_step(context, lambda p: p.files.compact())
 
 
 @_app.command()

@@ -65,6 +65,7 @@ from crypto_qlib.modeling.registry import model_folder
 from crypto_qlib.modeling.rolling import WITHOUT_EFFECT, out_of_sample_scores, train_rolling
 from crypto_qlib.modeling.train_model import train_model
 from crypto_qlib.scheduler.compile_ahead import CompileAhead
+from crypto_qlib.scheduler.data_files import DataFiles
 from crypto_qlib.scheduler.exchange_access import ExchangeAccess, market_folder
 from crypto_qlib.scheduler.external_data import OFFLINE_LINE, external_lines, update_external, wants_external
 from crypto_qlib.scheduler.model_shelf import Market, ModelShelf
@@ -94,8 +95,9 @@ from crypto_qlib.settings.load import require_okx_keys
 from crypto_qlib.settings.schema import Settings
 from crypto_qlib.settings.secrets import Secrets
 from crypto_qlib.store.lake import Lake
-from crypto_qlib.store.lake_identity import changed_behind_our_back, checksums, data_identity
+from crypto_qlib.store.lake_identity import data_identity
 from crypto_qlib.store.paths import Paths, open_folder
+from crypto_qlib.store.series_store import SeriesStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,21 +425,11 @@ class Pipeline:
         lines = [f"removed {len(removed)} damaged files", *(f"  {path}" for path in removed)]
         return Said((*lines, *([f"asked again in {forgotten} series"] if again else []), *said.lines))
 
-    def data_verify(self) -> Said:
-        """Read every file of the lake and tell which are damaged, or changed behind our back."""
-        with self._step("data verify"):
-            damaged, changed = self._lake.damaged(), changed_behind_our_back(self._lake)
-            n_files = len(checksums(self._lake))
-        said = f"{n_files:,} files read, {len(damaged)} damaged, {len(changed)} changed by the disk"
-        if damaged or changed:
-            raise UserError(f"{said}, such as {(*damaged, *changed)[0]}", "run `crypto-qlib data repair`")
-        return Said((f"lake: {said}",))
-
-    def data_compact(self) -> Said:
-        """Merge what was appended into the month files, and write files of older schema versions anew."""
-        with self._step("data compact"), self._lake.writing():
-            months, old = self._lake.compact(), self._lake.migrate()
-        return Said((f"lake: parts of {months} month files merged, {old} files of an older schema version written anew",))
+    @property
+    def files(self) -> DataFiles:
+        """Return what can be done with the files of lake and external series."""
+        store = SeriesStore(self.paths.series)
+        return DataFiles(self._lake, store, self._reporter, self.settings, is_simulated=self._access.has_simulated_prices)
 
     @cached_property
     def collected(self) -> Collected:
