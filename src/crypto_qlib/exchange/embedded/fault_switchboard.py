@@ -58,7 +58,7 @@ class FaultSwitchboard:
         UserError
             If there is no such fault, or a parameter is out of range.
         """
-        name = posted.get("fault")
+        name = str(posted.get("fault"))
         if name == "off":
             self.faults.clear()
             self._clock.skew_ns = 0

@@ -153,7 +153,7 @@ class MarketFaults:
             If the row names no switch, no instrument, or a value out of range.
         """
         row = call.body[0]
-        name, is_on = row.get("fault"), bool(row.get("on", True))
+        name, is_on = str(row.get("fault")), row.get("on", True) not in (False, "off", "no", 0)
         if name == "suspend":
             self._suspend(self._symbol(row), is_on)
         elif name == "funding_step":

@@ -113,7 +113,10 @@ class OwnerApi:
         return {"code": done.code, "msg": "", "data": done.rows} if isinstance(done, Reply) else dict(orjson.loads(done))
 
     def _bars_asked(self, asked: dict[str, Any]) -> int:
-        bars, to_ms, clock = asked.get("bars"), asked.get("to"), self._exchange.clock
-        if isinstance(to_ms, int):
+        clock = self._exchange.clock
+        if not asked:
+            return 1
+        bars, to_ms = asked.get("bars"), asked.get("to")
+        if type(to_ms) is int and bars is None:
             return (to_ms * NS_PER_MS - clock.market_ns) // clock.step_ns
-        return 1 if bars is None else bars if isinstance(bars, int) else -1
+        return bars if type(bars) is int and to_ms is None else -1

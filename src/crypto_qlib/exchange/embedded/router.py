@@ -82,7 +82,7 @@ class Router:
         *,
         is_demo: bool | None = None,
     ) -> None:
-        self._endpoints = endpoints
+        self.endpoints = endpoints
         self._keys = keys
         self._clock = clock
         self._wall = wall_clock
@@ -94,11 +94,11 @@ class Router:
         """Return the answer to one request; malformed input is refused, never an exception."""
         path, _, query = request.target.partition("?")
         name = path.removeprefix(API_ROOT)
-        endpoint = self._endpoints.get((request.method, name))
+        endpoint = self.endpoints.get((request.method, name))
         if endpoint is None:
             # CoinGecko names the coin in the path; the id travels on as a field like any other.
             name, coin = _without_coin(name)
-            endpoint = self._endpoints.get((request.method, name))
+            endpoint = self.endpoints.get((request.method, name))
             query = f"{query}&id={coin}"
         if endpoint is None:
             return Answer(

@@ -31,6 +31,8 @@ from crypto_qlib.exchange.embedded.house import STEP
 from crypto_qlib.exchange.embedded.market_api import OKX_MARK_LIMIT, MarketApi
 from crypto_qlib.exchange.embedded.market_feed import MarketFeed
 from crypto_qlib.exchange.embedded.market_window import MarketWindow
+from crypto_qlib.exchange.embedded.openapi import PATH as OPENAPI
+from crypto_qlib.exchange.embedded.openapi import document
 from crypto_qlib.exchange.embedded.operations import Outcome
 from crypto_qlib.exchange.embedded.order_book import BookModel
 from crypto_qlib.exchange.embedded.owner_api import OwnerApi
@@ -348,6 +350,9 @@ class EmbeddedExchange:
         remote = request.remote or ""
         if request.path.startswith(ADMIN_ROOT) or request.path == CONSOLE:
             answer = await self._admin.answer(AdminRequest(request.method, request.path, body, remote, request.headers))
+        elif request.path == OPENAPI:
+            listed = (item.inst_id for item in self._window.listed())
+            answer = Answer(200, document(self.router.endpoints, listed))
         else:
             answer = await self._api(request, SignedRequest(request.method, request.raw_path, body, request.headers), remote)
         return web.Response(status=answer.status, body=answer.body, content_type=answer.content_type, headers=answer.headers)
