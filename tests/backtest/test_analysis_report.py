@@ -19,7 +19,7 @@ from crypto_qlib.backtest.analysis_report import ReportFiles, market_kind, summa
 from crypto_qlib.backtest.ledger_arrays import AMBIGUOUS, FILL, FUNDING, LIQUIDATION, POSITION, SERIES, TRADE
 from crypto_qlib.backtest.performance_report import ATTRIBUTION_PARTS, curves, performance
 from crypto_qlib.backtest.report_tables import ambiguous_rows, monthly_returns, trade_rows, veto_rows
-from crypto_qlib.backtest.report_words import money, percent, sentences
+from crypto_qlib.backtest.report_words import chance, money, percent, sentences
 from crypto_qlib.backtest.result import BacktestResult
 from crypto_qlib.core.clock import NS_PER_HOUR, parse_utc
 from crypto_qlib.core.errors import UserError
@@ -315,5 +315,6 @@ def test_words_of_figures() -> None:
     assert percent(-0.1234, sign=True) == "\u221212.3 %"
     assert percent(float("nan")) == "n/a"
     assert money(1234.5) == "1,234 USDT"
+    assert (chance(0.0), chance(0.25), chance(None)) == ("under 0.1 %", "25.0 %", "n/a")
     assert money(-0.5) == "\u22120.50 USDT"
     assert MeanEstimate(1.0, 0.5, 0.0, 2.0).z == 2.0

@@ -95,7 +95,8 @@ def bootstrap_means(values: FloatArray, mean_block: float, n_samples: int, seed:
     """Return means of stationary-bootstrap resamples, shape ``(n_samples,)``.
 
     Each resample walks through the (circular) series and jumps to a random place with probability ``1 / mean_block``
-    at every step, so blocks have geometric length and the resample stays stationary.
+    at every step, so blocks have geometric length and the resample stays stationary. Blocks are drawn whole: time and memory
+    grow with their number, not with that of the bars.
 
     Parameters
     ----------
@@ -121,9 +122,16 @@ def bootstrap_means(values: FloatArray, mean_block: float, n_samples: int, seed:
         return np.full(n_samples, np.nan)
     rng = np.random.default_rng(seed)
     means = np.empty(n_samples)
+    before = np.concatenate([[0.0], np.cumsum(np.concatenate([clean, clean]))])  # sums of circular blocks in two look-ups
+    expected = n / mean_block
+    n_blocks = math.ceil(expected + 8.0 * math.sqrt(expected)) + 1
     for start in range(0, n_samples, _CHUNK):
-        rows = min(_CHUNK, n_samples - start)
-        means[start : start + rows] = clean[stationary_index(rng, n, (rows, n), mean_block)].mean(axis=1)
+        shape = (min(_CHUNK, n_samples - start), n_blocks)
+        ends = np.minimum(np.cumsum(rng.geometric(1.0 / mean_block, shape), axis=1), n)
+        ends[:, -1] = n
+        lengths = np.diff(ends, axis=1, prepend=0)
+        origin = rng.integers(0, n, shape)
+        means[start : start + shape[0]] = (before[origin + lengths] - before[origin]).sum(axis=1) / n
     return means
 
 

@@ -100,6 +100,7 @@ def build_page(
         monthly=tables.monthly_returns(curves),
         shade=tables.shade,
         percent=words.percent,
+        chance=words.chance,
         money=words.money,
         number=words.number,
         isfinite=math.isfinite,

@@ -37,6 +37,8 @@ _STYLE: Final[Any] = {
 _LEGEND_ABOVE: Final[Any] = {"loc": "lower left", "bbox_to_anchor": (-0.01, 0.985), "ncols": 3}
 _MOST_SYMBOLS: Final = 40
 _MOST_COLUMNS: Final = 1_500
+_MOST_POINTS: Final = 10_000
+"""More than a picture 1,440 pixels wide can show."""
 
 
 def _times(ts_ns: Any) -> Any:
@@ -53,6 +55,11 @@ def _figure(height: float, shares: list[float], right: float = 0.985) -> tuple[A
 
 def _save(figure: Any, path: Path) -> None:
     figure.savefig(path, pil_kwargs={"compress_level": 3})
+
+
+def _kept(n: int) -> Any:
+    """Return which of ``n`` points are drawn: all up to some thousands, else every k-th and the last."""
+    return np.unique(np.append(np.arange(0, n, -(-n // _MOST_POINTS)), n - 1))
 
 
 def _date_axis(axes: Any) -> None:
@@ -81,21 +88,23 @@ def draw_pnl_curve(curves: Curves, result: BacktestResult, title: str, footer: s
     """
     with mpl.rc_context(_STYLE):
         figure, (top, middle, bottom) = _figure(8.0, [3.2, 1.1, 0.8])
-        ts = _times(curves.ts_ns)
-        top.plot(ts, curves.btc, color=BTC_COLOUR, lw=1.1, alpha=0.9, label="BTC bought and held")
-        top.plot(ts, curves.equal_weight, color=BASKET, lw=1.1, alpha=0.9, label="equal-weight universe, held")
-        top.plot(ts, curves.equity, color=STRATEGY, lw=1.9, label="strategy, after all costs")
+        kept = _kept(curves.ts_ns.size)
+        ts = _times(curves.ts_ns[kept])
+        top.plot(ts, curves.btc[kept], color=BTC_COLOUR, lw=1.1, alpha=0.9, label="BTC bought and held")
+        top.plot(ts, curves.equal_weight[kept], color=BASKET, lw=1.1, alpha=0.9, label="equal-weight universe, held")
+        top.plot(ts, curves.equity[kept], color=STRATEGY, lw=1.9, label="strategy, after all costs")
         top.axhline(result.initial_equity, color="#9aa2ad", lw=0.8, ls="--")
         top.yaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
         top.set_ylabel("equity, USDT")
         top.set_title(title, pad=26)
         top.legend(**_LEGEND_ABOVE)
-        depth = -100.0 * drawdown(curves.equity)
+        depth = -100.0 * np.maximum.reduceat(drawdown(curves.equity), kept)
         middle.fill_between(ts, depth, 0.0, color=LOSS, alpha=0.35, lw=0)
         middle.plot(ts, depth, color=LOSS, lw=0.8)
         middle.set_ylabel("drawdown, %")
-        held = result.series["n_open"]
-        bottom.fill_between(_times(result.ts_close), held, step="post", color=STRATEGY, alpha=0.3, lw=0)
+        kept = _kept(result.ts_close.size)
+        held = result.series["n_open"][kept]
+        bottom.fill_between(_times(result.ts_close[kept]), held, step="post", color=STRATEGY, alpha=0.3, lw=0)
         bottom.set_ylabel("open positions")
         bottom.set_ylim(0, max(int(held.max(initial=0)), 1) * 1.15)
         _date_axis(bottom)
@@ -122,8 +131,9 @@ def draw_exposure_history(result: BacktestResult, title: str, footer: str, path:
         order = order[np.nan_to_num(np.abs(share)).max(axis=0, initial=0.0)[order] > 0.0][:_MOST_SYMBOLS]
         rows = max(len(order), 1)
         figure, (top, bottom) = _figure(3.6 + 0.21 * max(rows, 8), [2.4, 0.21 * max(rows, 8) + 0.6], right=0.915)
-        ts = _times(result.ts_close)
-        longs, shorts = np.maximum(share, 0.0).sum(axis=1), np.minimum(share, 0.0).sum(axis=1)
+        kept = _kept(result.ts_close.size)
+        ts = _times(result.ts_close[kept])
+        longs, shorts = (part(share[kept], 0.0).sum(axis=1) for part in (np.maximum, np.minimum))
         top.fill_between(ts, longs, color=STRATEGY, alpha=0.35, lw=0, label="long")
         top.fill_between(ts, shorts, color=LOSS, alpha=0.35, lw=0, label="short")
         top.plot(ts, longs + shorts, color="#2c3e50", lw=0.7, label="net")

@@ -60,6 +60,11 @@ def number(value: float | None, digits: int = 2) -> str:
     return f"{value:,.{digits}f}".replace("-", "\u2212")
 
 
+def chance(share: float | None) -> str:
+    """Return a chance in words: what none of thousands of draws showed is not impossible."""
+    return "under 0.1 %" if share is not None and share < 5e-4 else percent(share)  # noqa: PLR2004 - half of the last digit
+
+
 def signed(value: float) -> str:
     """Return ``-1234.5`` as ``-1,234`` with its sign (a true minus)."""
     return f"{value:+,.0f}".replace("-", "\u2212")
@@ -139,10 +144,10 @@ def _what_if_lines(p: dict[str, Any]) -> list[str]:
     asked = next((row for row in w["ruin"] if row["multiple"] == 1.0), None)
     if asked is not None:
         odds = asked["odds"]
-        falls = ", ".join(f"{percent(chance)} for {percent(float(depth), 0)}" for depth, chance in odds["drawdown"].items())
+        falls = ", ".join(f"{chance(share)} for {percent(float(depth), 0)}" for depth, share in odds["drawdown"].items())
         lines.append(
             f"Over {odds['horizon_days']} days, were the drawdown brake off, the chance of falling from a peak is {falls}; "
-            f"of a liquidated position {percent(odds['liquidation'])} (block bootstrap of this history)."
+            f"of a liquidated position {chance(odds['liquidation'])} (block bootstrap of this history)."
         )
     return lines
 
@@ -221,9 +226,9 @@ def _risk_lines(p: dict[str, Any]) -> list[str]:
     asked = next((row for row in w["ruin"] if row["multiple"] == 1.0), None) if w else None
     if w and asked:
         odds, limit = asked["odds"], w["capacity"]["capital_limit"]
-        half = next((chance for depth, chance in odds["drawdown"].items() if float(depth) == 0.5), None)  # noqa: PLR2004
+        half = next((share for depth, share in odds["drawdown"].items() if float(depth) == 0.5), None)  # noqa: PLR2004
         room = f"; half the return is gone at {money(limit)} of capital" if math.isfinite(limit) else ""
-        lines.append(f"Ruin              {percent(half)} chance of halving in {odds['horizon_days']} days, brake off{room}")
+        lines.append(f"Ruin              {chance(half)} chance of halving in {odds['horizon_days']} days, brake off{room}")
     if trials:
         lines.append(
             f"Search            {trials['n_trials']} runs on this data: {percent(trials['deflated_sharpe'])} sure that it is "
