@@ -15,6 +15,7 @@ from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_HOUR
 from crypto_qlib.core.errors import RetryLater, UserError
 from crypto_qlib.core.market import BarBlock, FundingBlock
 from crypto_qlib.data_collector.fetch_okx_data import update_data
+from crypto_qlib.exchange.gateway import PriceKind
 from crypto_qlib.settings.schema import DataSettings
 from crypto_qlib.store.lake import Kind, Lake
 from crypto_qlib.store.lake_identity import data_identity
@@ -240,3 +241,42 @@ async def test_a_process_killed_without_warning_leaves_a_readable_lake_and_the_n
     await update_data(fake, Lake(tmp_path), list(fake.last), SETTINGS, NOW)  # type: ignore[arg-type]
     assert files(tmp_path) == complete
     assert not list(tmp_path.rglob("*.tmp"))  # noqa: ASYNC240 - nothing else runs
+
+
+class LateExchange(FakeExchange):
+    """An exchange whose last two bars are wrong at first, as long as ``is_late``."""
+
+    is_late = True
+
+    async def candles(self, symbol: str, frame: str, start_ns: int, end_ns: int, kind: PriceKind = PriceKind.LAST) -> BarBlock:
+        block = await super().candles(symbol, frame, start_ns, end_ns, kind)
+        is_fresh = (block.ts_open >= self.now_ns - 2 * NS_PER_HOUR) & self.is_late
+        return with_values(block, close=np.where(is_fresh, block.close * 1.01, block.close))
+
+
+_HOURS = st.sampled_from([1, 2, 3, 24, 49, 600])
+_PIECE = st.tuples(_HOURS, st.integers(1, 60), st.permutations(["BTCUSDT", "ETHUSDT", "NEWUSDT"]), st.integers(1, 8))
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pieces=st.lists(_PIECE, max_size=6), stutter=st.sampled_from([0, 3]))
+async def test_any_interleaving_of_fetches_kills_overlaps_and_late_corrections_ends_in_the_same_bytes(
+    pieces: list[tuple[int, int, list[str], int]],
+    stutter: int,
+    complete: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    root, now = tmp_path_factory.mktemp("late"), T0 + 300 * NS_PER_HOUR
+    model = exchange()
+    for hours, kill_at, symbols, concurrency in pieces:
+        now = min(now + hours * NS_PER_HOUR, NOW - NS_PER_HOUR)
+        fake = LateExchange(model.last, now, model.mark, model.settlements, kill_at=kill_at, stutter_every=stutter)
+        wanted = SETTINGS.model_copy(update={"concurrency": concurrency})
+        with contextlib.suppress(KilledError, RetryLater, UserError):  # UserError: a symbol alone that is not listed yet
+            await update_data(fake, Lake(root), symbols, wanted, now)  # type: ignore[arg-type]
+    fake = LateExchange(model.last, NOW, model.mark, model.settlements)
+    fake.is_late = False
+    await update_data(fake, Lake(root), list(fake.last), SETTINGS, NOW)  # type: ignore[arg-type]
+    kinds = ("candles/", "mark/", "funding/")
+    ended = {k: v for k, v in files(root).items() if k.startswith(kinds)}
+    assert ended == {k: v for k, v in complete.items() if k.startswith(kinds)}
