@@ -1,0 +1,44 @@
+"""``data update``, ``watch``, ``status`` and ``repair`` as a person uses them, on a small simulated market."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from crypto_qlib.core.errors import UserError
+from crypto_qlib.store.lake import Kind, Lake, Series
+from tests.scheduler.conftest import MakePipeline
+
+pytestmark = pytest.mark.slow
+
+
+def test_collect_watch_look_and_mend(make_pipeline: MakePipeline, tmp_path: Path) -> None:
+    wanted = ("exchange.simulated_symbols=6", "exchange.simulated_days=25", "data.history_days=20", "universe.size=3")
+    pipeline = make_pipeline(*wanted, "universe.hysteresis=0", "data.frames=[15m]")
+    with pytest.raises(UserError, match="no data in"):
+        pipeline.data_status()
+    said = pipeline.data_update(("BTCUSDT",)).lines  # one coin alone, before any universe is chosen
+    assert "data: 1 symbols" in said[0]
+    pipeline.universe()
+    assert "universes from" in pipeline.universe_history().lines[0]
+    pipeline.data_update()
+    assert "BTCUSDT" in pipeline.collected.symbols
+    (line,) = make_pipeline(*wanted, "universe.hysteresis=0").data_watch(("BTCUSDT", "ETHUSDT"), 2).lines
+    assert line.startswith("2 rounds brought data; log: ")
+    log = Path(line.partition("log: ")[2])
+    assert [json.loads(text)["event"] for text in log.read_text().splitlines()] == ["updated", "updated"]
+    lake = Lake(pipeline.paths.lake)
+    assert lake.symbols(Kind.CANDLES, "15m")
+    assert lake.span(Series(Kind.ORDER_FLOW, "1m", "BTCUSDT")) is not None
+    table = "\n".join(pipeline.data_status(("BTCUSDT",)).lines)
+    for word in ("candles", "15m", "mark", "funding", "order_flow", "websocket trades and books", "simulated market"):
+        assert word in table
+    assert "ETHUSDT" not in table
+    spoilt = lake.months(Series(Kind.CANDLES, "1h", "BTCUSDT"))[0]
+    spoilt.write_bytes(spoilt.read_bytes()[:200])
+    mended = pipeline.data_repair(again=True).lines
+    assert mended[0] == "removed 1 damaged files"
+    assert lake.damaged() == []
+    assert any(text.startswith("asked again in ") for text in mended)
