@@ -96,6 +96,34 @@ def test_leverage_for_a_stop_keeps_the_liquidation_beyond_it(
     assert side * (wanted - level) >= -1e-9 * entry
 
 
+@given(st.lists(st.tuples(SIDES, QTY, MMR), min_size=1, max_size=3), PRICE, st.floats(1.0, 1e9), st.floats(0.0, 1e6), FEE)
+def test_at_the_price_of_hedged_legs_account_equity_equals_the_account_requirement(
+    legs: list[tuple[float, float, float]], mark: float, equity: float, other: float, fee: float
+) -> None:
+    signed = sum(side * qty for side, qty, _ in legs)
+    required = sum(qty * (mmr + fee) for _, qty, mmr in legs)
+    gross = sum(qty for _, qty, _ in legs)
+    assume(abs(signed - required) > 1e-3 * gross)
+    price = margin.liquidation_price_cross_legs(signed, mark, equity, other, required)
+    there = equity + sum(margin.unrealised_pnl(side, qty, mark, price) for side, qty, _ in legs)
+    need = other + sum(margin.requirement(qty, price, mmr, fee) for _, qty, mmr in legs)
+    scale = equity + other + gross * (mark + abs(price))
+    assert there == pytest.approx(need, abs=1e-9 * scale)
+    if len(legs) == 1:
+        side, qty, mmr = legs[0]
+        alone = margin.liquidation_price_cross(side, qty, mark, equity, other, mmr, fee)
+        assert price == pytest.approx(alone, rel=1e-9, abs=1e-9 * scale / qty)
+
+
+@given(SIDES, QTY, PRICE, st.floats(1.0, 1e9), st.floats(0.0, 1e6), FEE)
+def test_at_the_cross_bankruptcy_price_nothing_is_left_after_the_closing_fees(
+    side: float, qty: float, mark: float, equity: float, other_fees: float, fee: float
+) -> None:
+    price = margin.bankruptcy_price_cross(side, qty, mark, equity, other_fees, fee)
+    left = equity + margin.unrealised_pnl(side, qty, mark, price) - fee * qty * price - other_fees
+    assert left == pytest.approx(0.0, abs=1e-9 * (equity + other_fees + qty * (mark + abs(price))))
+
+
 @given(SIDES, QTY, PRICE, PRICE, st.floats(1e-6, 1e6), MMR, FEE)
 def test_a_full_isolated_liquidation_takes_exactly_the_margin(
     side: float, qty: float, entry: float, mark: float, posted: float, mmr: float, fee: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from crypto_qlib.core.order import ExitKind, MarginMode, OrderKind, OrderRequest, PositionSide, Protection, Side
-from crypto_qlib.venue.records import RefusalCode, VenueOrder
+from crypto_qlib.venue.records import BillKind, RefusalCode, VenueOrder
 from crypto_qlib.venue.simulator import SimulatedExchange
 from tests.venue.venue_tape import FEES, FLAT, ME, PLAIN, B, listed, venue_bar
 
@@ -76,18 +76,38 @@ def test_sides_belong_to_their_mode() -> None:
 
 def test_the_cross_account_dies_of_its_net_exposure() -> None:
     # Long 60, short 20 at 100; 1000 USDT less 8 of fees. At mark m: equity 992 + 40 (m - 100), requirement 80 m (1 % + 0.1 %).
-    # They meet at m = 3008 / 39.12 = 76.89: both sides are taken over there, at one mark.
+    # They meet at m = 3008 / 39.12 = 76.89. There 20 of each side are netted for 0.1 % each: 0.04 m = 3.0757. What is left,
+    # 40 long, dies where 992 - 3.0757 + 40 (m - 100) = 40 m x 1.1 %: at 3011.0757 / 39.56 = 76.11.
     exchange = hedged()
     send(exchange, Side.BUY, 60, LONG)
     send(exchange, Side.SELL, 20, SHORT)
+    assert [p.liquidation_price for p in exchange.snapshot(ME).positions] == pytest.approx([3008 / 39.12] * 2)
     then(exchange, 1, B(100, 100, 77, 78))
     assert len(exchange.snapshot(ME).positions) == 2
     then(exchange, 2, B(78, 120, 76, 78))
     exchange.end_bar()
     assert exchange.snapshot(ME).positions == ()
-    fills = exchange.fills(ME)[-2:]
-    assert {fill.exit_kind for fill in fills} == {ExitKind.LIQUIDATION}
-    assert [fill.price for fill in fills] == pytest.approx([3008 / 39.12] * 2, rel=1e-9)
+    met, fills = 3008 / 39.12, exchange.fills(ME)[-3:]
+    died = (3008 + 0.04 * met) / 39.56
+    kinds = [ExitKind.PARTIAL_LIQUIDATION, ExitKind.PARTIAL_LIQUIDATION, ExitKind.LIQUIDATION]
+    assert [fill.exit_kind for fill in fills] == kinds
+    assert sorted(fill.signed_lots for fill in fills) == [-40, -20, 20]
+    assert [fill.price for fill in fills] == pytest.approx([met, met, died], rel=1e-9)
+    netted = [bill for bill in exchange.bills(ME) if bill.kind is BillKind.LIQUIDATION and abs(bill.signed_lots) == 20]
+    assert [bill.penalty for bill in netted] == [0.0, 0.0]
+    assert [bill.fee for bill in netted] == pytest.approx([0.02 * met] * 2)
+
+
+def test_netting_alone_can_save_a_cross_account() -> None:
+    # As above, but the bar ends its fall at 76.5, between the netting and the death of what is left.
+    exchange = hedged()
+    send(exchange, Side.BUY, 60, LONG)
+    send(exchange, Side.SELL, 20, SHORT)
+    then(exchange, 1, B(100, 100, 76.5, 90))
+    exchange.end_bar()
+    (left,) = exchange.snapshot(ME).positions
+    assert left.position.lots == 40
+    assert left.margin_ratio > 1.0
 
 
 def test_cross_leverage_is_one_for_both_sides() -> None:

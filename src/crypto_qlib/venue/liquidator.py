@@ -87,10 +87,12 @@ class Liquidator:
             execution.change_order(account, order, OrderStatus.CANCELED, why)
 
     def _step_cross(self, account: VenueAccount, marks: dict[str, float]) -> None:
-        """Cut the cross position with the largest requirement in tier 3 or above, or take the whole account over.
+        """Net hedged legs; else cut the position with the largest requirement in tier 3 or above; else take all over.
 
         An account below what its positions would require in their lowest tiers is taken over at once.
         """
+        if self._net_hedges(account, marks):
+            return
         equity, _ = cross_state(account, self._execution.listing, marks, self._execution.clock.now_ns())
         lowest = sum(self._lowest_requirement(account, h, marks[h.position.symbol]) for h in account.cross())
         cuttable = [h for h in account.cross() if self._step_lots(h) < abs(h.position.lots)]
@@ -102,17 +104,35 @@ class Liquidator:
             self._take_over(account, held, marks[held.position.symbol], abs(held.position.lots))
         account.floor_cross(self._execution.clock.now_ns())
 
-    def _take_over(self, account: VenueAccount, held: HeldPosition, mark: float, lots: int) -> None:
+    def _net_hedges(self, account: VenueAccount, marks: dict[str, float]) -> bool:
+        """Close what is held on both sides of a symbol against each other at its mark; return whether anything was.
+
+        It costs the taker fee and no penalty: nothing is taken over. Source: OKX help "Forced partial or full liquidation";
+        that no penalty is due is our reading, for with one the netting could never help.
+        """
+        by_symbol: dict[str, list[HeldPosition]] = {}
+        for held in account.cross():
+            by_symbol.setdefault(held.position.symbol, []).append(held)
+        hedged = [legs for legs in by_symbol.values() if len(legs) > 1]
+        for legs in hedged:
+            lots = min(abs(held.position.lots) for held in legs)
+            for held in legs:
+                self._take_over(account, held, marks[held.position.symbol], lots, is_netting=True)
+        return bool(hedged)
+
+    def _take_over(
+        self, account: VenueAccount, held: HeldPosition, mark: float, lots: int, *, is_netting: bool = False
+    ) -> None:
         p = held.position
         key = p.key
-        partial = lots < abs(p.lots)
+        partial = is_netting or lots < abs(p.lots)
         now = self._execution.clock.now_ns()
         mmr = self._execution.listing.mmr(p.symbol, p.lots, now)
         qty = lots * p.base_per_lot
         kind = ExitKind.PARTIAL_LIQUIDATION if partial else ExitKind.LIQUIDATION
         signed = -lots if p.lots > 0 else lots
         fill = Fill(now, p.symbol, signed, mark, trading_fee(qty, mark, account.fees.taker), exit_kind=kind)
-        penalty = m.liquidation_penalty(qty, mark, mmr)
+        penalty = 0.0 if is_netting else m.liquidation_penalty(qty, mark, mmr)
         why = Refusal(RefusalCode.LIQUIDATED, f"the {p.margin_mode.value} position in {p.symbol} was liquidated")
         self._execution.release_orders(account, key, why, every=True)
         pnl, overshoot = account.liquidate(key, fill, penalty)

@@ -20,7 +20,8 @@ end_bar
     6. Resting limits that open or add fill at their limit where the bar trades through by a tick; the adverse extreme is
        taken to come after the fill.
     7. Cross account: all positions at their adverse extreme (or their nearer stop) together; where the ratio reaches 1 on the
-       way there, tier-3-and-above positions are cut step by step, else the whole account is taken over at those marks.
+       way there, hedged legs are netted, then tier-3-and-above positions cut step by step, else the whole account is taken
+       over at those marks.
        Trigger orders that open or add become orders at their level, the nearer to the open first.
     8. Each position: adverse extreme before favourable. The nearer of stop (on its own stream) and liquidation (on mark)
        wins; liquidation where it cannot be told; both beat the take-profit; no take-profit in the bar of the last opening

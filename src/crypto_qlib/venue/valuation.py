@@ -152,8 +152,11 @@ def position_snapshot(
         equity, need, ratio_equity = cross
         imr = m.initial_margin_cross(p.qty, mark, p.leverage)
         ratio = m.margin_ratio_cross(ratio_equity, need)
-        others = need - m.requirement(p.qty, mark, rate, fee)
-        analytic = reported = m.liquidation_price_cross(p.side, p.qty, mark, equity, others, rate, fee)
+        # Both legs of a hedged symbol move with one mark; a single leg gives the plain cross formula.
+        legs = [h.position for h in account.cross() if h.position.symbol == p.symbol]
+        signed = sum(leg.side * leg.qty for leg in legs)
+        required = sum(leg.qty * (listing.mmr(leg.symbol, leg.lots, now_ns) + fee) for leg in legs)
+        analytic = reported = m.liquidation_price_cross_legs(signed, mark, equity, need - mark * required, required)
         fees = sum(h.position.qty * board.mark(h.position.symbol) * fee for h in account.cross() if h is not held)
         bankrupt = m.bankruptcy_price_cross(p.side, p.qty, mark, equity, fees, fee)
     if analytic <= 0.0:
