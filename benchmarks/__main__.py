@@ -18,6 +18,10 @@ elif sys.argv[1:2] == ["cleaning"]:
     from benchmarks import cleaning
 
     cleaning.main(sys.argv[2:])
+elif sys.argv[1:2] == ["grid"]:
+    from benchmarks import grid_scaling
+
+    grid_scaling.main(sys.argv[2:])
 elif sys.argv[1:2] == ["hindsight"]:
     from benchmarks import universe_hindsight
 
