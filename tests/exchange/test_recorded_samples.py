@@ -17,6 +17,7 @@ from typing import Any
 import ccxt.async_support as ccxt_async
 import pytest
 
+from crypto_qlib.core.clock import utc
 from crypto_qlib.exchange.embedded.server import EmbeddedExchange, EmbeddedOptions
 from crypto_qlib.exchange.embedded.signature import SignedRequest, sign
 from tests.exchange.sample_market import SampleMarket
@@ -36,7 +37,8 @@ def recorded(shared: Path) -> dict[str, Any]:
 
 
 def posted(exchange: EmbeddedExchange, method: str, target: str, body: Any = None) -> dict[str, Any]:
-    key, stamp = exchange.credentials, "2025-03-04T00:00:00.000Z"
+    key = exchange.credentials
+    stamp = utc(exchange.clock.now_ns()).isoformat(timespec="milliseconds")
     raw = b"" if body is None else json.dumps(body).encode()
     headers = {
         "OK-ACCESS-KEY": key.key, "OK-ACCESS-PASSPHRASE": key.passphrase, "OK-ACCESS-TIMESTAMP": stamp,
