@@ -40,6 +40,7 @@ HEAVY = {
     "yfinance",
     "curl_cffi",
     "pytorch_forecasting",
+    "crepes",
 }
 """May be imported inside a function: each costs from half a second to several, and not every run needs it."""
 

@@ -160,3 +160,37 @@ def test_scores_without_labels_yet_and_foreign_scores_are_refused(trained: Train
         evaluate_model(last, trained.labels)
     with pytest.raises(UserError, match="different bars"):
         evaluate_model(scores_of(np.ones((9, 3))), labels_of(np.ones((5, 3))))
+
+
+class TestInterval:
+    """Nine in ten outcomes fall inside, for any distribution, in every band of strength."""
+
+    def fitted(self, n: int, seed: int = 0) -> tuple[Calibration, np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        x = rng.normal(0.0, 0.01, n)
+        y = x + rng.standard_t(3, n) * (0.01 + 2.0 * np.abs(x))  # fat tails, and wilder where the prediction is strong
+        return fit_calibration(x, y, y, 1), x, y
+
+    def test_coverage_on_fresh_data_in_each_band(self) -> None:
+        calibration, _, _ = self.fitted(20_000)
+        _, x, y = self.fitted(40_000, seed=1)
+        expected, _ = calibration.apply(x)
+        low, high = calibration.interval(expected)
+        inside = (y >= low) & (y <= high)
+        band = np.digitize(np.abs(expected), calibration.band_edges)
+        assert len(calibration.half_widths) == 3
+        assert calibration.half_widths[0] < calibration.half_widths[2]
+        for k in range(3):
+            assert inside[band == k].mean() == pytest.approx(0.9, abs=0.015)
+
+    def test_few_outcomes_give_no_interval_and_nan_stays_nan(self) -> None:
+        calibration, x, _ = self.fitted(100)
+        assert np.isnan(calibration.interval(x)[0]).all()
+        many, _, _ = self.fitted(5000)
+        assert np.isnan(many.interval(np.array([np.nan]))[1]).all()
+
+    def test_it_survives_its_json(self) -> None:
+        for n in (100, 5000):
+            calibration, _, _ = self.fitted(n)
+            again = Calibration.from_json(json.loads(json.dumps(calibration.to_json(), allow_nan=False)))
+            assert repr(again) == repr(calibration)

@@ -6,6 +6,9 @@
   them too small to pay any cost.
 - Win probability: the chance that a trade in the predicted direction earns more than zero before costs, as a non-decreasing
   function of ``|expected return|``: isotonic over equal-count bins, or Platt's logistic curve where the sample is small.
+- Interval: conformal prediction (crepes) of ``realised - expected`` in bands of ``|expected return|``: a share of
+  :data:`INTERVAL_LEVEL` of outcomes falls inside, whatever their distribution, as long as validation resembles what comes.
+  Neighbouring labels overlap, so the promise holds on average over time, not bar by bar.
 """
 
 from __future__ import annotations
@@ -28,6 +31,11 @@ MIN_PER_BIN: Final = 100
 """Independent (non-overlapping) outcomes wanted per isotonic bin."""
 MAX_BINS: Final = 20
 MIN_BINS: Final = 4
+INTERVAL_LEVEL: Final = 0.9
+"""Share of outcomes the interval is made to hold."""
+INTERVAL_BANDS: Final = 3
+_MIN_BAND: Final = 200
+"""Fewest validation outcomes a band of its own may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,10 @@ class Calibration:
         ``|expected return|`` at which the win curve is given, increasing.
     win : tuple of float
         Win probability at the knots; linear in between, flat outside.
+    band_edges : tuple of float
+        ``|expected return|`` at which one band of the interval ends and the next begins, increasing.
+    half_widths : tuple of float
+        Half width of the interval in each band, one more than edges; NaN where too few outcomes were known.
     """
 
     slope: float
@@ -56,6 +68,13 @@ class Calibration:
     method: str
     knots: tuple[float, ...]
     win: tuple[float, ...]
+    band_edges: tuple[float, ...] = ()
+    half_widths: tuple[float, ...] = (math.nan,)
+
+    def interval(self, expected: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return (low, high) of the realised return at :data:`INTERVAL_LEVEL`, shapes of ``expected``; NaN stays NaN."""
+        half = np.array(self.half_widths)[np.digitize(np.abs(expected), self.band_edges)]
+        return expected - half, expected + half
 
     def apply(self, prediction: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return ``(expected_return, win_probability)``, both of the shape of ``prediction`` ``(n,)``; NaN stays NaN."""
@@ -63,7 +82,7 @@ class Calibration:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return asdict(self)
+        return asdict(self) | {"half_widths": [w if math.isfinite(w) else None for w in self.half_widths]}
 
     @staticmethod
     def from_json(raw: dict[str, Any]) -> Calibration:
@@ -75,6 +94,8 @@ class Calibration:
             str(raw["method"]),
             tuple(map(float, raw["knots"])),
             tuple(map(float, raw["win"])),
+            tuple(map(float, raw["band_edges"])),
+            tuple(math.nan if w is None else float(w) for w in raw["half_widths"]),
         )
 
 
@@ -138,7 +159,7 @@ def fit_calibration(
     else:
         won = (np.where(side > 0.0, trades[0][keep][traded], trades[1][keep][traded]) > 0.0).astype(np.float64)
     method, knots, win = _fit_win_curve(strength, won, strength.size // max(horizon_bars, 1))
-    return Calibration(slope, fitted, uncertainty, method, knots, win)
+    return Calibration(slope, fitted, uncertainty, method, knots, win, *_fit_interval(expected, y - expected))
 
 
 def _fit_win_curve(
@@ -165,3 +186,22 @@ def _fit_win_curve(
     knots = knots[np.concatenate(([True], np.diff(knots) > 0.0))]
     curve = logistic.predict_proba((knots / scale)[:, None])[:, 1]
     return "platt", tuple(map(float, knots)), tuple(map(float, curve))
+
+
+def _fit_interval(expected: FloatArray, residual: FloatArray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return (band edges, half widths) of the conformal interval; one band where the outcomes are few."""
+    from crepes import ConformalRegressor  # noqa: PLC0415 - only training needs it
+
+    if residual.size < _MIN_BAND:
+        return (), (math.nan,)
+    strength = np.abs(expected)
+    n_bands = min(INTERVAL_BANDS, residual.size // _MIN_BAND)
+    edges = np.unique(np.quantile(strength, np.linspace(0.0, 1.0, n_bands + 1)[1:-1]))
+    band = np.digitize(strength, edges)
+    while edges.size and np.bincount(band, minlength=edges.size + 1).min() < _MIN_BAND:
+        edges = edges[:-1]
+        band = np.digitize(strength, edges)
+    fitted = ConformalRegressor().fit(np.abs(residual), bins=band)
+    bands = np.arange(edges.size + 1)
+    high = fitted.predict_int(np.zeros(bands.size), bins=bands, confidence=INTERVAL_LEVEL)[:, 1]
+    return tuple(map(float, edges)), tuple(map(float, high))

@@ -12,6 +12,7 @@ import numpy as np
 from crypto_qlib.core.market import MarketPanel
 from crypto_qlib.core.signal import ScorePanel
 from crypto_qlib.modeling.artefact import META_FILE, TrainedModel
+from crypto_qlib.modeling.calibration import INTERVAL_LEVEL, Calibration
 from crypto_qlib.modeling.evaluate_model import ModelPerformance, evaluate_model, write_performance
 from crypto_qlib.modeling.evaluation_details import evaluate_details
 from crypto_qlib.modeling.evaluation_page import reliability_bins, write_page
@@ -55,7 +56,10 @@ def report_model(
     details = evaluate_details(scores, panel, model.settings.horizon_bars, model.settings.extra_horizons)
     probability, won = outcomes(scores, labels, by_trade=model.settings.win_label == "trade")
     bins = reliability_bins(probability, won)
-    extra = details.to_json() | {"reliability": {"predicted": list(bins[0]), "observed": list(bins[1]), "n": list(bins[2])}}
+    extra = details.to_json() | {
+        "reliability": {"predicted": list(bins[0]), "observed": list(bins[1]), "n": list(bins[2])},
+        "interval": {"level": INTERVAL_LEVEL, "coverage": interval_coverage(model.calibration, scores, labels)},
+    }
     write_performance(performance, folder, stamp, extra)
     meta_file = folder / META_FILE
     importance = json.loads(meta_file.read_text())["importance"] if meta_file.is_file() else {}
@@ -63,6 +67,15 @@ def report_model(
         performance, details, bins, folder, {**words, "run": str(stamp.get("run_id", "")), "importance": importance}
     )
     return performance, page
+
+
+def interval_coverage(calibration: Calibration, scores: ScorePanel, labels: Labels) -> float | None:
+    """Return the share of realised returns inside the calibration's interval; ``None`` where there is no interval."""
+    rows = np.searchsorted(labels.ts_open + labels.frame_ns, scores.as_of_ns)
+    low, high = calibration.interval(scores.expected_return)
+    realised = labels.realised[rows]
+    known = np.isfinite(low) & np.isfinite(realised)
+    return float(np.mean((realised[known] >= low[known]) & (realised[known] <= high[known]))) if known.any() else None
 
 
 def outcomes(scores: ScorePanel, labels: Labels, *, by_trade: bool) -> tuple[Any, Any]:
