@@ -26,9 +26,11 @@ from qlib.workflow.recorder import MLflowRecorder
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.market import MarketPanel
 from crypto_qlib.data_collector.panel import load_panel
+from crypto_qlib.data_collector.qlib_external import write_external_fields
 from crypto_qlib.data_collector.qlib_store import QLIB_FREQ, StoreReport, bins_that_differ, write_qlib_store
 from crypto_qlib.store.lake import Lake
 from crypto_qlib.store.paths import Paths
+from crypto_qlib.store.series_store import SeriesStore
 
 REGION: Final = "crypto"
 EXPERIMENT: Final = "crypto_qlib"
@@ -61,7 +63,7 @@ def update_qlib_store(lake: Lake, paths: Paths, symbols: Sequence[str], frame: s
 
 
 def update_from_panel(paths: Paths, panel: MarketPanel) -> StoreReport:
-    """Write ``panel`` into the Qlib store, prove that the bins equal it, and clear Qlib's caches.
+    """Write ``panel`` and the external series into the Qlib store, prove that the bins equal them, and clear Qlib's caches.
 
     Raises
     ------
@@ -69,7 +71,7 @@ def update_from_panel(paths: Paths, panel: MarketPanel) -> StoreReport:
         If the store cannot be written, or does not hold what was written to it.
     """
     report = write_qlib_store(paths.qlib, panel)
-    bad = bins_that_differ(paths.qlib, panel)
+    bad = [*bins_that_differ(paths.qlib, panel), *write_external_fields(paths.qlib, panel, SeriesStore(paths.series))]
     if bad:
         raise UserError(
             f"{bad[0]} does not hold what was written to it", f"delete {paths.qlib} and run `crypto-qlib data check`"

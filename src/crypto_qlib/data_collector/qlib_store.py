@@ -121,7 +121,7 @@ def _bring_up_to_date(root: Path, panels: list[MarketPanel]) -> StoreReport:
             folder = root / "features" / symbol.lower()
             folder.mkdir(parents=True, exist_ok=True)
             for name, values in instrument_bins(panel, j).items():
-                done = _write_bin(folder / f"{name}.{freq}.bin", values.tobytes())
+                done = write_bin(folder / f"{name}.{freq}.bin", values.tobytes())
                 appended += done == "appended"
                 rewritten += done == "rewritten"
                 unchanged += done == "unchanged"
@@ -131,7 +131,8 @@ def _bring_up_to_date(root: Path, panels: list[MarketPanel]) -> StoreReport:
     return StoreReport(appended, rewritten, unchanged)
 
 
-def _write_bin(path: Path, wanted: bytes) -> str:
+def write_bin(path: Path, wanted: bytes) -> str:
+    """Make ``path`` hold ``wanted``, by appending where it holds its beginning; return what was done, in a word."""
     size = path.stat().st_size if path.exists() else -1
     if 0 <= size <= len(wanted) and path.read_bytes() == wanted[:size]:
         if size == len(wanted):

@@ -256,7 +256,7 @@ class Pipeline:
     def features(self) -> Said:
         """Bring Qlib's store up to date and build the features of every bar."""
         with self._step("qlib store") as skipped:
-            key = self._clean_key()
+            key = key_of(self._clean_key(), SeriesStore(self.paths.series).identity())
             if self._book.is_current("qlib", key, self.paths.qlib):
                 skipped("unchanged")
             else:

@@ -17,6 +17,7 @@ A file's bytes depend on the observations alone, so any order of fetches, overla
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -211,6 +212,14 @@ class SeriesStore:
     def symbols(self, series: str) -> tuple[str, ...]:
         """Return the symbols ``series`` has observations of, in alphabetical order."""
         return tuple(sorted({p.parent.name for p in (self.root / series).glob("*/*.parquet") if not is_scratch(p)}))
+
+    def identity(self) -> str:
+        """Return a hash of every observation there is, 16 hex digits; empty if there is none."""
+        digest = hashlib.sha256()
+        paths = sorted((p for p in self.root.glob("*/*/*.parquet") if not is_scratch(p)), key=str)
+        for path in paths:
+            digest.update(f"{path.relative_to(self.root).as_posix()} ".encode() + path.read_bytes())
+        return digest.hexdigest()[:16] if paths else ""
 
     def last_poll_ns(self, source: str) -> int | None:
         """Return when ``source`` was last asked with success, or ``None`` if it never was."""
