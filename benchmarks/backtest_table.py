@@ -109,6 +109,7 @@ def lake_rows() -> Iterator[Row]:
     m = measure("lake", "A")
     yield Row("A: load from the lake, run, write every ledger", m["cpu_s"], 1.0, "s",
               f"load {m['load_s']}, run {m['run_s']}, write {m['write_s']}")  # fmt: skip
+    yield Row("A: the same from the hot panel (mapped files)", measure("hot", "A")["cpu_s"], 1.0, "s")
     y = measure("year", "year")
     yield Row("50 symbols x 1 year of minutes, streamed: peak memory", y["peak_mb"] / 1024, 3.0, "GiB",
               f"{y['bars']:,} bars, {y['trades']:,} trades, {y['cpu_s']} s CPU")  # fmt: skip

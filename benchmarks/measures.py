@@ -21,6 +21,7 @@ from benchmarks import workload as w
 from benchmarks.workload_product import build, check, plain_rules
 from crypto_qlib.backtest.engine import run_backtest, run_prepared
 from crypto_qlib.backtest.inputs import BacktestInputs, prepare
+from crypto_qlib.core.market import PANEL_FIELDS
 
 REPS = 15
 
@@ -127,6 +128,28 @@ def lake(name: str) -> dict[str, Any]:
     return {"trades": int(result.trades.size), "cpu_s": round(whole, 2), **{f"{k}_s": round(v, 2) for k, v in parts.items()}}
 
 
+def hot(name: str) -> dict[str, Any]:
+    """As :func:`lake`, from the hot panel (mapped files) that collection keeps beside the lake."""
+    from crypto_qlib.store.panel_store import Layout, PanelStore  # noqa: PLC0415 - pyarrow
+
+    inputs, folder = build(name), w.FOLDER / "panels" / name
+    p = inputs.panel
+    if not (folder / "done").exists():
+        store = PanelStore.create(folder, Layout(p.frame_ns, int(p.ts_open[0]), p.symbols))
+        store.write_rows(0, {field: getattr(p, field) for field in PANEL_FIELDS})
+        (folder / "done").touch()
+    out, parts = w.FOLDER / "ledgers", {}
+    for _ in range(2):
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        start = time.process_time()
+        panel = PanelStore.open(folder).market_panel()
+        result = run_backtest(_with(inputs, panel))
+        _write_ledgers(result, out)
+        parts = {"cpu_s": round(time.process_time() - start, 2)}
+    return {"trades": int(result.trades.size), **parts}
+
+
 def year(_: str) -> dict[str, Any]:
     """Stream 50 symbols x 1 year of minutes from a lake under hourly scores."""
     from benchmarks.workload_year import inputs_and_stream  # noqa: PLC0415 - pyarrow
@@ -163,7 +186,7 @@ def _tell(done: int, of: int) -> None:
 
 
 MEASURES: dict[str, Callable[[str], dict[str, Any]]] = {
-    f.__name__: f for f in (loops, scaling, process, kernel_process, lake, year)
+    f.__name__: f for f in (loops, scaling, process, kernel_process, lake, hot, year)
 }
 
 
