@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import ccxt.async_support as ccxt
 import orjson
 import pytest
@@ -34,7 +35,8 @@ KEY = ApiCredentials("key", "secret", "phrase")
 VIEWS = (
     "account/balance", "account/positions", "account/positions-history", "account/bills", "trade/orders-pending",
     "trade/orders-history?instType=SWAP", "trade/fills-history?instType=SWAP",
-    "trade/orders-algo-pending?ordType=oco,conditional", "trade/orders-algo-history?ordType=oco&state=canceled",
+    "trade/orders-algo-pending?ordType=oco,conditional,trigger,move_order_stop",
+    "trade/orders-algo-history?ordType=oco&state=canceled",
     "account/leverage-info?instId=BTC-USDT-SWAP&mgnMode=isolated",
 )  # fmt: skip
 
@@ -123,6 +125,21 @@ async def test_a_stopped_exchange_comes_back_from_its_snapshot_alone(tmp_path: P
     assert views(third) == told, "the snapshot and the journal's tail together"
     await second.stop()
     await third.stop()
+
+
+async def test_an_acknowledged_countdown_outlives_a_kill(tmp_path: Path) -> None:
+    first = opened(tmp_path / "a")
+    ask(first, "POST", "trade/order", order("r1", ordType="limit", px="50000"))
+    assert ask(first, "POST", "trade/cancel-all-after", {"timeOut": "60"})["code"] == "0"
+    for source, target in (("a", "b"), ("b", "c")):
+        second = opened(killed(tmp_path / source, tmp_path / target))
+        await second.stop()
+    second = opened(tmp_path / "c")
+    assert views(second)["trade/orders-pending"]
+    await second.step(1)
+    assert views(second)["trade/orders-pending"] == [], "nobody said in time that the client is alive"
+    await first.stop()
+    await second.stop()
 
 
 async def test_faults_of_the_market_are_in_force_again_after_a_restart(tmp_path: Path) -> None:
@@ -292,12 +309,21 @@ async def test_kills_at_random_moments_lose_nothing_acknowledged_and_double_noth
                     with pytest.raises(ccxt.InvalidOrder, match="51016"):
                         await okx.create_order("BTC/USDT:USDT", "limit", "buy", 0.1, 40_000, {"clOrdId": resting[-1]})
                 if round_number < 4:
+                    await misbehave(url)
                     told, lost = await until_killed(okx, process, 10_000 * round_number, 20 + 7 * round_number)
                     heard |= told
                     unheard |= lost
             finally:
                 await okx.close()
     assert len(heard) > 100
+
+
+async def misbehave(url: str) -> None:
+    """Let every tenth answer get lost in one way or another, besides the kills."""
+    async with aiohttp.ClientSession() as http:
+        for fault in ("timeout", "drop", "bad_gateway"):
+            async with http.post(f"{url}/admin/fault", json={"fault": fault, "rate": 0.03, "where": "trade/batch"}) as answer:
+                assert answer.status == 200
 
 
 async def all_orders(okx: Any) -> list[dict[str, Any]]:

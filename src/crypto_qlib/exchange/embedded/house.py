@@ -16,6 +16,7 @@ from crypto_qlib.venue.refusals import RefusalCode
 OPEN: Final = "admin/open"
 FUND: Final = "admin/fund"
 STEP: Final = "admin/step"
+ARM: Final = "admin/dead-man"
 CANCEL_ALL: Final = "admin/cancel-all"
 
 
@@ -26,14 +27,20 @@ class House:
     ----------
     venue : PaperVenue
         The simulated exchange.
+
+    Attributes
+    ----------
+    deadlines : dict
+        Account -> market time, nanoseconds, at which its dead-man's countdown ends.
     """
 
     def __init__(self, venue: PaperVenue) -> None:
         self._venue = venue
+        self.deadlines: dict[str, int] = {}
 
     def changes(self) -> dict[str, Change]:
         """Return name -> handler."""
-        return {OPEN: self.open_account, FUND: self.fund, STEP: self.step, CANCEL_ALL: self.cancel_all}
+        return {OPEN: self.open_account, FUND: self.fund, STEP: self.step, ARM: self.arm, CANCEL_ALL: self.cancel_all}
 
     def open_account(self, call: Call) -> bytes:
         """Open the account with ``cash`` USDT and its fee rates."""
@@ -50,8 +57,17 @@ class House:
         state = self._venue.exchange.snapshot(call.account_id)
         return orjson.dumps({"account": call.account_id, "cash": state.cash, "equity": state.equity})
 
+    def arm(self, call: Call) -> bytes:
+        """Start the account's dead-man's countdown, or end it where the row names no ``deadline``."""
+        self.deadlines.pop(call.account_id, None)
+        deadline = call.body[0].get("deadline")
+        if deadline is not None:
+            self.deadlines[call.account_id] = deadline
+        return b""
+
     def cancel_all(self, call: Call) -> bytes:
         """Cancel all pending orders of the account, as its dead-man's countdown does; algo orders stay."""
+        self.deadlines.pop(call.account_id, None)
         if self._venue.exchange.open_orders(call.account_id):
             # The countdown ends inside the bar that begins now: what its open fills is filled.
             self._venue.begin_bar()

@@ -172,7 +172,7 @@ class EmbeddedExchange:
         self.hub = PushHub()
         self._market_feed = MarketFeed(self._window, market, public, self.hub)
         self._account_feed = AccountFeed(self._keeper.desk, self.hub)
-        self._dead_man = DeadMan(self.clock, self._keeper.operations, self._account_feed.tell)
+        self._dead_man = DeadMan(self.clock, self._keeper.operations, self._keeper.desk.house, self._account_feed.tell)
         routes = self._routes(market, public)
         self.router = Router(
             routes, keys, self.clock, self._wall, limiter, self._keeper.operations, is_demo=self.options.is_demo

@@ -35,7 +35,7 @@ from crypto_qlib.exchange.embedded.operations import Operation
 from crypto_qlib.exchange.embedded.state_tables import TABLES
 from crypto_qlib.exchange.embedded.wire import Row, WireRefusal
 
-LAYOUT: Final = "1"
+LAYOUT: Final = "2"
 """Version of the tables below; another one is refused."""
 
 FILE_NAME: Final = "state.sqlite"

@@ -21,9 +21,11 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
     "accounts": ("account_id text primary key", "as_of_ns int", "cash real", "equity real", "available real", "upl real",
                  "imr real", "mmr real"),
     "orders": ("order_id integer primary key", _ID, "client_order_id text", "symbol text", "side text", "kind text",
-               "margin_mode text", "lots int", "price real", "reduce_only int", "status text", "filled_lots int",
+               "margin_mode text", "position_side text", "lots int", "price real",
+               "reduce_only int", "status text", "filled_lots int",
                "average_price real", "fee real", "pnl real", "created_ns int", "updated_ns int", "refusal text"),
-    "positions": (_ID, "symbol text", "margin_mode text", "lots int", "average_entry real", "leverage real", "margin real",
+    "positions": (_ID, "symbol text", "margin_mode text", "position_side text", "lots int",
+                  "average_entry real", "leverage real", "margin real",
                   "mark real", "upl real", "margin_ratio real", "liquidation_price real", "opened_ns int"),
     "bills": ("key text primary key", _ID, "bill_id int", "ts_ns int", "kind text", "symbol text", "cash_change real",
               "margin_change real", "cash_balance real", "pnl real", "fee real", "funding real", "penalty real",
@@ -103,7 +105,8 @@ def _account_row(account_id: str, s: AccountSnapshot) -> tuple[Any, ...]:
 
 def _order_row(o: VenueOrder) -> tuple[Any, ...]:
     return (
-        o.order_id, o.account_id, o.client_order_id, o.symbol, o.side.name.lower(), o.kind.value, o.margin_mode.value, o.lots,
+        o.order_id, o.account_id, o.client_order_id, o.symbol, o.side.name.lower(), o.kind.value, o.margin_mode.value,
+        o.request.position_side.value, o.lots,
         _number(o.request.price), int(o.request.reduce_only), o.status.value, o.filled_lots, _number(o.average_price), o.fee,
         o.pnl, o.created_ns, o.updated_ns, o.refusal.text if o.refusal else None,
     )  # fmt: skip
@@ -112,7 +115,8 @@ def _order_row(o: VenueOrder) -> tuple[Any, ...]:
 def _position_row(account_id: str, s: PositionSnapshot) -> tuple[Any, ...]:
     p = s.position
     return (
-        account_id, p.symbol, p.margin_mode.value, p.lots, p.avg_entry, p.leverage, p.isolated_margin, s.mark, s.upl,
+        account_id, p.symbol, p.margin_mode.value, p.position_side.value, p.lots,
+        p.avg_entry, p.leverage, p.isolated_margin, s.mark, s.upl,
         _number(s.margin_ratio), _number(s.liquidation_price), p.opened_ns,
     )  # fmt: skip
 
