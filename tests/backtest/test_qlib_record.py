@@ -88,8 +88,8 @@ def small_store(folder: Path) -> Path:
 def test_qrun_with_the_example_yaml_records_the_leveraged_backtest(tmp_path: Path) -> None:
     lake = small_store(tmp_path)
     spans = {
-        "TRAIN_START": "2025-11-25", "TRAIN_END": "2025-12-14", "VALID_START": "2025-12-16", "VALID_END": "2025-12-22",
-        "TEST_START": "2025-12-24", "TEST_END": "2025-12-31 23:00",
+        "TRAIN_START": "2025-11-25 00:00", "TRAIN_END": "2025-12-14 00:00", "VALID_START": "2025-12-16 00:00",
+        "VALID_END": "2025-12-22 00:00", "TEST_START": "2025-12-24 00:00", "TEST_END": "2025-12-31 23:00",
     }  # fmt: skip
     command = [sys.executable, "-m", "qlib.cli.run", str(EXAMPLE)]
     environ = os.environ | spans | {"LAKE": str(lake), "MPLBACKEND": "Agg"}
