@@ -14,8 +14,8 @@ from aiohttp import web
 from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_HOUR, parse_utc
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.data_collector.asset_selector import rule_of, select_universe
-from crypto_qlib.data_collector.cap_backfill import backfill_rankings
-from crypto_qlib.data_collector.cap_rankings import read_rankings
+from crypto_qlib.data_collector.cap_backfill import backfill_days, backfill_rankings
+from crypto_qlib.data_collector.cap_rankings import keep_rankings, read_rankings
 from crypto_qlib.data_collector.coin_exclusions import why_excluded
 from crypto_qlib.data_collector.coinmarketcap import CoinMarketCapRanking
 from crypto_qlib.data_collector.contract_archive import archive_instruments, instrument_versions
@@ -89,6 +89,25 @@ async def test_a_past_ranking_is_known_when_its_day_is_over() -> None:
     assert known_ns == parse_utc("2022-05-08")
     assert asked[0].query["date"] == "2022-05-07"
     assert len(coins) == 4
+
+
+async def test_past_rankings_are_filled_week_by_week_until_the_plan_refuses(tmp_path: Path) -> None:
+    lake, now = Lake(tmp_path), parse_utc("2025-06-01T12:00:00")
+    start = now - 40 * NS_PER_DAY
+    refusal = web.json_response({"status": {"error_code": 1006, "error_message": "Your plan does not support it."}}, status=403)
+    async with coinmarketcap([None, None, None, refusal]) as (url, asked):
+        source = CoinMarketCapRanking("KEY", url)
+        keep_rankings(lake, source.name, [(now, await source.page(1))])
+        done = await backfill_days(source, lake, start)
+        assert (done.rankings, len(done.missing)) == (2, 1)
+        assert "Your plan does not support it" in done.missing[0]
+        again = await backfill_days(source, lake, start)
+    assert again.missing == ()
+    times = [r.known_ns for r in read_rankings(lake, source.name)]
+    assert np.all(np.diff(times[:-1]) <= 7 * NS_PER_DAY)
+    assert times[0] <= start
+    assert all(t % NS_PER_DAY == 0 for t in times[:-1])  # known when the day was over
+    assert len({r.query["date"] for r in asked if "date" in r.query}) == len(times) - 1
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,10 @@ def test_collect_watch_look_and_mend(make_pipeline: MakePipeline, tmp_path: Path
     assert "universes from" in pipeline.universe_history().lines[0]
     pipeline.data_update()
     assert "BTCUSDT" in pipeline.collected.symbols
-    (line,) = make_pipeline(*wanted, "universe.hysteresis=0").data_watch(("BTCUSDT", "ETHUSDT"), 2).lines
-    assert line.startswith("2 rounds brought data; log: ")
+    (line,) = make_pipeline(*wanted, "universe.hysteresis=0").data_watch(("BTCUSDT", "ETHUSDT"), 8).lines
+    assert line.startswith("8 rounds brought data; log: ")
     log = Path(line.partition("log: ")[2])
-    assert [json.loads(text)["event"] for text in log.read_text().splitlines()] == ["updated", "updated"]
+    assert [json.loads(text)["event"] for text in log.read_text().splitlines()] == ["updated"] * 8
     lake = Lake(pipeline.paths.lake)
     assert lake.symbols(Kind.CANDLES, "15m")
     assert lake.span(Series(Kind.ORDER_FLOW, "1m", "BTCUSDT")) is not None

@@ -33,6 +33,7 @@ _COINS_PER_TICKER: Final = 3
 _REACHES: Final = 4
 """How many times ``universe.size`` deep into today's ranking charts are asked for."""
 _AT_ONCE: Final = 2
+_WEEK_NS: Final = 7 * NS_PER_DAY
 
 
 class ChartSource(Protocol):
@@ -126,6 +127,43 @@ async def backfill_rankings(
         raise UserError(missing[0] if missing else "no chart of market caps could be read", "the universe's past stays unknown")
     added = keep_rankings(lake, source.name, _daily(found, span))
     return Backfill(added, len(found), tuple(missing))
+
+
+class PastRankings(Protocol):
+    """Serve whole rankings of the past, e.g. :class:`~crypto_qlib.data_collector.coinmarketcap.CoinMarketCapRanking`."""
+
+    @property
+    def name(self) -> str:
+        """Name the document its rankings are kept in."""
+        ...
+
+    async def ranking_at(self, day_ns: int) -> tuple[int, Sequence[Coin]]:
+        """Return (instant from which it was known, coins) of the ranking at the end of a UTC day."""
+        ...
+
+
+async def backfill_days(
+    source: PastRankings, lake: Lake, start_ns: int, progress: Callable[[float], None] = lambda _share: None
+) -> Backfill:
+    """Add whole past rankings, one a week, from ``start_ns`` up to the oldest ranking of ``source`` there is.
+
+    Each is kept as soon as it is there. A source that refuses (past rankings are part of paid plans) ends the back-fill, and
+    ``missing`` says why.
+    """
+    kept = read_rankings(lake, source.name)
+    if not kept or kept[0].known_ns <= start_ns + _WEEK_NS:
+        progress(1.0)
+        return Backfill()
+    days = range(start_ns - NS_PER_DAY, kept[0].known_ns - NS_PER_DAY, _WEEK_NS)
+    added = 0
+    for day_ns in reversed(days):  # newest first: what is there joins up with what is known
+        try:
+            known_ns, coins = await source.ranking_at(day_ns)
+        except UserError as e:
+            return Backfill(added, 0, (e.message,))
+        added += keep_rankings(lake, source.name, [(known_ns, coins)])
+        progress(1.0 / len(days))
+    return Backfill(added)
 
 
 async def _candidates(

@@ -68,10 +68,10 @@ class CoinMarketCapRanking:
         query = {"start": str((number - 1) * COINS_PER_PAGE + 1), "limit": str(COINS_PER_PAGE), "convert": "USD"}
         return [_coin(row) for row in await self._rows("listings/latest", query)]
 
-    async def ranking_at(self, day_ns: int, size: int = COINS_PER_PAGE) -> tuple[int, Sequence[Coin]]:
+    async def ranking_at(self, day_ns: int) -> tuple[int, Sequence[Coin]]:
         """Return (instant from which it was known, coins) of the ranking at the end of the UTC day of ``day_ns``."""
         day = day_ns - day_ns % NS_PER_DAY
-        query = {"date": iso(day)[:10], "limit": str(size), "convert": "USD"}
+        query = {"date": iso(day)[:10], "limit": str(COINS_PER_PAGE), "convert": "USD"}
         return day + NS_PER_DAY, [_coin(row) for row in await self._rows("listings/historical", query)]
 
     async def _rows(self, path: str, query: Mapping[str, str]) -> list[Any]:

@@ -94,7 +94,7 @@ class OkxSession:
 
     def __init__(self, connection: Connection, budget: RequestBudget | None = None) -> None:
         self._connection = connection
-        self._budget = budget if budget is not None or connection.base_url else RequestBudget()
+        self._budget = budget
         self._clients: dict[str, Any] = {}
         self._next_order_at: dict[str, float] = {}
         self._clock_is_checked = bool(connection.base_url)
@@ -111,6 +111,7 @@ class OkxSession:
     async def change(self, what: str, endpoint: str, body: Row) -> list[Any]:
         """Change a setting of the account: tried once, repeating it is harmless but never done here."""
         await self._require_key(what)
+        await self._wait_budget(endpoint, str(body.get("instId", "")))
         with okx_errors(Request(what)):
             return _rows(await getattr(self._client("account"), endpoint)(body))
 
@@ -124,6 +125,9 @@ class OkxSession:
     async def close(self) -> None:
         """Release all connections."""
         clients, self._clients = list(self._clients.values()), {}
+        if self._budget is not None:
+            self._budget.close()
+            self._budget = None
         await asyncio.gather(*(client.close() for client in clients))
 
     def _client(self, purpose: str) -> Any:
@@ -149,6 +153,8 @@ class OkxSession:
             return _rows(await call(query))
 
     async def _wait_budget(self, endpoint: str, inst_id: str) -> None:
+        if self._budget is None and not self._connection.base_url:
+            self._budget = RequestBudget()
         if self._budget is not None:
             await self._budget.wait(endpoint, inst_id)
 

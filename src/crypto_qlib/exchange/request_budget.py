@@ -46,8 +46,21 @@ LIMITS: Final[dict[str, int]] = {
     "publicGetMarketTrades": 100,
     "publicGetRubikStatContractsOpenInterestHistory": 10,
     "publicGetRubikStatTakerVolumeContract": 5,
+    "privateGetAccountBalance": 10,
+    "privateGetAccountConfig": 5,
+    "privateGetAccountLeverageInfo": 20,
+    "privateGetAccountPositions": 10,
+    "privateGetTradeFillsHistory": 10,
+    "privateGetTradeOrder": 60,
+    "privateGetTradeOrdersAlgoHistory": 20,
+    "privateGetTradeOrdersAlgoPending": 20,
+    "privateGetTradeOrdersPending": 60,
+    "privatePostAccountSetLeverage": 20,
 }
-"""Requests per two seconds by ccxt's name of the endpoint. Source: OKX API v5, rate limit of each endpoint."""
+"""Requests per two seconds by ccxt's name of the endpoint; account endpoints are counted by user, which is stricter here.
+
+Source: OKX API v5, rate limit of each endpoint.
+"""
 PER_INSTRUMENT: Final = frozenset(
     {
         "publicGetPublicFundingRateHistory",

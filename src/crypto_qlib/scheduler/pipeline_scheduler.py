@@ -399,7 +399,10 @@ class Pipeline:
         """Collect at every bar close, and order flow from the websockets, until stopped or for ``rounds`` closes."""
         log = self.paths.root / "logs" / "data.jsonl"
         with self._step("data watch"):
-            chosen = symbols or self._universe().symbols
+
+            async def chosen(gateway: Gateway) -> tuple[str, ...]:
+                return symbols or (await self._choose_universe(gateway)).symbols
+
             market = WatchedMarket(self._access, self._lake, self.settings, log, self._reporter)
             good = self._access.run(lambda gateway: market.watch(gateway, chosen, rounds, with_stream=stream))
         self._access.close()

@@ -10,7 +10,7 @@ from crypto_qlib.core.clock import FRAME_NS, iso
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.membership import Membership, membership_of
 from crypto_qlib.data_collector.asset_selector import rule_of
-from crypto_qlib.data_collector.cap_backfill import ChartSource, backfill_rankings
+from crypto_qlib.data_collector.cap_backfill import ChartSource, backfill_days, backfill_rankings
 from crypto_qlib.data_collector.coinmarketcap import CoinMarketCapRanking
 from crypto_qlib.data_collector.contract_archive import archive_instruments, instrument_versions
 from crypto_qlib.data_collector.fetch_okx_data import UpdateReport
@@ -58,6 +58,9 @@ async def backfill_universe(
         archive_instruments(lake, await gateway.instruments(), now_ns)
         if isinstance(ranking, CoinGeckoRanking):
             lines += await _backfill(ranking, lake, settings, start_ns, reporter)
+        elif isinstance(ranking, CoinMarketCapRanking):
+            done = await backfill_days(ranking, lake, start_ns, reporter.progress("rankings of the past", 1.0))
+            lines += [f"past rankings could not be had: {why}" for why in done.missing]
         rebuild_history(lake, settings.universe, settings.data.frame)
     return tuple(lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,9 @@ from crypto_qlib.store.event_log import EventLog
 from crypto_qlib.store.lake import Lake
 
 _NAP_S: Final = 1.0
+_STEP_NAP_S: Final = 0.3
+"""Real time left for the sockets to tell what happened in one stepped bar."""
+Chosen = Callable[[Gateway], Awaitable[tuple[str, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +50,25 @@ class WatchedMarket:
     log: Path
     reporter: Reporter
 
-    async def watch(self, gateway: Gateway, symbols: tuple[str, ...], rounds: int | None, *, with_stream: bool) -> int:
-        """Watch ``symbols`` until stopped, or for ``rounds`` closes; return how many rounds brought data."""
+    async def watch(
+        self,
+        gateway: Gateway,
+        chosen: Chosen,
+        rounds: int | None,
+        *,
+        with_stream: bool,
+    ) -> int:
+        """Watch until stopped, or for ``rounds`` closes; return how many rounds brought data.
+
+        ``chosen`` says whom: it is asked at every close, so that a universe that changes is followed. Order flow is gathered
+        of those chosen at the start.
+        """
+        symbols = await chosen(gateway)
         clock = SystemClock() if not self.access.is_embedded else ManualClock(await gateway.server_time_ns())
 
         async def update() -> UpdateReport:
-            return await update_data(gateway, self.lake, symbols, self.settings.data, await gateway.server_time_ns())
+            wanted = tuple(dict.fromkeys((*symbols, *await chosen(gateway))))
+            return await update_data(gateway, self.lake, wanted, self.settings.data, await gateway.server_time_ns())
 
         async def wait_until(ts_ns: int) -> None:
             if isinstance(clock, ManualClock):
@@ -70,7 +87,7 @@ class WatchedMarket:
                 await asyncio.sleep(min((ts_ns - now_ns) / NS_PER_S / self.settings.exchange.speed, _NAP_S))
             else:
                 await asyncio.to_thread(self.access.embedded().step)
-                await asyncio.sleep(0.0)
+                await asyncio.sleep(_STEP_NAP_S)
             now_ns = await gateway.server_time_ns()
             clock.advance_to(now_ns)
 
