@@ -26,6 +26,14 @@ elif sys.argv[1:2] == ["hindsight"]:
     from benchmarks import universe_hindsight
 
     universe_hindsight.main(sys.argv[2:])
+elif sys.argv[1:2] == ["features"]:
+    from benchmarks import features
+
+    features.main(sys.argv[2:])
+elif sys.argv[1:2] == ["feature_study"]:
+    from benchmarks import feature_study
+
+    feature_study.main(sys.argv[2:])
 else:
     from benchmarks import backtest_table
 

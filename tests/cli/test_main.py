@@ -21,6 +21,7 @@ from tests.cli.command_line import Run
 AGREED = {
     "run", "universe", "train", "evaluate", "backtest", "backtest grid", "backtest compare", "paper", "doctor",
     "data update", "data check", "data status", "data repair", "features build", "features list", "features describe",
+    "features ic", "features select", "features drift",
     "news collect", "news import", "news backfill", "news read", "news status", "news evaluate", "news fit",
     "exchange serve", "exchange status", "exchange fund", "exchange fault",
     "exchange reset", "config show", "config check", "config init", "config schema",

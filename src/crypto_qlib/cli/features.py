@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -62,6 +62,47 @@ def describe(context: typer.Context, name: Annotated[str, typer.Argument(help="N
         hint = f"did you mean {' or '.join(near)}?" if near else "see `crypto-qlib features list --all`"
         raise UserError(f"there is no feature {name}", hint)
     out().print(escape(catalogue_page.describe(found)))
+
+
+@_app.command()
+def ic(
+    context: typer.Context,
+    segment: Annotated[str, typer.Option("--segment", help="train, valid or test.")] = "test",
+    group: Annotated[str, typer.Option("--group", help="Only this feature set.", show_default="all built")] = "",
+) -> None:
+    """Measure each feature's rank correlation with what came after, with errors and a correction for their number."""
+    run_step(context, lambda p: _study().measured(p.feature_study(), segment, group))
+
+
+@_app.command()
+def select(
+    context: typer.Context,
+    name: Annotated[str, typer.Option("--name", help="Name of the selection; each choice is a new version.")] = "chosen",
+    most: Annotated[int, typer.Option("--most", min=1, help="Features at most.")] = 60,
+    rate: Annotated[float, typer.Option("--false-discoveries", min=0.0, max=1.0, help="Largest corrected p value.")] = 0.05,
+    alike: Annotated[
+        float, typer.Option("--alike", min=0.0, max=1.0, help="|Spearman| from which features count as one.")
+    ] = 0.7,
+) -> None:
+    """Choose features on the training segment: screening, redundancy, importance; kept as a named, versioned artefact."""
+    run_step(context, lambda p: _study().selected(p.feature_study(), name, most=most, rate=rate, alike=alike))
+
+
+@_app.command()
+def drift(
+    context: typer.Context,
+    days: Annotated[
+        float, typer.Option("--days", min=0.1, help="How many of the last days are compared with training.")
+    ] = 30.0,
+) -> None:
+    """Show which features have moved away from the distribution the model learned on."""
+    run_step(context, lambda p: _study().drifted(p.feature_study(), days))
+
+
+def _study() -> Any:
+    from crypto_qlib.scheduler import feature_study
+
+    return feature_study
 
 
 def _specs(settings: Settings, *, every: bool) -> list[FeatureSpec]:

@@ -54,37 +54,56 @@ def _fill_alpha360(
     columns: npt.NDArray[np.int64],
     span: tuple[int, int, int],
 ) -> None:
-    """Write windows of symbols ``span[0]:span[1]`` from bar ``span[2]`` on; ``layout`` rows are (series, lag)."""
+    """Write windows of symbols ``span[0]:span[1]`` from bar ``span[2]`` on; ``layout`` rows are (series, lag, length).
+
+    A row of the layout is a run of columns side by side, lags falling by one: contiguous in and out, so the loop is vectorised.
+    """
     for s in range(span[0], span[1]):
         x = data[s]
         for t in range(span[2], data.shape[2]):
             row = row_of[s, t]
             if row < 0:
                 continue
-            close = x[CLOSE, t]
-            volume = x[VOLUME, t] + VOLUME_FLOOR
+            by_close = 1.0 / x[CLOSE, t]
+            by_volume = 1.0 / (x[VOLUME, t] + VOLUME_FLOOR)
             for j in range(layout.shape[0]):
                 series = layout[j, 0]
-                k = t - layout[j, 1]
-                below = volume if series == VOLUME else close
-                out[row, columns[j]] = x[series, k] / below if k >= 0 else math.nan
+                first = t - layout[j, 1]
+                scale = by_volume if series == VOLUME else by_close
+                missing = min(max(-first, 0), layout[j, 2])
+                out[row, columns[j] : columns[j] + missing] = math.nan
+                here = out[row, columns[j] + missing : columns[j] + layout[j, 2]]
+                known = x[series, first + missing : first + layout[j, 2]]
+                for i in range(known.size):
+                    here[i] = known[i] * scale
+
+
+def _runs(window: int, wanted: dict[str, int]) -> list[tuple[int, int, int, int]]:
+    """Return ``(series, oldest lag, length, first column)`` of every run of wanted windows that stand side by side."""
+    runs: list[tuple[int, int, int, int]] = []
+    for name, series in FIELDS:
+        for lag in range(window - 1, -1, -1):
+            column = wanted.get(f"{name}{lag}")
+            if column is None:
+                continue
+            if runs and runs[-1][0] == series:
+                _, oldest, length, first = runs[-1]
+                if oldest - length == lag and first + length == column:
+                    runs[-1] = (series, oldest, length + 1, first)
+                    continue
+            runs.append((series, lag, 1, column))
+    return runs
 
 
 def alpha360_jobs(
     inputs: FeatureInputs, window: int, wanted: dict[str, int], out: Float32Array, n_jobs: int
 ) -> list[tuple[object, tuple[object, ...]]]:
     """Return pieces of work that write the wanted columns (name -> column) into ``out``."""
-    layout = []
-    columns = []
-    for name, series in FIELDS:
-        for lag in range(window - 1, -1, -1):
-            if f"{name}{lag}" in wanted:
-                layout.append((series, lag))
-                columns.append(wanted[f"{name}{lag}"])
-    if not layout:
+    runs = _runs(window, wanted)
+    if not runs:
         return []
-    table = np.array(layout, dtype=np.int64)
-    where = np.array(columns, dtype=np.int64)
+    table = np.array([run[:3] for run in runs], dtype=np.int64)
+    where = np.array([run[3] for run in runs], dtype=np.int64)
     return [
         (_fill_alpha360, (inputs.data, table, inputs.rows.row_of, out, where, (a, b, inputs.first_bar)))
         for a, b in pieces(0, inputs.data.shape[0], n_jobs)
@@ -106,15 +125,16 @@ def _window_row(
         now = close[t, s]
         if math.isnan(now):
             continue
-        floor = volume[t, s] + VOLUME_FLOOR
+        by_close = 1.0 / now
+        by_volume = 1.0 / (volume[t, s] + VOLUME_FLOOR)
         for age in range(min(window, t + 1)):
             k = t - age
             j = window - 1 - age
             for f in range(4):
-                out[s, f * window + j] = prices[f][k, s] / now
+                out[s, f * window + j] = prices[f][k, s] * by_close
             vwap = vwap_of(high[k, s], low[k, s], close[k, s], volume[k, s], quote_volume[k, s])
-            out[s, 4 * window + j] = vwap / now
-            out[s, 5 * window + j] = volume[k, s] / floor
+            out[s, 4 * window + j] = vwap * by_close
+            out[s, 5 * window + j] = volume[k, s] * by_volume
 
 
 def alpha360_row(panel: MarketPanel, window: int = 60) -> Float32Array:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from crypto_qlib.core.jit import njit
 from crypto_qlib.core.market import MarketPanel
 from crypto_qlib.feature_engineering.feature_frame import RowIndex, index_rows
+from crypto_qlib.feature_engineering.side_data import SideData
 
 Cube = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float64]
@@ -66,12 +67,24 @@ class FeatureInputs:
         First bar rows are wanted for.
     frame_ns : int
         Bar length.
+    ts_open : (n_bars,) int64
+        Open times of all bars.
+    names : tuple of str
+        Symbols in sorted order.
+    is_member : (n_symbols, n_bars) bool
+        Whether the symbol belonged to the universe as known at the bar's close.
+    side : SideData
+        What is known beside the bars.
     """
 
     data: Cube
     rows: RowIndex
     first_bar: int
     frame_ns: int
+    ts_open: npt.NDArray[np.int64]
+    names: tuple[str, ...]
+    is_member: npt.NDArray[np.bool_]
+    side: SideData
 
 
 @njit
@@ -103,7 +116,7 @@ def ema_at(series: npt.NDArray[np.float64], t: int, alpha: float, memory: int, m
 
 
 @njit
-def _fill_symbol_series(x: Matrix, macd_from: int) -> None:
+def fill_symbol_series(x: Matrix, macd_from: int) -> None:
     """Fill the derived series of one symbol in place; ``x`` is ``(N_SERIES, n_bars)`` with the raw fields set."""
     for t in range(x.shape[1]):
         close = x[CLOSE, t]
@@ -145,7 +158,7 @@ def _fill_market_series(data: Cube, is_member: npt.NDArray[np.bool_], btc: int) 
 @njit
 def _fill_all(data: Cube, macd_from: int) -> None:
     for s in range(data.shape[0]):
-        _fill_symbol_series(data[s], macd_from)
+        fill_symbol_series(data[s], macd_from)
 
 
 def mark_is_known(panel: MarketPanel) -> npt.NDArray[np.bool_]:
@@ -166,7 +179,15 @@ def mark_is_known(panel: MarketPanel) -> npt.NDArray[np.bool_]:
     return known & np.isfinite(panel.mark_close)
 
 
-def build_inputs(panel: MarketPanel, first_bar: int = 0, btc_symbol: str = "BTCUSDT") -> FeatureInputs:
+def build_inputs(
+    panel: MarketPanel,
+    first_bar: int = 0,
+    btc_symbol: str = "BTCUSDT",
+    side: SideData | None = None,
+    n_series: int = N_SERIES,
+    *,
+    with_macd: bool = True,
+) -> FeatureInputs:
     """Return the stacked series of ``panel`` and the rows wanted from ``first_bar`` on.
 
     Parameters
@@ -177,9 +198,15 @@ def build_inputs(panel: MarketPanel, first_bar: int = 0, btc_symbol: str = "BTCU
         Rows are wanted for bars ``first_bar ..``.
     btc_symbol : str
         The market leader; its series are NaN where the panel does not hold it.
+    side : SideData, optional
+        What is known beside the bars.
+    n_series : int
+        Series to make room for; those beyond :data:`N_SERIES` stay NaN (see :mod:`wide_series`).
+    with_macd : bool
+        Whether the MACD series is wanted: two averages of 250 bars at every bar are most of the work.
     """
     rows = index_rows(panel, first_bar)
-    data = np.full((len(panel.symbols), N_SERIES, panel.n_bars), np.nan)
+    data = np.full((len(panel.symbols), n_series, panel.n_bars), np.nan)
     raw = {
         OPEN: panel.open,
         HIGH: panel.high,
@@ -194,7 +221,7 @@ def build_inputs(panel: MarketPanel, first_bar: int = 0, btc_symbol: str = "BTCU
     basis = np.where(mark_is_known(panel), panel.mark_close / panel.close - 1.0, np.nan)
     data[:, BASIS, :] = basis.T[rows.order]
     names = [panel.symbols[k] for k in rows.order]
-    _fill_all(data, first_bar - SIGNAL_BARS)
+    _fill_all(data, first_bar - SIGNAL_BARS if with_macd else panel.n_bars)
     is_member = np.ascontiguousarray(panel.is_member.T[rows.order])
     _fill_market_series(data, is_member, names.index(btc_symbol) if btc_symbol in names else -1)
-    return FeatureInputs(data, rows, first_bar, panel.frame_ns)
+    return FeatureInputs(data, rows, first_bar, panel.frame_ns, panel.ts_open, tuple(names), is_member, side or SideData())

@@ -42,7 +42,7 @@ def catalogue_markdown(frame_ns: int = NS_PER_HOUR) -> str:
 
 def _family(spec: FeatureSpec) -> tuple[str, ...]:
     """Return what features must share to stand on one line: names such as ``CLOSE59`` ... ``CLOSE0`` of Alpha360."""
-    is_window = spec.group == "alpha360"
+    is_window = spec.group in {"alpha360", "alpha158"}
     return (spec.name.rstrip("0123456789"), spec.unit) if is_window else (spec.name,)
 
 

@@ -220,7 +220,7 @@ def load_feature_frame(folder: Path, *, verify: bool = False) -> FeatureFrame:
     try:
         meta: dict[str, Any] = json.loads(meta_path.read_text())
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
-    except (OSError, ValueError) as e:
+    except (OSError, EOFError, ValueError) as e:
         raise UserError(f"the features in {folder} cannot be read: {e}", rebuild) from e
     if verify:
         for name, array in arrays.items():

@@ -17,9 +17,11 @@ import numpy as np
 from crypto_qlib.core.clock import NS_PER_HOUR
 from crypto_qlib.core.errors import SkipCycle, UserError
 from crypto_qlib.core.market import MarketPanel
-from crypto_qlib.feature_engineering.bar_series import FeatureInputs, build_inputs, mark_is_known
+from crypto_qlib.feature_engineering.bar_series import N_SERIES, FeatureInputs, build_inputs, mark_is_known
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame, FeatureSpec
 from crypto_qlib.feature_engineering.feature_sets import FEATURE_SETS
+from crypto_qlib.feature_engineering.side_data import SideData
+from crypto_qlib.feature_engineering.wide_series import N_WIDE, fill_wide
 from crypto_qlib.settings.schema import FeatureSettings
 
 BTC_SYMBOL: Final = "BTCUSDT"
@@ -54,8 +56,10 @@ def lookback_bars(settings: FeatureSettings, frame_ns: int) -> int:
     return max(spec.lookback_bars for spec in feature_catalogue(settings, frame_ns))
 
 
-def settings_for_panel(panel: MarketPanel, settings: FeatureSettings) -> tuple[FeatureSettings, tuple[str, ...]]:
-    """Return ``settings`` without the features ``panel`` has no input for, and one line per omission.
+def settings_for_panel(
+    panel: MarketPanel, settings: FeatureSettings, side: SideData | None = None
+) -> tuple[FeatureSettings, tuple[str, ...]]:
+    """Return ``settings`` without the features neither ``panel`` nor ``side`` has input for, and one line per omission.
 
     Call it once, before training, and keep the answer with the model: the live session must build the same columns.
     """
@@ -64,17 +68,24 @@ def settings_for_panel(panel: MarketPanel, settings: FeatureSettings) -> tuple[F
         missing["funding"] = "no funding settlement is known"
     if not mark_is_known(panel).any():
         missing["mark"] = "no mark price is known"
+    known = side or SideData()
+    catalogue = feature_catalogue(settings, panel.frame_ns)
+    for need in dict.fromkeys(s.needs for s in catalogue if s.needs not in {"", "funding", "mark"}):
+        if not known.has(need):
+            missing[need] = f"no {need} is known"
     notes: list[str] = []
     dropped: list[str] = []
     for need, why in missing.items():
-        names = [s.name for s in feature_catalogue(settings, panel.frame_ns) if s.needs == need]
+        names = [s.name for s in catalogue if s.needs == need]
         if names:
             notes.append(f"{why}: left out {', '.join(names)}")
             dropped += names
     return settings.model_copy(update={"exclude": (*settings.exclude, *dropped)}), tuple(notes)
 
 
-def build_features(panel: MarketPanel, settings: FeatureSettings, progress: Progress | None = None) -> FeatureFrame:
+def build_features(
+    panel: MarketPanel, settings: FeatureSettings, progress: Progress | None = None, side: SideData | None = None
+) -> FeatureFrame:
     """Return the features of every bar and symbol of ``panel``.
 
     Parameters
@@ -85,6 +96,8 @@ def build_features(panel: MarketPanel, settings: FeatureSettings, progress: Prog
         Which sets, in which order.
     progress : callable, optional
         Told the fraction just finished.
+    side : SideData, optional
+        What is known beside the bars; features that need it are NaN without.
 
     Returns
     -------
@@ -96,10 +109,12 @@ def build_features(panel: MarketPanel, settings: FeatureSettings, progress: Prog
     UserError
         If the panel holds no bar, or the BTC-relative set is wanted without BTC.
     """
-    return _build(panel, settings, 0, os.cpu_count() or 1, progress)
+    return _build(panel, settings, side, 0, os.cpu_count() or 1, progress)
 
 
-def extend_features(frame: FeatureFrame, panel: MarketPanel, settings: FeatureSettings) -> FeatureFrame:
+def extend_features(
+    frame: FeatureFrame, panel: MarketPanel, settings: FeatureSettings, side: SideData | None = None
+) -> FeatureFrame:
     """Return ``frame`` with the rows of the bars ``panel`` has beyond it, bit-equal to building all of ``panel``.
 
     Only the new bars and their look-back are read: a bar that ``frame`` already has keeps its rows.
@@ -112,6 +127,8 @@ def extend_features(frame: FeatureFrame, panel: MarketPanel, settings: FeatureSe
         All bars, those of ``frame`` first.
     settings : FeatureSettings
         As at the first build.
+    side : SideData, optional
+        All that is known beside the bars by now.
 
     Raises
     ------
@@ -125,7 +142,7 @@ def extend_features(frame: FeatureFrame, panel: MarketPanel, settings: FeatureSe
     if panel.n_bars == n_old:
         return frame
     start = max(0, n_old + 1 - lookback_bars(settings, panel.frame_ns))
-    fresh = _build(panel.rows(start, panel.n_bars), settings, n_old - start, os.cpu_count() or 1, None)
+    fresh = _build(panel.rows(start, panel.n_bars), settings, side, n_old - start, os.cpu_count() or 1, None)
     return FeatureFrame(
         values=np.concatenate([frame.values, fresh.values]),
         names=frame.names,
@@ -138,7 +155,7 @@ def extend_features(frame: FeatureFrame, panel: MarketPanel, settings: FeatureSe
     )
 
 
-def latest_features(panel: MarketPanel, settings: FeatureSettings, bars: int = 1) -> FeatureFrame:
+def latest_features(panel: MarketPanel, settings: FeatureSettings, bars: int = 1, side: SideData | None = None) -> FeatureFrame:
     """Return the rows of the last ``bars`` bars of ``panel`` only, bit-equal to the last rows of :func:`build_features`.
 
     Only the last :func:`lookback_bars` ``+ bars - 1`` bars are read; the frame's grid is those ``bars`` bars, or as many as
@@ -156,7 +173,7 @@ def latest_features(panel: MarketPanel, settings: FeatureSettings, bars: int = 1
     window = panel.rows(panel.n_bars - n, panel.n_bars)
     if n == 0 or not np.isfinite(window.close[-1]).any():
         raise SkipCycle("no symbol has a price in the newest bar")
-    frame = _build(window, settings, first, 1, None)
+    frame = _build(window, settings, side, first, 1, None)
     return FeatureFrame(
         values=frame.values,
         names=frame.names,
@@ -170,7 +187,12 @@ def latest_features(panel: MarketPanel, settings: FeatureSettings, bars: int = 1
 
 
 def _build(
-    panel: MarketPanel, settings: FeatureSettings, first_bar: int, threads: int, progress: Progress | None
+    panel: MarketPanel,
+    settings: FeatureSettings,
+    side: SideData | None,
+    first_bar: int,
+    threads: int,
+    progress: Progress | None,
 ) -> FeatureFrame:
     specs = feature_catalogue(settings, panel.frame_ns)
     if not np.isfinite(panel.close).any():
@@ -181,7 +203,12 @@ def _build(
             f"the {' and '.join(led)} features need {BTC_SYMBOL} in the universe",
             f"add BTC to universe.include, or leave {' and '.join(led)} out of features.sets",
         )
-    inputs = build_inputs(panel, first_bar, BTC_SYMBOL)
+    is_wide = any(FEATURE_SETS[name].is_wide for name in settings.sets)
+    with_macd = any(spec.name.startswith("MACD") for spec in specs)
+    n_series = N_WIDE if is_wide else N_SERIES
+    inputs = build_inputs(panel, first_bar, BTC_SYMBOL, side, n_series, with_macd=with_macd)
+    if is_wide:
+        fill_wide(inputs, panel)
     out = np.empty((inputs.rows.row_bar.size, len(specs)), dtype=np.float32)
     jobs = _jobs(inputs, settings, specs, out, 1 if threads == 1 else 4 * threads)
     _run(jobs, threads, progress)

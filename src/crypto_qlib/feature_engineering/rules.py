@@ -45,6 +45,8 @@ class FeatureRule:
         Replace the value by its rank across the symbols of the bar, in (-0.5, 0.5), ties averaged.
     scale : float
         The value is multiplied by it (bars into hours).
+    reach : int
+        Bars the value depends on beyond its windows (a lag of another series, the window behind a ready series).
     """
 
     name: str
@@ -58,15 +60,17 @@ class FeatureRule:
     needs: str = ""
     ranked: bool = False
     scale: float = 1.0
+    reach: int = 0
 
     @property
     def lookback_bars(self) -> int:
         """Return how many bars the value depends on, the current one included."""
         if self.op in _RECURSIVE:
-            return EMA_BARS + 1
+            return (self.second or EMA_BARS) + 1
         if self.op in (MACD_LINE, MACD_HISTOGRAM):
             return EMA_BARS + (SIGNAL_BARS if self.op == MACD_HISTOGRAM else 0)
-        return max(self.window, self.second) + 1 + (self.second if self.other == self.series and self.second else 0)
+        lag = self.second if self.other == self.series and self.second else 0
+        return max(self.window, self.second) + 1 + lag + self.reach
 
     def spec(self, group: str) -> FeatureSpec:
         """Return the catalogue entry."""

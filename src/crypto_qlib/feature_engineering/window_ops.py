@@ -30,6 +30,7 @@ from crypto_qlib.feature_engineering.bar_series import (
     VOLUME,
     ema_at,
 )
+from crypto_qlib.feature_engineering.flow_ops import FIRST_FLOW_OP, evaluate_flow
 from crypto_qlib.feature_engineering.window_stats import (
     BARS_SINCE,
     LAST_VALID,
@@ -91,12 +92,12 @@ LOG_MEAN_RATIO: Final = 44
 
 
 @njit
-def _rsi(close: Matrix, t: int, n: int) -> float:
-    """Return Wilder's RSI in [0, 100] over :data:`EMA_BARS` bars; 50 where nothing moved."""
+def _rsi(close: Matrix, t: int, n: int, memory: int) -> float:
+    """Return Wilder's RSI in [0, 100] over the last ``memory`` bars; 50 where nothing moved."""
     up = 0.0
     down = 0.0
     count = 0
-    for k in range(max(1, t - EMA_BARS + 1), t + 1):
+    for k in range(max(1, t - memory + 1), t + 1):
         up *= 1.0 - 1.0 / n
         down *= 1.0 - 1.0 / n
         change = close[k] - close[k - 1]
@@ -260,22 +261,23 @@ def _residual(x: Matrix, t: int, w: int, v: int, op: int) -> float:
 
 
 @njit
-def _trend(x: Matrix, t: int, op: int, a: int, w: int) -> float:  # noqa: PLR0911 - a table of operators
-    """Evaluate averages and momentum operators."""
+def _trend(x: Matrix, t: int, op: int, a: int, w: int, v: int) -> float:  # noqa: PLR0911 - a table of operators
+    """Evaluate averages and momentum operators; ``v`` is the memory of recursive ones, :data:`EMA_BARS` where it is 0."""
+    memory = v if v > 0 else EMA_BARS
     close = x[CLOSE, t]
     if op == CHANGE:
         return x[a, t] / x[a, t - w] - 1.0 if t >= w else math.nan
     if op == MEAN_TO_CLOSE:
         return float(window_mean(x[a], t, w) / close - 1.0)
     if op == EMA_TO_CLOSE:
-        return float(ema_at(x[CLOSE], t, 2.0 / (w + 1.0), EMA_BARS, w) / close - 1.0)
+        return float(ema_at(x[CLOSE], t, 2.0 / (w + 1.0), memory, w) / close - 1.0)
     if op == MACD_LINE:
         return float(x[MACD, t] / close)
     if op == MACD_HISTOGRAM:
         return float((x[MACD, t] - ema_at(x[MACD], t, 2.0 / (w + 1.0), SIGNAL_BARS, w)) / close)
     if op == RSI:
-        return _rsi(x[CLOSE], t, w)
-    return float(ema_at(x[TRUE_RANGE], t, 1.0 / w, EMA_BARS, w) / close)
+        return _rsi(x[CLOSE], t, w, memory)
+    return float(ema_at(x[TRUE_RANGE], t, 1.0 / w, memory, w) / close)
 
 
 @njit
@@ -350,7 +352,7 @@ def _pair(x: Matrix, t: int, op: int, a: int, b: int, w: int, v: int) -> float:
 
 
 @njit
-def evaluate(x: Matrix, t: int, rule: npt.NDArray[np.int64]) -> float:
+def evaluate(x: Matrix, t: int, rule: npt.NDArray[np.int64]) -> float:  # noqa: PLR0911 - a table of operators
     """Return one rule's value at bar ``t`` of one symbol.
 
     Parameters
@@ -363,10 +365,12 @@ def evaluate(x: Matrix, t: int, rule: npt.NDArray[np.int64]) -> float:
         Operator, first series, second series, window, second window or lag.
     """
     op, a, b, w, v = rule[0], rule[1], rule[2], rule[3], rule[4]
+    if op >= FIRST_FLOW_OP:
+        return evaluate_flow(x, t, rule)
     if op == VALUE:
         return float(x[a, t])
     if op <= RSI or op == ATR:
-        return _trend(x, t, op, a, w)
+        return _trend(x, t, op, a, w, v)
     if op <= MAX_ABS or CHANNEL_POSITION <= op <= LOW_TO_CLOSE:
         return _spread(x, t, op, a, w, v)
     if op in (CORRELATION, AUTOCORRELATION) or SUM <= op <= EXCESS_SUM:

@@ -21,6 +21,7 @@ from crypto_qlib.core.signal import Scores
 from crypto_qlib.core.tiers import TierHistory
 from crypto_qlib.exchange.gateway import Gateway
 from crypto_qlib.feature_engineering.feature_generator import latest_features
+from crypto_qlib.feature_engineering.side_data import SideData
 from crypto_qlib.live_trading.market_feed import FeedConfig, MarketFeed
 from crypto_qlib.live_trading.paper_view import PaperView
 from crypto_qlib.live_trading.risk_control import RiskLimits
@@ -58,6 +59,8 @@ class SessionInputs:
         The run's identity (``settings.identity.Identity.stamp``).
     members : Membership, optional
         The universe over time: who is no member at a bar's close gets no score, so nothing is opened in it.
+    side : callable
+        Gives what is known beside the bars by now; asked again at every bar.
     """
 
     model: TrainedModel
@@ -68,14 +71,16 @@ class SessionInputs:
     session_id: str
     identity: dict[str, Any]
     members: Membership | None = None
+    side: Callable[[], SideData] = SideData
 
 
-def model_scorer(model: TrainedModel) -> Scorer:
-    """Return the function that scores the last bar of a panel with ``model``."""
+def model_scorer(model: TrainedModel, side: Callable[[], SideData] = SideData) -> Scorer:
+    """Return the function that scores the last bar of a panel with ``model``; ``side`` gives what is known beside the bars."""
 
     def score(panel: MarketPanel) -> Scores:
         try:
-            return predict_row(model, latest_features(panel, model.feature_settings, model.context_bars + 1))
+            rows = latest_features(panel, model.feature_settings, model.context_bars + 1, side())
+            return predict_row(model, rows)
         except UserError as e:
             raise SkipCycle(e.message, e.hint) from e
 
@@ -122,7 +127,7 @@ async def trade_bars(
     try:
         parts = SessionParts(
             gateway=gateway,
-            signals=SignalProcessor(feed, model_scorer(inputs.model), rules, contracts),
+            signals=SignalProcessor(feed, model_scorer(inputs.model, inputs.side), rules, contracts),
             ledger=ledger,
             config=SessionConfig(
                 inputs.session_id,

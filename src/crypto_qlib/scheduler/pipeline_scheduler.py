@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,8 @@ from crypto_qlib.data_collector.quality_report import write_quality_report
 from crypto_qlib.data_collector.universe_history import UniverseSnapshot, all_snapshots, changes_lines, universe_snapshots
 from crypto_qlib.data_collector.universe_rebuild import rebuild_history
 from crypto_qlib.exchange.gateway import Gateway
-from crypto_qlib.feature_engineering.feature_frame import FeatureFrame, load_feature_frame, save_feature_frame
-from crypto_qlib.feature_engineering.feature_generator import build_features, settings_for_panel
+from crypto_qlib.feature_engineering.feature_frame import FeatureFrame, load_feature_frame
+from crypto_qlib.feature_engineering.side_loading import load_side, side_identity
 from crypto_qlib.live_trading.paper_view import PaperView
 from crypto_qlib.live_trading.runner import PaperResult
 from crypto_qlib.live_trading.session_report import SESSION_FIGURES
@@ -63,11 +63,14 @@ from crypto_qlib.modeling.labels import Labels, TradeRule, make_labels, uses_tra
 from crypto_qlib.modeling.model_report import report_model
 from crypto_qlib.modeling.registry import model_folder
 from crypto_qlib.modeling.rolling import WITHOUT_EFFECT, out_of_sample_scores, train_rolling
+from crypto_qlib.modeling.splits import split_bars
 from crypto_qlib.modeling.train_model import train_model
 from crypto_qlib.scheduler.compile_ahead import CompileAhead
 from crypto_qlib.scheduler.data_files import DataFiles
 from crypto_qlib.scheduler.exchange_access import ExchangeAccess, market_folder
 from crypto_qlib.scheduler.external_data import OFFLINE_LINE, external_lines, update_external, wants_external
+from crypto_qlib.scheduler.feature_build import built_features
+from crypto_qlib.scheduler.feature_study import FeatureStudy
 from crypto_qlib.scheduler.model_shelf import Market, ModelShelf
 from crypto_qlib.scheduler.paper_session import SessionInputs, trade_bars
 from crypto_qlib.scheduler.pipeline_results import (
@@ -264,6 +267,12 @@ class Pipeline:
                 self._book.complete("qlib", key, {})
         frame = self._features()
         return Said((f"features: {len(frame.names)} for {frame.n_rows:,} rows ({frame.values.nbytes / 2**30:.2f} GiB)",))
+
+    def feature_study(self) -> FeatureStudy:
+        """Return the features, the labels and the segments, to look at what the features say."""
+        frame = self._features()
+        split = split_bars(frame.n_bars, self.settings.model)
+        return FeatureStudy(frame, self._labels(), split, self._feature_key(), self.paths.selections)
 
     def train(self) -> Said:
         """Train and calibrate the model, unless this very model exists; `evaluate` decides whether it becomes champion."""
@@ -521,7 +530,8 @@ class Pipeline:
 
     def _feature_key(self) -> str:
         c, share = self.collected, self.settings.model.train_fraction
-        return key_of(self._clean_key(), c.start_ns, c.end_ns, self.settings.features, share, digest_of(self._members))
+        side, members = side_identity(self.paths, self.settings), digest_of(self._members)
+        return key_of(self._clean_key(), c.start_ns, c.end_ns, self.settings.features, share, members, side)
 
     def _train_key(self) -> str:
         rule = asdict(TradeRule.of(self.settings)) if uses_trades(self.settings.model) else None
@@ -534,14 +544,7 @@ class Pipeline:
             if self._book.is_current("features", key, self.paths.features):
                 skipped("unchanged")
                 return load_feature_frame(self.paths.features)
-            advance = self._reporter.progress("feature sets", 1.0)
-            panel = self._panel()
-            learned_from = panel.rows(0, int(panel.n_bars * self.settings.model.train_fraction))
-            wanted, left_out = settings_for_panel(learned_from, self.settings.features)
-            for line in left_out:
-                self._reporter.say(line)
-            frame = build_features(panel, wanted, advance)
-            save_feature_frame(frame, self.paths.features)
+            frame = built_features(self.paths, self.settings, self._panel(), self._reporter)
             self._book.complete("features", key, {})
         return frame
 
@@ -580,7 +583,8 @@ class Pipeline:
         instruments, tiers = self._contracts()
         ledger = self._session_ledger(stamp["run_id"])
         session_id = f"{self.settings.exchange.mode}-paper"
-        inputs = SessionInputs(model, self._panel(), instruments, tiers, ledger, session_id, stamp, self._members)
+        side = partial(load_side, self.paths, self.settings, self.collected.symbols)
+        inputs = SessionInputs(model, self._panel(), instruments, tiers, ledger, session_id, stamp, self._members, side)
         step = self._access.embedded().step if self._access.is_embedded else None
         return await trade_bars(gateway, self.settings, inputs, step, self._show_paper)
 

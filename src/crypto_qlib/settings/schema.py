@@ -16,6 +16,11 @@ from crypto_qlib.settings.section import Fraction, Frame, IsoTime, Names, Sectio
 
 __all__ = ["Fraction", "Frame", "IsoTime", "ModelSettings", "Names", "Section", "Settings"]
 
+FeatureSetName = Literal[
+    "alpha360", "technical", "btc_relative", "funding", "alpha158", "multi_frame", "microstructure", "derivatives",
+    "cross_coin", "cross_market", "sentiment", "on_chain", "news",
+]  # fmt: skip
+
 CollectedFrame = Literal["1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "1d"]
 """Bar lengths that can be collected; features and trading know fewer."""
 
@@ -80,11 +85,13 @@ class ExternalSettings(Section):
 class FeatureSettings(Section):
     """Which features are built."""
 
-    sets: tuple[Literal["alpha360", "technical", "btc_relative", "funding"], ...] = Field(
+    sets: tuple[FeatureSetName, ...] = Field(
         ("alpha360", "technical", "btc_relative", "funding"), description="Feature sets, joined in this order."
     )
     alpha360_window: int = Field(60, ge=5, le=240, description="Look-back of Alpha360, bars.")
     exclude: Names = Field((), description="Features left out by name, e.g. [VWAP59].")
+    selection: str = Field("", description="Build only the features of this saved selection: NAME (newest version) or NAME@N; "
+                           "empty = all of the sets.")  # fmt: skip
 
 
 class LlmSettings(Section):
@@ -130,8 +137,6 @@ class NewsSettings(Section):
     assumed_lag_minutes: float = Field(60.0, ge=0, description="Minutes from publication to being seen where an archive did "
                                        "not record it (measured at a vendor: median 27, 90 % under 55, most 80).")  # fmt: skip
     processing_delay_s: float = Field(60.0, ge=0, description="Seconds from being seen to being usable, at least.")
-    max_gap_hours: float = Field(6.0, gt=0, description="Hours without a successful poll after which news is unknown, not "
-                                 "silent.")  # fmt: skip
     llm: LlmSettings = Field(LlmSettings(), description="The language model.")
 
 

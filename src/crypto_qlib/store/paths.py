@@ -67,6 +67,11 @@ class Paths:
         return self.root / "features"
 
     @property
+    def selections(self) -> Path:
+        """Chosen feature sets, named and versioned."""
+        return self.root / "selections"
+
+    @property
     def models(self) -> Path:
         """Trained models."""
         return self.root / "models"

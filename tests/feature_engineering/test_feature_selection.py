@@ -1,0 +1,147 @@
+"""Screening, redundancy, importance, components and drift on markets where the answer is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+from sklearn.decomposition import PCA
+
+from crypto_qlib.core.clock import NS_PER_HOUR
+from crypto_qlib.core.errors import UserError
+from crypto_qlib.feature_engineering.feature_drift import feature_drift
+from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
+from crypto_qlib.feature_engineering.feature_reduction import fit_components
+from crypto_qlib.feature_engineering.feature_selection import (
+    Chosen,
+    FeatureIc,
+    choose,
+    false_discovery_rates,
+    rank_ic_table,
+    screen,
+)
+from crypto_qlib.feature_engineering.selection_store import load_selection, only, save_selection
+from crypto_qlib.settings.schema import FeatureSettings
+from tests.noise_market import START_NS, same_bits
+
+N_BARS, N_COINS, HORIZON = 3000, 12, 5
+
+
+def market(planted: float, seed: int = 1) -> tuple[FeatureFrame, np.ndarray, list[str]]:
+    """Return ten features and an outcome: the first two predict it (the second is a copy of the first with a little noise)."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(N_BARS * N_COINS, 10)).astype(np.float32)
+    x[:, 1] = x[:, 0] + 0.1 * x[:, 1]
+    outcome = planted * x[:, 0] + rng.normal(size=x.shape[0])
+    frame = FeatureFrame(
+        values=x,
+        names=tuple(f"F{k}" for k in range(10)),
+        ts_open=START_NS + np.arange(N_BARS, dtype=np.int64) * NS_PER_HOUR,
+        frame_ns=NS_PER_HOUR,
+        symbols=tuple(f"C{k:02d}USDT" for k in range(N_COINS)),
+        row_bar=np.repeat(np.arange(N_BARS), N_COINS).astype(np.int32),
+        row_symbol=np.tile(np.arange(N_COINS), N_BARS).astype(np.int32),
+        settings=FeatureSettings(),
+    )
+    return frame, outcome.reshape(N_BARS, N_COINS), ["a"] * 5 + ["b"] * 5
+
+
+def test_rank_ics_equal_scipys() -> None:
+    frame, outcome, _ = market(0.2)
+    table = rank_ic_table(frame, outcome, (0, 50), HORIZON)
+    assert table.shape == (10, 10)
+    rows = slice(15 * N_COINS, 16 * N_COINS)
+    for j in range(10):
+        assert table[3, j] == pytest.approx(spearmanr(frame.values[rows, j], outcome[15]).statistic, abs=1e-12)
+
+
+def test_the_planted_feature_is_found_its_copy_is_redundant_and_noise_is_not_chosen() -> None:
+    frame, outcome, groups = market(0.1)
+    chosen = choose(frame, groups, outcome, (0, 2000), HORIZON)
+    assert len(chosen.names) == 1
+    assert chosen.names[0] in {"F0", "F1"}
+    assert chosen.cluster["F0"] == chosen.cluster["F1"]
+    assert chosen.importance[chosen.names[0]] > 0.02
+    found = {f.name: f for f in chosen.screened}["F0"]
+    assert found.mean > 5 * found.standard_error
+    assert found.stability == 1.0
+
+
+def test_from_noise_nothing_is_chosen() -> None:
+    frame, outcome, groups = market(0.0, seed=3)
+    with pytest.raises(UserError, match="no feature"):
+        choose(frame, groups, outcome, (0, 2500), HORIZON)
+
+
+def test_what_comes_after_the_span_changes_no_choice() -> None:
+    frame, outcome, groups = market(0.1)
+    later = outcome.copy()
+    later[2000:] = -later[2000:]
+    assert choose(frame, groups, outcome, (0, 2000), HORIZON) == choose(frame, groups, later, (0, 2000), HORIZON)
+
+
+def test_false_discovery_rates_of_a_hand_worked_case() -> None:
+    q = false_discovery_rates(np.array([0.01, 0.04, np.nan, 0.03, 0.5]))
+    np.testing.assert_allclose(q, [0.04, 0.16 / 3, np.nan, 0.16 / 3, 0.5])
+
+
+def test_a_feature_equal_for_all_coins_is_left_out_of_the_correction() -> None:
+    frame, outcome, groups = market(0.1)
+    frame.values[:, 9] = frame.row_bar
+    found = screen(frame, groups, rank_ic_table(frame, outcome, (0, 2000), HORIZON))
+    assert np.isnan(found[9].q_value)
+    assert np.isfinite(found[0].q_value)
+
+
+def test_components_equal_scikit_learns_and_read_the_training_rows_only() -> None:
+    frame, _, _ = market(0.0)
+    rows = slice(0, 12_000)
+    ours = fit_components(frame, rows, 3)
+    x = np.clip((frame.values[rows] - ours.centre) / ours.scale, -5, 5)
+    theirs = PCA(3).fit(x)
+    np.testing.assert_allclose(np.abs(ours.axes @ theirs.components_.T), np.eye(3), atol=0.05)
+    np.testing.assert_allclose(ours.explained, theirs.explained_variance_ratio_, rtol=0.02)
+    frame.values[12_000:] *= 100.0
+    assert same_bits(fit_components(frame, rows, 3).axes, ours.axes)
+    assert ours.apply(frame.values[:4]).shape == (4, 3)
+    with pytest.raises(UserError, match="components"):
+        fit_components(frame, rows, 11)
+
+
+def test_drift_is_small_where_nothing_moved_and_large_where_it_did() -> None:
+    frame, _, _ = market(0.0)
+    frame.values[30_000:, 4] += 1.0
+    frame.values[30_000:, 5] = np.nan
+    found = {d.name: d for d in feature_drift(frame, slice(0, 24_000), slice(30_000, 36_000))}
+    assert found["F0"].index < 0.02
+    assert found["F4"].index > 0.25
+    assert (found["F5"].missing_then, found["F5"].missing_now) == (0.0, 1.0)
+    assert found["F5"].index > 0.25
+
+
+class TestSavedSelections:
+    SCREENED = tuple(FeatureIc(n, "technical", 0.02, 0.01, 2.0, 0.04, 0.04, 90, 1.0, 1.0) for n in ("RSI14", "MOM24"))
+    CHOSEN = Chosen(("RSI14", "MOM24"), SCREENED, {}, {"RSI14": 0.1, "MOM24": 0.2})
+
+    def test_versions_are_kept_and_the_newest_is_used(self, tmp_path: Path) -> None:
+        first = save_selection(tmp_path, "mine", self.CHOSEN, {"horizon": 24})
+        again = save_selection(tmp_path, "mine", self.CHOSEN, {"horizon": 24})
+        other = save_selection(tmp_path, "mine", Chosen(("MOM24",), self.SCREENED, {}, {"MOM24": 0.2}), {"horizon": 24})
+        assert (first.name, again.name, other.name) == ("v1.json", "v1.json", "v2.json")
+        assert load_selection(tmp_path, "mine") == ("MOM24",)
+        assert load_selection(tmp_path, "mine@1") == ("RSI14", "MOM24")
+        assert (tmp_path / "mine" / "v1.png").stat().st_size > 5_000
+
+    def test_settings_are_cut_to_the_choice(self) -> None:
+        cut = only(FeatureSettings(sets=("technical",)), ("RSI14", "MOM24"), NS_PER_HOUR)
+        assert "RSI6" in cut.exclude
+        assert not {"RSI14", "MOM24"} & set(cut.exclude)
+        with pytest.raises(UserError, match="FEAR_GREED"):
+            only(FeatureSettings(sets=("technical",)), ("FEAR_GREED",), NS_PER_HOUR)
+
+    @pytest.mark.parametrize("wanted", ["none", "mine@7", "mine@x", "../mine"])
+    def test_what_is_not_there_is_one_clear_line(self, tmp_path: Path, wanted: str) -> None:
+        with pytest.raises(UserError):
+            load_selection(tmp_path, wanted)

@@ -1,0 +1,85 @@
+"""Our processors against Qlib's own on the same frames; windows drawn on demand against the materialised rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from qlib.data.dataset import processor as stock
+
+from crypto_qlib.core.errors import UserError
+from crypto_qlib.feature_engineering import qlib_processors as fast
+from crypto_qlib.feature_engineering.alpha360_windows import Alpha360Windows
+from crypto_qlib.feature_engineering.feature_generator import build_features
+from crypto_qlib.feature_engineering.qlib_handler import CryptoHandler
+from crypto_qlib.settings.schema import FeatureSettings
+from tests.noise_market import noise_panel, same_bits
+
+
+def frame(*, infinite: bool = False) -> pd.DataFrame:
+    rng = np.random.default_rng(4)
+    index = pd.MultiIndex.from_product([pd.date_range("2024-01-01", periods=30, freq="h"), [f"C{k}" for k in range(7)]],
+                                       names=["datetime", "instrument"])  # fmt: skip
+    values = rng.standard_t(3, (len(index), 4)).astype(np.float32)
+    values[rng.random(values.shape) < 0.1] = np.nan
+    values[:7, 1] = 2.5  # no spread in the first bar
+    if infinite:
+        values[rng.random(values.shape) < 0.05] = np.inf
+        values[rng.random(values.shape) < 0.05] = -np.inf
+    columns = pd.MultiIndex.from_tuples([("feature", "A"), ("feature", "B"), ("feature", "C"), ("label", "Y")])
+    return pd.DataFrame(values, index=index, columns=columns)
+
+
+SPAN = {"fit_start_time": "2024-01-01", "fit_end_time": "2024-01-01 12:00", "fields_group": "feature"}
+PAIRS = [
+    ("RobustZScoreNorm", SPAN, False), ("RobustZScoreNorm", SPAN | {"clip_outlier": False}, False),
+    ("CSZScoreNorm", {"fields_group": "feature"}, False), ("CSRankNorm", {"fields_group": "feature"}, False),
+    ("Fillna", {"fields_group": "feature"}, False), ("Fillna", {}, False), ("CSZFillna", {"fields_group": "feature"}, False),
+    ("ProcessInf", {}, True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "options", "infinite"), PAIRS, ids=[f"{p[0]}-{k}" for k, p in enumerate(PAIRS)])
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::RuntimeWarning")
+def test_equals_qlibs_own_processor(name: str, options: dict[str, object], infinite: bool) -> None:
+    theirs, ours = getattr(stock, name)(**options), getattr(fast, f"Fast{name}")(**options)
+    given = frame(infinite=infinite)
+    for one in (theirs, ours):
+        one.fit(given.copy())
+    kept = given.copy()
+    got = ours(given)
+    pd.testing.assert_frame_equal(given, kept)  # the frame handed in is not touched
+    expected = theirs(given.copy())
+    assert list(got.columns) == list(expected.columns)
+    np.testing.assert_allclose(got.to_numpy(float), expected.to_numpy(float), rtol=2e-6, atol=2e-7)
+
+
+def test_rows_out_of_order_are_refused() -> None:
+    with pytest.raises(UserError, match="ordered"):
+        fast.FastCSRankNorm("feature")(frame().iloc[::-1])
+
+
+def test_fitted_processors_read_the_training_span_only() -> None:
+    panel = noise_panel(200, 4)
+    features = build_features(panel, FeatureSettings(sets=("funding",)))
+    stamps = pd.DatetimeIndex(panel.ts_open.astype("datetime64[ns]"))
+    norm = {"class": "FastRobustZScoreNorm", "module_path": "crypto_qlib.feature_engineering.qlib_processors",
+            "kwargs": {"fit_start_time": stamps[0], "fit_end_time": stamps[99], "fields_group": "feature"}}  # fmt: skip
+    first = CryptoHandler(frame=features, infer_processors=[norm]).fetch(col_set="feature")
+    features.values[features.row_span(100, 200)] *= 50.0
+    later = CryptoHandler(frame=features, infer_processors=[norm]).fetch(col_set="feature")
+    rows = features.row_span(0, 100)
+    assert same_bits(first.to_numpy()[rows], later.to_numpy()[rows])
+
+
+def test_windows_on_demand_equal_the_materialised_rows_bit_for_bit() -> None:
+    panel = noise_panel(150, 6, seed=2, with_gaps=True)
+    whole = build_features(panel, FeatureSettings(sets=("alpha360",)))
+    windows = Alpha360Windows(panel)
+    assert len(windows) == whole.n_rows
+    which = np.random.default_rng(1).integers(0, whole.n_rows, 64)
+    assert same_bits(windows.rows(which), whole.values[which])
+    batch = windows.sequences(which)
+    assert batch.shape == (64, 60, 6)
+    assert same_bits(batch[:, -1, 0], whole.values[which][:, whole.names.index("CLOSE0")])
+    assert same_bits(batch[:, 0, 5], whole.values[which][:, whole.names.index("VOLUME59")])
