@@ -22,6 +22,9 @@ from crypto_qlib.exchange.embedded.wire import WireRefusal
 from crypto_qlib.exchange.gateway import PriceKind
 from crypto_qlib.venue.market_source import MarketSource
 
+_MAJOR_LEVERAGE: Final = 75.0
+_BAND_MAJOR: Final = 0.05
+_BAND_OTHER: Final = 0.08
 _STALE_AFTER_NS: Final = 2 * NS_PER_DAY
 """How far back a last price is looked for when no bar runs now."""
 
@@ -123,6 +126,18 @@ class MarketWindow:
         if len(recent):
             return float(recent.close[-1])
         return math.nan if kind is PriceKind.LAST else self.price(PriceKind.LAST, symbol)
+
+    def price_limits(self, item: Instrument) -> tuple[float, float]:
+        """Return (highest price a buy may name, lowest price a sell may name), on the tick grid; NaN where no price is known.
+
+        The index plus and minus the outer band. Source: OKX, "Price limit rules": about 5 % for majors, 8 % for others.
+        """
+        index = self.price(PriceKind.INDEX, item.symbol)
+        band = _BAND_MAJOR if item.max_leverage >= _MAJOR_LEVERAGE else _BAND_OTHER
+        tick = item.tick_size
+        if math.isnan(index):
+            return math.nan, math.nan
+        return round(index * (1.0 + band) / tick) * tick, round(index * (1.0 - band) / tick) * tick
 
     def day_stats(self, symbol: str) -> DayStats:
         """Return the last 24 hours; prices are NaN where nothing traded."""

@@ -18,9 +18,6 @@ from crypto_qlib.exchange.gateway import PriceKind
 _FUNDING_LIMIT: Final = 100
 _FAR_MS: Final = 2**62
 _MAX_FAMILIES: Final = 5
-_MAJOR_LEVERAGE: Final = 75.0
-_BAND_MAJOR: Final = 0.05
-_BAND_OTHER: Final = 0.08
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,16 +151,11 @@ class PublicApi:
         return [row | {"oiUsd": num(usd), "ts": ms(self._window.clock.now_ns())}]
 
     def _price_limit_row(self, item: Instrument) -> Row:
-        index = self._window.price(PriceKind.INDEX, item.symbol)
-        band = _BAND_MAJOR if item.max_leverage >= _MAJOR_LEVERAGE else _BAND_OTHER
         row: Row = {"instType": "SWAP", "instId": item.inst_id, "ts": ms(self._window.clock.now_ns()), "enabled": True}
-        if math.isnan(index):
+        highest, lowest = self._window.price_limits(item)
+        if math.isnan(highest):
             return row | {"buyLmt": "", "sellLmt": "", "enabled": False}
-        limits = {
-            "buyLmt": plain(item.format_price(index * (1.0 + band))),
-            "sellLmt": plain(item.format_price(index * (1.0 - band))),
-        }
-        return row | limits
+        return row | {"buyLmt": plain(item.format_price(highest)), "sellLmt": plain(item.format_price(lowest))}
 
     def _asked(self, call: Call) -> list[Instrument]:
         wanted = call.query.get("instId", "")

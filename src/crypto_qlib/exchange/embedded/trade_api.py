@@ -34,6 +34,7 @@ from crypto_qlib.exchange.gateway import PriceKind
 from crypto_qlib.venue.records import VenueOrder
 
 _MAX_BATCH: Final = 20
+_TICK_SLACK: Final = 1e-3
 _ORDERS_KEPT_NS: Final = 7 * NS_PER_DAY
 _CANCELED_KEPT_NS: Final = 2 * NS_PER_HOUR
 _FILLS_KEPT_NS: Final = 3 * NS_PER_DAY
@@ -192,6 +193,7 @@ class TradeApi:
     def _place_one(self, account_id: str, posted: Row) -> Row:
         hedged = self._venue.exchange.is_hedged(account_id)
         order = parse.posted_order(posted, self._window, self._anonymous_id(), hedged=hedged)
+        self._check_band(order.instrument, order.request.side, order.request.price)
         self._book.name_next_algo(account_id, order.request.key, order.algo_client_id)
         taken = self._submit(account_id, order.request)
         self._book.remember_tag(account_id, taken.order_id, order.tag)
@@ -220,10 +222,18 @@ class TradeApi:
         price = parse.number(posted, "newPx") if "newPx" in posted else None
         if lots is None and price is None:
             raise WireRefusal("50014", "newSz")
+        self._check_band(item, order.side, price)
         refusal = self._venue.exchange.amend(account_id, order.symbol, order.client_order_id, lots=lots, price=price)
         if refusal is not None:
             raise wire_refusal(refusal)
         return self._names(order) | {"reqId": str(posted.get("reqId", ""))}
+
+    def _check_band(self, item: Instrument, side: Side, price: float | None) -> None:
+        """Refuse a price beyond the limits ``public/price-limit`` shows; 51006."""
+        highest, lowest = self._window.price_limits(item)
+        slack = item.tick_size * _TICK_SLACK
+        if price is not None and (price > highest + slack if side is Side.BUY else price < lowest - slack):
+            raise WireRefusal("51006")
 
     def _posted(self, account_id: str, posted: Row, missing: str) -> VenueOrder:
         item = self._window.known(parse.required(posted, "instId"))
