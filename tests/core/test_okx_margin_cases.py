@@ -44,11 +44,19 @@ def side_of(inputs: Case) -> float:
 
 
 def number(inputs: Case, key: str) -> float:
-    return float(inputs[key])
+    """NaN where a payload does not tell: only figures that need it come out as NaN."""
+    value = inputs.get(key)
+    return float("nan" if value in (None, "") else value)
 
 
 def base_qty(inputs: Case) -> float:
-    return float(inputs["base_qty"]) if "base_qty" in inputs else number(inputs, "contracts") * number(inputs, "ctVal")
+    return float(exact_qty(inputs))
+
+
+def exact_qty(inputs: Case) -> Decimal:
+    if inputs.get("base_qty") not in (None, ""):
+        return Decimal(str(inputs["base_qty"]))
+    return Decimal(str(inputs["contracts"])) * Decimal(str(inputs["ctVal"])) * Decimal(str(inputs.get("ctMult") or "1"))
 
 
 def isolated_position(inputs: Case) -> Answers:
@@ -58,7 +66,7 @@ def isolated_position(inputs: Case) -> Answers:
     analytic = margin.liquidation_price_isolated(s, q, a, m, mmr, fee)
     # This figure is printed to more digits than a float holds: the same formula is run on exact decimals.
     exact: Any = getattr(margin.initial_margin_isolated, "py_func")  # noqa: B009 - numba's name of the plain function
-    frozen = exact(*(Decimal(str(inputs[key])) for key in ("base_qty", "avgPx", "lever")))
+    frozen = exact(exact_qty(inputs), *(Decimal(str(inputs[key])) for key in ("avgPx", "lever")))
     return {
         "upl": margin.unrealised_pnl(s, q, a, mark),
         "mmr_amount": margin.maintenance_margin(q, mark, mmr),
@@ -67,7 +75,7 @@ def isolated_position(inputs: Case) -> Answers:
         "liqPx_analytic": analytic,
         "uplRatio": margin.upl_ratio(s, q, a, mark, lever),
         "initial_margin": margin.initial_margin_isolated(q, a, lever),
-        "initial_margin_plus_funding": frozen + Decimal(inputs.get("fundingFee_accrued", "0")),
+        "initial_margin_plus_funding": frozen + Decimal(str(inputs.get("fundingFee_accrued") or "0")),
         "bePx": margin.break_even_price(s, q, a, float(inputs.get("realizedPnl") or 0.0), fee),
     }
 
@@ -77,8 +85,9 @@ def cross_position(inputs: Case) -> Answers:
     lever, mark = number(inputs, "lever"), number(inputs, "markPx")
     mmr, fee = number(inputs, "mmr_rate"), number(inputs, "taker_fee_rate")
     need = margin.requirement(q, mark, mmr, fee)
-    equity = account_math.equity_from_margin_ratio(float(inputs.get("mgnRatio_reported", "nan")), need)
+    equity = account_math.equity_from_margin_ratio(number(inputs, "mgnRatio_reported"), need)
     return {
+        "mgnRatio": margin.margin_ratio_cross(equity, need),
         "upl": margin.unrealised_pnl(s, q, a, mark),
         "imr": margin.initial_margin_cross(q, mark, lever),
         "mmr_amount": margin.maintenance_margin(q, mark, mmr),
@@ -125,7 +134,8 @@ def closed_position(inputs: Case) -> Answers:
     open_px, close_px = number(inputs, "openAvgPx"), number(inputs, "closeAvgPx")
     fees = [trading_fee(q, px, number(inputs, key)) for px, key in ((open_px, "open_fee_rate"), (close_px, "close_fee_rate"))]
     fills = [Fill(0, "XUSDT", int(s), open_px, fees[0]), Fill(1, "XUSDT", -int(s), close_px, fees[1])]
-    done = fold(Position("XUSDT", base_per_lot=q, leverage=lever, funding=float(inputs.get("fundingFee", 0.0))), fills)
+    paid, penalty = float(inputs.get("fundingFee") or 0.0), -float(inputs.get("liqPenalty") or 0.0)
+    done = fold(Position("XUSDT", base_per_lot=q, leverage=lever, funding=paid, liquidation_penalty=penalty), fills)
     return {
         "pnl": done.realised_pnl,
         "fee": -done.fee,
@@ -145,8 +155,9 @@ def lead_subposition(inputs: Case) -> Answers:
 
 
 def fee(inputs: Case) -> Answers:
-    price, size = inputs.get("fillPx") or inputs["avgPx"], inputs.get("fillSz") or inputs["contracts"]
-    return {"fee": -trading_fee(float(size) * number(inputs, "ctVal"), float(price), number(inputs, "rate"))}
+    price, size = inputs.get("fillPx") or inputs["avgPx"], inputs.get("fillSz") or inputs.get("contracts") or "nan"
+    qty = number(inputs, "base_qty") if inputs.get("base_qty") else float(size) * number(inputs, "ctVal")
+    return {"fee": -trading_fee(qty, float(price), number(inputs, "rate"))}
 
 
 def funding_fee(inputs: Case) -> Answers:
@@ -174,7 +185,7 @@ def liquidation(inputs: Case) -> Answers:
     s, q, lever = side_of(inputs), base_qty(inputs), number(inputs, "lever")
     entry, trigger = number(inputs, "openAvgPx"), number(inputs, "closeAvgPx_trigger_mark")
     mmr, taker = number(inputs, "mmr_rate"), number(inputs, "taker_fee_rate")
-    posted = margin.initial_margin_isolated(q, entry, lever)
+    posted = number(inputs, "margin") if inputs.get("margin") else margin.initial_margin_isolated(q, entry, lever)
     pnl, close_fee, penalty, overshoot = isolated_liquidation(s, q, entry, posted, trigger, mmr, taker)
     assert pnl - close_fee - penalty == pytest.approx(-posted - overshoot, rel=1e-12)
     paid = trading_fee(q, entry, number(inputs, "open_fee_rate")) + close_fee
@@ -183,7 +194,7 @@ def liquidation(inputs: Case) -> Answers:
         "liqPenalty": -penalty,
         "close_fee": -close_fee,
         "fee_total": -paid,
-        "realizedPnl": pnl - paid - penalty,
+        "realizedPnl": pnl - paid - penalty + float(inputs.get("fundingFee") or 0.0),
         "analytic_liqPx": margin.liquidation_price_isolated(s, q, entry, posted, mmr, taker),
     }
 
