@@ -54,6 +54,11 @@ def test_a_history_gives_the_newest_table_not_after_the_moment(starts: list[int]
     assert history.at(at).valid_from_ns == (max(past) if past else min(starts))
 
 
+def test_a_table_holds_from_its_very_instant_on() -> None:
+    history = TierHistory([table(0, 0.004), table(1000, 0.01)])
+    assert [float(history.at(ts).mmr[0]) for ts in (-5, 0, 999, 1000, 1001)] == [0.004, 0.004, 0.004, 0.01, 0.01]
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

@@ -66,6 +66,23 @@ def test_the_kindest_order_lets_the_stop_save_what_could_not_be_told() -> None:
     assert got == (matching.STOP, 92.0)
 
 
+@pytest.mark.parametrize(
+    ("stop", "code", "is_ambiguous"),
+    [
+        # last falls to 90 and mark to 88: they differ by 2; the mark that liquidates is 91
+        (93.1, matching.STOP, False),  # nearer by more than that
+        (93.0, matching.LIQUIDATION, True),  # by just that: it cannot be told
+        (90.0, matching.LIQUIDATION, True),  # the stop is further, but by less than that
+        (89.0, matching.LIQUIDATION, False),  # it is not even hit
+    ],
+)
+def test_a_stop_saves_only_where_it_is_nearer_by_more_than_the_streams_differ(
+    stop: float, code: int, is_ambiguous: bool
+) -> None:
+    got = matching.intrabar_exit(1.0, 100.0, 100.0, 90.0, 100.0, 100.0, 88.0, stop, NAN, 91.0, False, False)
+    assert (got[0], got[2]) == (code, is_ambiguous)
+
+
 PRICES = st.floats(80.0, 120.0)
 LEVELS = st.one_of(st.just(NAN), st.floats(70.0, 130.0))
 
