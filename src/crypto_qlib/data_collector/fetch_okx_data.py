@@ -20,7 +20,7 @@ from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.data_collector.contract_archive import archive_instruments
 from crypto_qlib.data_collector.fetch_plan import wanted_span
-from crypto_qlib.data_collector.gap_ledger import Gap, update_ledger
+from crypto_qlib.data_collector.gap_ledger import Gap, read_ledger, update_ledger
 from crypto_qlib.data_collector.series_collector import (
     Assignment,
     SeriesCollector,
@@ -92,6 +92,8 @@ async def update_data(
     now_ns: int,
     progress: Callable[[float], None] = _no_progress,
     required: frozenset[str] = frozenset(),
+    *,
+    with_ledger: bool = True,
 ) -> UpdateReport:
     """Fetch what the lake lacks of ``symbols`` and return what was done; running it again fetches only what is new.
 
@@ -111,6 +113,8 @@ async def update_data(
         Called with the share of work done since the last call; all calls add up to ``len(symbols)``.
     required : frozenset of str
         Symbols without which there is no point in going on.
+    with_ledger : bool
+        Bring the gap ledger up to date, too: it reads the times of every series whole.
 
     Raises
     ------
@@ -137,7 +141,10 @@ async def update_data(
         notes: tuple[str, ...] = ()
         if settings.statistics:
             notes = await keep_funding_quotes(gateway, lake, frozenset(symbols))
-        gaps = await in_thread(update_ledger, lake, job, [listed[s] for s in symbols if s in listed])
+        if with_ledger:
+            gaps = await in_thread(update_ledger, lake, job, [listed[s] for s in symbols if s in listed])
+        else:
+            gaps = read_ledger(lake)
     updates = tuple(job.result() for job in jobs)
     excluded = {u.symbol: _why_excluded(u, listed.get(u.symbol), span) for u in updates if not u.last_ns}
     lost = [s for s in symbols if s in excluded and s in required] or ([] if len(excluded) < len(symbols) else list(symbols))

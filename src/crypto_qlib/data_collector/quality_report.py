@@ -49,8 +49,9 @@ def write_quality_report(report: QualityReport, folder: Path, market: str = "", 
     """
     document = {"market": market, "data": data_identity, **as_document(report)}
     env = Environment(loader=PackageLoader("crypto_qlib.data_collector", "templates"), autoescape=select_autoescape(["j2"]))
-    flags = [f.name.lower() for f in Flag if f.name]
-    page = env.get_template("quality.html.j2").render(report=document, flags=flags)
+    every, totals = [f.name.lower() for f in Flag if f.name], report.totals()
+    found, quiet = [f for f in every if totals.get(f)], [f for f in every if not totals.get(f)]
+    page = env.get_template("quality.html.j2").render(report=document, flags=found, quiet=quiet)
     write_atomic(folder / "quality.json", json.dumps(document, indent=1).encode())
     write_atomic(folder / "quality.html", page.encode())
     return folder / "quality.html"

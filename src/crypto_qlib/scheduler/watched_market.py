@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from crypto_qlib.core.clock import NS_PER_S, ManualClock, SystemClock
+from crypto_qlib.core.clock import NS_PER_HOUR, NS_PER_S, ManualClock, SystemClock
 from crypto_qlib.data_collector.fetch_okx_data import UpdateReport, update_data
 from crypto_qlib.exchange.gateway import Gateway
 from crypto_qlib.exchange.okx_session import Connection
@@ -64,11 +64,17 @@ class WatchedMarket:
         of those chosen at the start.
         """
         symbols = await chosen(gateway)
+        ledger_ns = 0
         clock = SystemClock() if not self.access.is_embedded else ManualClock(await gateway.server_time_ns())
 
         async def update() -> UpdateReport:
+            nonlocal ledger_ns
             wanted = tuple(dict.fromkeys((*symbols, *await chosen(gateway))))
-            return await update_data(gateway, self.lake, wanted, self.settings.data, await gateway.server_time_ns())
+            now_ns = await gateway.server_time_ns()
+            is_due = now_ns - ledger_ns >= NS_PER_HOUR
+            report = await update_data(gateway, self.lake, wanted, self.settings.data, now_ns, with_ledger=is_due)
+            ledger_ns = now_ns if is_due else ledger_ns
+            return report
 
         async def wait_until(ts_ns: int) -> None:
             if isinstance(clock, ManualClock):
