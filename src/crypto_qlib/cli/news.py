@@ -80,7 +80,7 @@ def read(context: typer.Context) -> None:
     from crypto_qlib.feature_engineering.news_lexicon import lexicon
 
     store = _store(settings)
-    local = LocalReader(best_classifier(Paths(settings.store.root).news_model))
+    local = LocalReader(best_classifier(_paths(settings).news_model))
     allowed = sorted({*lexicon().coins, *settings.universe.include} - set(settings.universe.exclude))
     reader = NewsReader(store, local, _chat(wanted, settings), settings.news.llm, SystemClock(), allowed)
     with Progress(console=err(), transient=True) as bar:
@@ -126,7 +126,7 @@ def evaluate(
     from crypto_qlib.feature_engineering.news_evaluation import evaluate_chat, evaluate_classifier, read_labelled
 
     labelled = read_labelled(file)
-    rows = [best_classifier(Paths(settings.store.root).news_model)]
+    rows = [best_classifier(_paths(settings).news_model)]
     if rows[0].name != LexiconClassifier.name:
         rows.insert(0, LexiconClassifier())
     if fit_before:
@@ -152,7 +152,7 @@ def fit(context: typer.Context, file: Labelled) -> None:
 
     labelled = read_labelled(file)
     model = fit_classifier(labelled.titles, labelled.labels, int(labelled.times_ns.max(initial=0)))
-    path = Paths(settings.store.root).ensure().news_model
+    path = _paths(settings).news_model
     model.save(path)
     _say([describe(model), f"saved to {path}"])
 
@@ -160,7 +160,14 @@ def fit(context: typer.Context, file: Labelled) -> None:
 def _store(settings: Settings) -> NewsStore:
     from crypto_qlib.store.news_store import NewsStore
 
-    return NewsStore.open(Paths(settings.store.root).ensure().news)
+    return NewsStore.open(_paths(settings).news)
+
+
+def _paths(settings: Settings) -> Paths:
+    """Return the folders of the market asked for: what is learned beside one market never meets another."""
+    from crypto_qlib.scheduler.exchange_access import market_folder
+
+    return Paths(Paths(settings.store.root).ensure().root / market_folder(settings)).ensure()
 
 
 def _chat(wanted: Asked, settings: Settings) -> OpenAIChatModel | None:
