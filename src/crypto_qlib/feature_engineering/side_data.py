@@ -77,7 +77,7 @@ SIDE_SERIES: Final[dict[str, SideSpec]] = {
         SideSpec("index_close", Key.SYMBOL, 0, "index price at the bar's close"),
         SideSpec("book_imbalance", Key.SYMBOL, NS_PER_HOUR, "(bid - ask) / (bid + ask) of depth near the mid"),
         SideSpec("book_spread", Key.SYMBOL, NS_PER_HOUR, "(ask - bid) / mid"),
-        SideSpec("book_slope", Key.SYMBOL, NS_PER_HOUR, "log10 USDT of depth per basis point away from the mid"),
+        SideSpec("book_depth", Key.SYMBOL, NS_PER_HOUR, "log10 USDT of the best five levels of both sides"),
     )
 }
 """Every side series by name. ``carry_ns = 0``: the value must have become known at the very close of its bar."""

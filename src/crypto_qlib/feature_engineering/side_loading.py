@@ -9,17 +9,19 @@ from typing import Final
 
 from crypto_qlib.core.clock import parse_utc
 from crypto_qlib.feature_engineering.feature_sets import FEATURE_SETS
+from crypto_qlib.feature_engineering.lake_side import lake_series
 from crypto_qlib.feature_engineering.news_classifier import FittedClassifier
 from crypto_qlib.feature_engineering.news_events import NEVER, load_news
 from crypto_qlib.feature_engineering.side_data import SideData, load_external
 from crypto_qlib.settings.schema import FeatureSettings, Settings
-from crypto_qlib.store.lake import EVENT, Kind, Lake, Series
+from crypto_qlib.store.lake import Kind, Lake
 from crypto_qlib.store.news_store import NewsStore
-from crypto_qlib.store.observations import Observations
 from crypto_qlib.store.paths import Paths
 from crypto_qlib.store.series_store import SeriesStore
 
 NEWS: Final = "news"
+_LAKE_KINDS: Final = (Kind.INDEX, Kind.TAKER_VOLUME, Kind.INTEREST_HISTORY, Kind.OPEN_INTEREST, Kind.FUNDING_QUOTES,
+                      Kind.ORDER_FLOW)  # fmt: skip
 
 
 def reads_side(features: FeatureSettings) -> bool:
@@ -47,12 +49,7 @@ def load_side(paths: Paths, settings: Settings, symbols: Sequence[str]) -> SideD
     if not reads_side(settings.features):
         return SideData()
     series = load_external(SeriesStore(paths.series), symbols)
-    lake = Lake(paths.lake)
-    for symbol in symbols:
-        rows = lake.read(Series(Kind.OPEN_INTEREST, EVENT, symbol))
-        if rows["ts"].size:
-            # A snapshot is known at the instant it was taken.
-            series["open_interest", symbol] = Observations(rows["ts"], rows["ts"], rows["open_interest"])
+    series |= lake_series(Lake(paths.lake), symbols, settings.data.frame)
     news = None
     if NEWS in settings.features.sets and paths.news.exists():
         store = NewsStore.open(paths.news)
@@ -80,7 +77,9 @@ def side_identity(paths: Paths, settings: Settings) -> str:
     """Return a digest of every file :func:`load_side` reads, by size and time; empty where no chosen set reads any."""
     if not reads_side(settings.features):
         return ""
-    files: list[Path] = [*paths.series.rglob("*.parquet"), *(paths.lake / Kind.OPEN_INTEREST).rglob("*.parquet")]
+    files: list[Path] = [*paths.series.rglob("*.parquet")]
+    for kind in _LAKE_KINDS:
+        files += (paths.lake / kind).rglob("*.parquet")
     files += [p for p in (paths.news, paths.news.with_name(f"{paths.news.name}-wal"), paths.news_model) if p.exists()]
     digest = hashlib.sha256()
     for path in sorted(files):

@@ -105,12 +105,12 @@ def volume_flow_rules(frame_ns: int) -> tuple[FeatureRule, ...]:
         ),
         FeatureRule("BOOK_SPREAD", o.VALUE, "(best ask - best bid) / mid", series=v["book_spread"], needs="book_spread"),
         FeatureRule(
-            "BOOK_SLOPE",
+            "BOOK_DEPTH",
             o.VALUE,
-            "log10 USDT of depth per basis point from the mid",
+            "log10 USDT of the best five levels of both sides",
             "log10",
-            v["book_slope"],
-            needs="book_slope",
+            v["book_depth"],
+            needs="book_depth",
         ),
         FeatureRule(
             "BOOK_AGE",

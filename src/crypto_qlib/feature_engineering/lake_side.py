@@ -1,0 +1,98 @@
+"""The lake's series beside the candles as observations: index, taker volume, open interest, funding quotes, order flow.
+
+=====================  ==========================================  ==========================================
+side series            kind in the lake                            known
+=====================  ==========================================  ==========================================
+``index_close``        ``index`` at the panel's frame              close of the bar
+``taker_buy_volume``   ``taker_volume``, hours, hourly panels      end of the hour
+``open_interest``      ``open_interest_history``, hours; without   end of the hour; when asked
+                       any, ``open_interest`` snapshots
+``predicted_funding``  ``funding_quotes``                          when asked
+``book_*``             ``order_flow``, whole minutes               end of the minute and 5 seconds
+=====================  ==========================================  ==========================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from crypto_qlib.core.clock import FRAME_NS, NS_PER_HOUR, NS_PER_MINUTE
+from crypto_qlib.data_collector.live_flow import PATIENCE_NS
+from crypto_qlib.store.lake import EVENT, Columns, Kind, Lake, Series
+from crypto_qlib.store.observations import Observations
+
+_HOUR: Final = "1h"
+_MINUTE: Final = "1m"
+_BPS: Final = 1e-4
+
+
+def lake_series(lake: Lake, symbols: Sequence[str], frame: str) -> dict[tuple[str, str], Observations]:
+    """Return every side series the lake holds of ``symbols``.
+
+    Parameters
+    ----------
+    lake : Lake
+        Where series lie.
+    symbols : sequence of str
+        Contracts.
+    frame : str
+        The panel's frame.
+
+    Raises
+    ------
+    UserError
+        If a file is damaged.
+    """
+    found: dict[tuple[str, str], Observations] = {}
+    for symbol in symbols:
+        for name, rows in _of_symbol(lake, symbol, frame).items():
+            if len(rows):
+                found[name, symbol] = rows
+    return found
+
+
+def _of_symbol(lake: Lake, symbol: str, frame: str) -> dict[str, Observations]:
+    frame_ns = FRAME_NS[frame]
+    index = lake.read(Series(Kind.INDEX, frame, symbol), columns=("close",))
+    quotes = lake.read(Series(Kind.FUNDING_QUOTES, EVENT, symbol), columns=("rate",))
+    found = {
+        "index_close": _known_later(index, "close", frame_ns),
+        "predicted_funding": _known_later(quotes, "rate", 0),
+        "open_interest": _interest(lake, symbol),
+    }
+    if frame == _HOUR:
+        taker = lake.read(Series(Kind.TAKER_VOLUME, _HOUR, symbol), columns=("buy",))
+        found["taker_buy_volume"] = _known_later(taker, "buy", NS_PER_HOUR)
+    return found | _books(lake, symbol)
+
+
+def _interest(lake: Lake, symbol: str) -> Observations:
+    """Return the hourly history; the snapshots where there is none (their unit may be another, so they are never mixed)."""
+    history = lake.read(Series(Kind.INTEREST_HISTORY, _HOUR, symbol), columns=("open_interest",))
+    if history["ts"].size:
+        return _known_later(history, "open_interest", NS_PER_HOUR)
+    return _known_later(lake.read(Series(Kind.OPEN_INTEREST, EVENT, symbol)), "open_interest", 0)
+
+
+def _books(lake: Lake, symbol: str) -> dict[str, Observations]:
+    rows = lake.read(Series(Kind.ORDER_FLOW, _MINUTE, symbol), columns=("imbalance", "spread_bps", "depth_quote", "is_whole"))
+    whole = rows["is_whole"] > 0.0
+    kept = {name: values[whole] for name, values in rows.items()}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kept["spread"] = kept["spread_bps"] * _BPS
+        kept["depth"] = np.where(kept["depth_quote"] > 0.0, np.log10(kept["depth_quote"]), np.nan)
+    after = NS_PER_MINUTE + PATIENCE_NS
+    return {
+        "book_imbalance": _known_later(kept, "imbalance", after),
+        "book_spread": _known_later(kept, "spread", after),
+        "book_depth": _known_later(kept, "depth", after),
+    }
+
+
+def _known_later(rows: Columns, name: str, after_ns: int) -> Observations:
+    keep = np.isfinite(rows[name])
+    ts = rows["ts"][keep]
+    return Observations(ts, ts + after_ns, rows[name][keep].astype(np.float64))

@@ -1,0 +1,84 @@
+"""What is kept beside the candles reaches the features at the time it was known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crypto_qlib.core.clock import NS_PER_HOUR, NS_PER_MINUTE, NS_PER_S
+from crypto_qlib.core.news import Article
+from crypto_qlib.data_collector.news_text import text_hash
+from crypto_qlib.feature_engineering.lake_side import lake_series
+from crypto_qlib.feature_engineering.local_reader import LocalReader
+from crypto_qlib.feature_engineering.side_data import SideData
+from crypto_qlib.feature_engineering.side_loading import load_side, side_identity
+from crypto_qlib.settings.schema import FeatureSettings, Settings
+from crypto_qlib.store.lake import EVENT, Kind, Lake, Series
+from crypto_qlib.store.news_store import NewsStore
+from crypto_qlib.store.observations import Observations
+from crypto_qlib.store.paths import Paths
+from crypto_qlib.store.series_store import MARKET, SeriesStore
+
+T = 1_704_067_200 * NS_PER_S
+BTC = "BTCUSDT"
+
+
+def rows(*values: float, at: int = T, **columns: float) -> dict[str, np.ndarray]:
+    named = columns or {"rate": values[0]}
+    return {"ts": np.array([at], np.int64), **{k: np.array([v], float) for k, v in named.items()}}
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    lake = Lake(Paths(tmp_path).lake)
+    prices = dict.fromkeys(("open", "high", "low", "close"), 100.0)
+    lake.upsert(Series(Kind.INDEX, "1h", BTC), rows(**prices))
+    lake.upsert(Series(Kind.TAKER_VOLUME, "1h", BTC), rows(buy=3.0, sell=1.0))
+    lake.upsert(Series(Kind.OPEN_INTEREST, EVENT, BTC), rows(open_interest=5.0))
+    flow = {"buy": 1.0, "sell": 1.0, "n_trades": 2.0, "imbalance": 0.2, "spread_bps": 2.0, "depth_quote": 1e6, "n_books": 9.0}
+    lake.upsert(Series(Kind.ORDER_FLOW, "1m", BTC), rows(**flow, is_whole=1.0))
+    lake.upsert(Series(Kind.ORDER_FLOW, "1m", BTC), rows(**flow | {"imbalance": 0.9}, is_whole=0.0, at=T + NS_PER_MINUTE))
+    return lake
+
+
+def test_each_series_of_the_lake_is_known_when_it_could_be(lake: Lake) -> None:
+    found = lake_series(lake, [BTC, "ETHUSDT"], "1h")
+    known = {name: int(r.known_ns[-1] - T) / NS_PER_S for (name, _), r in found.items()}
+    assert known == {"index_close": 3600.0, "taker_buy_volume": 3600.0, "open_interest": 0.0, "book_imbalance": 65.0,
+                     "book_spread": 65.0, "book_depth": 65.0}  # fmt: skip
+    assert found["book_imbalance", BTC].value.tolist() == [0.2], "a minute with a hole is left out"
+    assert found["book_spread", BTC].value[0] == pytest.approx(2e-4)
+    assert "taker_buy_volume" not in {name for name, _ in lake_series(lake, [BTC], "4h")}, "hours are no bars of four"
+
+
+def test_hourly_open_interest_comes_before_snapshots_of_another_unit(lake: Lake) -> None:
+    lake.upsert(Series(Kind.INTEREST_HISTORY, "1h", BTC), rows(open_interest=7.0, open_interest_usd=700.0))
+    found = lake_series(lake, [BTC], "1h")["open_interest", BTC]
+    assert found.value.tolist() == [7.0]
+    assert found.known_ns.tolist() == [T + NS_PER_HOUR]
+
+
+def test_everything_is_loaded_and_only_where_a_chosen_set_reads_it(tmp_path: Path, lake: Lake) -> None:
+    paths = Paths(tmp_path)
+    day = Observations(np.array([T]), np.array([T + NS_PER_HOUR]), np.array([40.0]))
+    SeriesStore(paths.series).append("fear_greed", MARKET, day, T + 2 * NS_PER_HOUR)
+    article = Article("id", "s", "", "Bitcoin soars", "", T, T)
+    digest = text_hash(article.title, "")
+    store = NewsStore.open(paths.news)
+    store.add([(article, digest)])
+    store.keep_reading("key", digest, LocalReader().read([article], ["BTC"], T + 90 * NS_PER_S)[0])
+    store.close()
+    wide = Settings(features=FeatureSettings(sets=("sentiment", "derivatives", "news")))
+    side = load_side(paths, wide, [BTC])
+    assert side.has("fear_greed")
+    assert side.has("open_interest")
+    assert side.news is not None
+    assert side.news.known_ns.tolist() == [T + 90 * NS_PER_S], "collected live, it counts from when it was scored"
+    assert load_side(paths, Settings(), [BTC]) == SideData()
+    assert side_identity(paths, Settings()) == ""
+    before = side_identity(paths, wide)
+    assert before == side_identity(paths, wide)
+    lake.upsert(Series(Kind.OPEN_INTEREST, EVENT, BTC), rows(open_interest=6.0, at=T + NS_PER_HOUR))
+    assert side_identity(paths, wide) != before
