@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from crypto_qlib.core.clock import NS_PER_HOUR, parse_utc
+from crypto_qlib.data_collector.panel import load_panel
+from crypto_qlib.data_collector.qlib_store import write_qlib_store
+from crypto_qlib.store.lake import TIME, Kind, Lake, Series
+from crypto_qlib.store.paths import Paths
 from tests.cli.command_line import Run
 from tests.data_collector.test_import_export import frame
 
@@ -37,6 +43,25 @@ def test_a_damaged_file_is_found_and_named(cli: Run, tmp_path: Path) -> None:
     assert str(path.relative_to(tmp_path)) in ended.err
     assert "data repair" in ended.err
     assert "Traceback" not in ended.err
+
+
+def test_verify_compares_qlibs_store_with_the_lake_bit_by_bit(cli: Run, tmp_path: Path) -> None:
+    paths = Paths(tmp_path / "workspace" / "okx-demo")
+    lake = Lake(paths.lake)
+    n = 60
+    ts = parse_utc("2025-01-30") + NS_PER_HOUR * np.arange(n)
+    close = np.linspace(100.0, 110.0, n)
+    bars = dict.fromkeys(("open", "high", "low", "close", "volume", "quote_volume"), close)
+    lake.upsert(Series(Kind.CLEAN, "1h", "BTCUSDT"), {TIME: ts, **bars, "flag": np.zeros(n, np.uint16)})
+    write_qlib_store(paths.qlib, load_panel(lake, ["BTCUSDT"], "1h"))
+    assert "Qlib store: equal to the lake's cleaned 1h bars, 1 symbols" in cli("data", "verify", *DEMO).out
+    path = paths.qlib / "features/btcusdt/close.60min.bin"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(bytes(content))
+    said = cli("data", "verify", *DEMO).out
+    assert "1 files are not what the lake says" in said
+    assert "close.60min.bin" in said
 
 
 def test_the_simulated_market_takes_no_prices_from_files(cli: Run, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from crypto_qlib.core.clock import SystemClock
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.data_collector.history_files import files_below, read_file
 from crypto_qlib.data_collector.import_export import Format, export_history, export_series, import_files
+from crypto_qlib.data_collector.panel import load_panel
+from crypto_qlib.data_collector.qlib_store import MARKET, bins_that_differ
 from crypto_qlib.data_collector.series_files import is_series_file
 from crypto_qlib.scheduler.pipeline_results import Said
 from crypto_qlib.scheduler.reporter import Reporter
@@ -21,6 +23,7 @@ from crypto_qlib.store.series_store import SeriesStore
 
 EXTERNAL = "series"
 """The kind that stands for all external series."""
+_BRING_UP = "run `crypto-qlib features build` to bring it up to date"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,8 @@ class DataFiles:
         Shows what is going on.
     settings : Settings
         All sections.
+    qlib_root : Path
+        Qlib's store.
     is_simulated : bool
         Whether the workspace's market invents its prices.
     """
@@ -45,6 +50,7 @@ class DataFiles:
     series: SeriesStore
     reporter: Reporter
     settings: Settings
+    qlib_root: Path
     is_simulated: bool
 
     def verify(self) -> Said:
@@ -60,7 +66,22 @@ class DataFiles:
             said = f"{len(checksums(self.lake)):,} files read, {len(damaged)} damaged, {len(changed)} changed by the disk"
         if damaged or changed:
             raise UserError(f"{said}, such as {(*damaged, *changed)[0]}", "run `crypto-qlib data repair`")
-        return Said((f"lake: {said}",))
+        return Said((f"lake: {said}", *self._verify_qlib()))
+
+    def _verify_qlib(self) -> tuple[str, ...]:
+        """Compare Qlib's store, if there is one, with the cleaned bars of the lake it lists, bit by bit."""
+        frame = self.settings.data.frame
+        listed = self.qlib_root / "instruments" / f"{MARKET}.txt"
+        if not listed.is_file():
+            return ()
+        names = [line.partition("\t")[0] for line in listed.read_text().splitlines()]
+        clean = set(self.lake.symbols(Kind.CLEAN, frame))
+        if not names or not set(names) <= clean:
+            return (f"Qlib store: it lists symbols the lake has no cleaned {frame} bars of; {_BRING_UP}",)
+        bad = bins_that_differ(self.qlib_root, load_panel(self.lake, names, frame))
+        if bad:
+            return (f"Qlib store: {len(bad)} files are not what the lake says, such as {bad[0]}; {_BRING_UP}",)
+        return (f"Qlib store: equal to the lake's cleaned {frame} bars, {len(names)} symbols",)
 
     def compact(self) -> Said:
         """Merge what was appended into the month files, and write files of older schema versions anew."""

@@ -441,7 +441,8 @@ class Pipeline:
     def files(self) -> DataFiles:
         """Return what can be done with the files of lake and external series."""
         store = SeriesStore(self.paths.series)
-        return DataFiles(self._lake, store, self._reporter, self.settings, is_simulated=self._access.has_simulated_prices)
+        simulated = self._access.has_simulated_prices
+        return DataFiles(self._lake, store, self._reporter, self.settings, self.paths.qlib, is_simulated=simulated)
 
     @cached_property
     def collected(self) -> Collected:
