@@ -17,6 +17,7 @@ from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.market import BarBlock
 from crypto_qlib.exchange.embedded.liquidity import TrailingLiquidity
 from crypto_qlib.exchange.embedded.market_switches import MarketSwitches, SwitchedMarket
+from crypto_qlib.exchange.embedded.path_market import PathMarket
 from crypto_qlib.exchange.embedded.server_clock import ServerClock
 from crypto_qlib.exchange.embedded.wire import WireRefusal
 from crypto_qlib.exchange.gateway import PriceKind
@@ -58,7 +59,9 @@ class MarketWindow:
         self.switches = switches or MarketSwitches()
         self.source: MarketSource = SwitchedMarket(source, self.switches)
         self.clock = clock
-        self.trailing_liquidity = TrailingLiquidity(self.source, clock.step_ns)
+        # Volatility is measured on known bars, not on the path drawn between them.
+        frame_ns = source.known_frame_ns if isinstance(source, PathMarket) else clock.step_ns
+        self.trailing_liquidity = TrailingLiquidity(self.source, frame_ns)
         self._by_inst_id = {item.inst_id: item for item in source.instruments()}
         self._codes = {inst_id: str(100_000 + k) for k, inst_id in enumerate(sorted(self._by_inst_id))}
         self._kept_at_ns = -1

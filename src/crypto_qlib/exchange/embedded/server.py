@@ -38,6 +38,7 @@ from crypto_qlib.exchange.embedded.order_book import BookModel
 from crypto_qlib.exchange.embedded.owner_api import OwnerApi
 from crypto_qlib.exchange.embedded.paper_desk import PaperDesk, Surroundings
 from crypto_qlib.exchange.embedded.paper_venue import PaperVenue
+from crypto_qlib.exchange.embedded.path_market import PathMarket
 from crypto_qlib.exchange.embedded.public_api import PublicApi
 from crypto_qlib.exchange.embedded.push_hub import PushHub
 from crypto_qlib.exchange.embedded.rate_limits import RateLimiter
@@ -75,7 +76,7 @@ class EmbeddedOptions:
     start_ns : int | None
         The market's time at start; ``None`` = the end of the data.
     step_frame_ns : int | None
-        Bar length of one step; ``None`` = the source's base frame.
+        Bar length of one step; ``None`` = the source's base frame; a finer one walks a path drawn inside each bar.
     speed : float
         Market seconds per real second; 0 = moves only when a client steps it.
     host : str
@@ -154,7 +155,8 @@ class EmbeddedExchange:
     ) -> None:
         self.options = options or EmbeddedOptions()
         _check_address(self.options)
-        self.source = source
+        step_ns = self.options.step_frame_ns
+        self.source = source = PathMarket(source, step_ns) if step_ns and step_ns < source.base_frame_ns else source
         self.credentials = credentials or ApiCredentials.generate()
         self._wall = wall_clock or SystemClock()
         self.clock = self._clock(state)
