@@ -126,3 +126,17 @@ def test_too_few_bars_give_an_unknown_range() -> None:
     p = panel(5)
     state = states(p).at(int(p.ts_open[-1]) + NS_PER_HOUR)
     assert all(math.isnan(x) for x in state.atr_fraction)
+
+
+def test_the_half_spread_is_the_ladder_of_the_days_turnover_and_at_least_half_a_tick() -> None:
+    p = panel()
+    got = states(p, RULES._replace(half_spread_bps=-1.0)).at(int(p.ts_open[-1]) + NS_PER_HOUR)
+    midnight = (int(p.ts_open[-1]) + NS_PER_HOUR) // NS_PER_DAY * NS_PER_DAY
+    before = p.close[int(np.searchsorted(p.ts_open, midnight)) - 1]
+    ladder = [
+        next(bps for floor, bps in ((2e9, 0.2), (2e8, 0.5), (2e7, 1.5), (2e6, 5.0), (0, 15.0)) if a > floor) for a in got.adv
+    ]
+    tick = np.where(before > 0.0, 0.5 * 0.01 / before * 1e4, 0.0)
+    np.testing.assert_allclose(got.half_spread_bps, np.maximum(ladder, tick), rtol=1e-12)
+    fixed = states(p, RULES._replace(half_spread_bps=3.0)).at(int(p.ts_open[-1]) + NS_PER_HOUR)
+    assert fixed.half_spread_bps.tolist() == [3.0, 3.0, 3.0]

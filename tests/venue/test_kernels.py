@@ -133,6 +133,7 @@ def test_every_exit_code_has_a_name_of_its_own() -> None:
     ("side", "limit", "high", "low", "expected"),
     [
         (1.0, 98.0, 101.0, 98.0, NAN),  # touch
+        (1.0, 98.0, 101.0, 97.995, NAN),  # half a tick through
         (1.0, 98.0, 101.0, 97.99, 98.0),  # one tick through
         (-1.0, 102.0, 102.0, 99.0, NAN),
         (-1.0, 102.0, 102.01, 99.0, 102.0),

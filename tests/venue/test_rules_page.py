@@ -48,6 +48,9 @@ NEW = [
     Tape("a time exit waits for a price", "bar 2 is missing, so bar 3",
          [FLAT, FLAT, GONE, fall(101.0)], {0: [order(10), protect(Protection(close_at_ns=2 * NS_PER_HOUR))]},
          [BOUGHT, (3, -10, 101.0, ExitKind.TIME)], cash=899 + 100 + 10 - 1.01),
+    Tape("a stop that gaps beyond a cross account leaves nothing, not a debt", "mark only to 92, last to 80: 99 - 200 - 0.8",
+         [FLAT, B(80, 93, 80, 92, mark=(92, 93, 92, 92))], {0: [order(10, stop=95, mode=CROSS)]},
+         [BOUGHT, (1, -10, 80.0, ExitKind.STOP)], start=100.0, cash=0.0, equity=0.0, config=HIGH),
     Tape("a gap beyond liquidation comes before the time exit", "mark opens at 85",
          [FLAT, fall(85.0)], {0: [order(10), protect(Protection(close_at_ns=NS_PER_HOUR))]}, [BOUGHT, (1, -10, 85.0, LIQ)], cash=899.0),
 ]  # fmt: skip

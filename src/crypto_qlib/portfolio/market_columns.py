@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crypto_qlib.core.clock import NS_PER_DAY
+from crypto_qlib.core.costs import default_half_spread_bps
 from crypto_qlib.core.jit import njit
 
 FloatArray = npt.NDArray[np.float64]
@@ -233,3 +234,27 @@ def daily_figures(
             if square > 0.0:
                 beta[d, j] = product / square
     return adv, sigma, beta
+
+
+@njit
+def half_spreads(adv: FloatArray, tick_size: FloatArray, close: FloatArray, first_rows: IntArray) -> FloatArray:
+    """Return the half spread by turnover known at each midnight, basis points, ``(n_days, n_symbols)``.
+
+    Parameters
+    ----------
+    adv : (n_days, n_symbols) float64
+        Turnover known then, NaN where unknown.
+    tick_size : (n_symbols,) float64
+        Price step.
+    close : (n_bars, n_symbols) float64
+        Closes; the last one before midnight turns half a tick into basis points, where there is none it counts as nothing.
+    first_rows : (n_days,) int64
+        Row of the first bar after each midnight.
+    """
+    result = np.empty(adv.shape)
+    for d in range(adv.shape[0]):
+        row = first_rows[d]
+        for j in range(adv.shape[1]):
+            price = close[row - 1, j] if 0 < row <= close.shape[0] else math.nan
+            result[d, j] = default_half_spread_bps(adv[d, j], tick_size[j], price if price > 0.0 else math.inf)
+    return result

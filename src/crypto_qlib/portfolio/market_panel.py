@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_HOUR, iso
-from crypto_qlib.core.costs import default_half_spread_bps
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.market import FloatArray, IntArray, MarketPanel
@@ -295,9 +294,4 @@ def _half_spread(
     """Return the half spread of each day: the setting, or the ladder by turnover with the close before midnight."""
     if rules.half_spread_bps >= 0.0:
         return np.full(adv.shape, rules.half_spread_bps)
-    result = np.empty(adv.shape)
-    for d, row in enumerate(first_rows):
-        for j in range(adv.shape[1]):
-            price = panel.close[row - 1, j] if 0 < row <= panel.n_bars else math.nan
-            result[d, j] = default_half_spread_bps(adv[d, j], contracts.fixed.tick_size[j], price if price > 0.0 else math.inf)
-    return result
+    return columns.half_spreads(adv, contracts.fixed.tick_size, frozen(panel.close), first_rows)
