@@ -182,7 +182,7 @@ def _write_ledgers(result: Any, out: Any) -> None:
 
 
 def _tell(done: int, of: int) -> None:
-    print(f"\r{done:,} of {of:,} minutes", end="", file=sys.stderr, flush=True)
+    print(f"\r{done:,} of {of:,} minutes", end="" if done < of else "\n", file=sys.stderr, flush=True)
 
 
 MEASURES: dict[str, Callable[[str], dict[str, Any]]] = {

@@ -40,7 +40,7 @@ def build(name: str, *, cross: bool = False) -> BacktestInputs:
         symbols, frame_ns, ts_open, *last, unlimited, unlimited, *last, funding, np.zeros(s.n_symbols, np.bool_)
     )  # fmt: skip
     rows = np.arange(s.step - 1, s.n_bars - 1, s.step)
-    unknown = np.full((rows.size, s.n_symbols), np.nan)
+    unknown = np.broadcast_to(np.nan, (rows.size, s.n_symbols))
     scores = ScorePanel(ts_open[rows] + frame_ns, symbols, np.ascontiguousarray(d["score"][rows]), unknown, unknown)
     tiers = TierHistory([TierTable(np.array([1e18]), np.array([0.01]), np.array([0.01]), np.array([100.0]))])
     fine = 1e-9

@@ -78,3 +78,14 @@ def test_the_bounds_of_ambiguous_bars_hold_what_the_other_order_would_have_given
     assert (entry_bars["gain"] >= 0.0).all()
     assert result.best_case_gain == pytest.approx(result.ambiguous["gain"].sum())
     assert result.n_ambiguous_bars == result.ambiguous.size
+
+
+def test_scores_without_probabilities_may_be_one_row_for_every_moment() -> None:
+    run = inputs(WILD)
+    unknown = np.full(run.scores.expected_return.shape, np.nan)
+    told = dataclasses.replace(run, scores=dataclasses.replace(run.scores, win_probability=unknown))
+    one = dataclasses.replace(
+        run, scores=dataclasses.replace(run.scores, win_probability=np.broadcast_to(np.nan, unknown.shape))
+    )
+    assert prepare(one).win_probability.shape == (1, 6)
+    assert digest(run_backtest(one)) == digest(run_backtest(told))

@@ -55,6 +55,7 @@ from crypto_qlib.portfolio.decision import (
     plan_orders,
     plan_time_exits,
 )
+from crypto_qlib.portfolio.lookup import row_in
 from crypto_qlib.portfolio.market_panel import StateArrays
 from crypto_qlib.portfolio.rules import Rules, rules_record
 from crypto_qlib.portfolio.selection import VetoLog, note_veto
@@ -182,8 +183,8 @@ def plan_bar(
         available = equity - used
     return plan_orders(
         rules, state, totals.state_row, totals.day, totals.version, ts_ns, totals.equity, max(available, 0.0), totals.peak,
-        expected_return[totals.score_row], win_probability[totals.score_row], held, n_held, 0, desk.is_held,
-        desk.cooldown_until_ns, scratch, rows, log,
+        expected_return[totals.score_row], win_probability[row_in(win_probability, totals.score_row)], held, n_held, 0,
+        desk.is_held, desk.cooldown_until_ns, scratch, rows, log,
     )  # fmt: skip
 
 

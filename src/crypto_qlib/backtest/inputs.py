@@ -154,7 +154,7 @@ def prepare(inputs: BacktestInputs) -> PreparedRun:
         ended=ended,
         score_as_of=score_as_of,
         expected_return=frozen(expected),
-        win_probability=frozen(win),
+        win_probability=_one_row(win),
         has_mark=panel.has_mark,
         with_exposure=inputs.with_exposure,
         veto_log_rows=inputs.veto_log_rows,
@@ -326,7 +326,7 @@ def bars_of(panel: MarketPanel, stop: int) -> Bars:
 
 
 def _one_row(values: FloatArray) -> FloatArray:
-    """Return ``values``, or its only row where all rows are one (``np.broadcast_to``): volumes that are not known at all."""
+    """Return ``values``, or its only row where all rows are one (``np.broadcast_to``): what is not known at all."""
     return frozen(values[:1] if values.shape[0] > 1 and values.strides[0] == 0 else values)
 
 

@@ -21,6 +21,7 @@ from crypto_qlib.core.market import FloatArray
 from crypto_qlib.core.order import ExitKind, Fill, MarginMode, OrderRequest, Protection, TriggerSource
 from crypto_qlib.core.signal import Scores
 from crypto_qlib.portfolio.decision import decide
+from crypto_qlib.portfolio.lookup import row_in
 from crypto_qlib.portfolio.plan import PlannedOrder, client_order_id
 from crypto_qlib.portfolio.sizing import today
 from crypto_qlib.venue.market_board import VenueBar
@@ -136,7 +137,7 @@ class _Driver:
         market = run.states.at(int(run.state_as_of[state_row]))
         nothing = np.full(len(run.symbols), np.nan)
         expected = run.expected_return[row] if decides else nothing
-        win = run.win_probability[row] if decides else nothing
+        win = run.win_probability[row_in(run.win_probability, row)] if decides else nothing
         scores = Scores(market.as_of_ns, run.symbols, expected, win, nothing)
         plan = decide(scores, self._account(snapshot, ts), replace(market, as_of_ns=ts), rules)
         return plan.orders
