@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crypto_qlib.core.errors import UserError
+from crypto_qlib.feature_engineering.feature_frame import save_feature_frame
 from crypto_qlib.feature_engineering.feature_generator import build_features
 from crypto_qlib.modeling import rolling
 from crypto_qlib.modeling.artefact import load_model
+from crypto_qlib.modeling.fold_workers import load_labels, save_labels, train_rolling_on_workers
 from crypto_qlib.modeling.labels import make_labels
 from crypto_qlib.modeling.qlib_rolling import rolling_splits, rolling_tasks
 from crypto_qlib.modeling.rolling import fold_folder, out_of_sample_scores, train_rolling
@@ -93,6 +95,52 @@ def test_a_rolling_run_equals_its_steps_one_by_one_and_goes_on_after_a_kill(
     assert len(trained) == 7, "steps of another identity are trained anew"
     assert other.newest.identity == "other data"
     assert fold_folder(tmp_path / "killed", 2).is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["processes", "dask"])
+def test_workers_train_the_same_bits(where: str, tmp_path: Path) -> None:
+    settings = model_settings(**SHORT, rolling={"step_bars": 50})
+    frame, labels = build_features(PANEL, FeatureSettings(sets=("technical",))), make_labels(PANEL, settings)
+    here = train_rolling(frame, labels, settings, tmp_path / "here", identity="r")
+    save_feature_frame(frame, tmp_path / "features")
+    address, cluster = "", None
+    if where == "dask":
+        distributed = pytest.importorskip("distributed", reason="the dask extra is not installed")
+        cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+        address = cluster.scheduler_address
+    try:
+        told: list[float] = []
+        there = train_rolling_on_workers(
+            tmp_path / "features", labels, settings, tmp_path / "there",
+            n_workers=2, dask=address, identity="r", progress=told.append,
+        )  # fmt: skip
+    finally:
+        if cluster is not None:
+            cluster.close()
+    assert [m.sha256 for m in there.models] == [m.sha256 for m in here.models]
+    np.testing.assert_array_equal(there.scores.expected_return, here.scores.expected_return)
+    assert sum(told) == pytest.approx(1.0)
+    assert load_model(tmp_path / "there").sha256 == here.newest.sha256
+
+
+@pytest.mark.slow
+def test_no_scheduler_is_one_clear_line(tmp_path: Path) -> None:
+    pytest.importorskip("distributed", reason="the dask extra is not installed")
+    settings = model_settings(**SHORT, rolling={"step_bars": 50})
+    save_feature_frame(build_features(PANEL, FeatureSettings(sets=("technical",))), tmp_path / "features")
+    with pytest.raises(UserError, match="no Dask scheduler answers"):
+        train_rolling_on_workers(
+            tmp_path / "features", make_labels(PANEL, settings), settings, tmp_path / "x", dask="tcp://127.0.0.1:9"
+        )
+
+
+def test_labels_survive_their_file(tmp_path: Path) -> None:
+    labels = make_labels(PANEL, model_settings(**SHORT))
+    again = load_labels(save_labels(labels, tmp_path / "labels.npz"))
+    assert (again.kind, again.horizon_bars, again.symbols) == (labels.kind, labels.horizon_bars, labels.symbols)
+    np.testing.assert_array_equal(again.values, labels.values)
+    np.testing.assert_array_equal(again.known_at_ns, labels.known_at_ns)
 
 
 class TestCombinatorial:

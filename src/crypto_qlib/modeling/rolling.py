@@ -57,8 +57,9 @@ def fold_folder(folder: Path, k: int) -> Path:
     return folder / f"fold{k:03d}"
 
 
-def _without_effect(settings: ModelSettings) -> dict[str, Any]:
-    return settings.model_dump(exclude=set(WITHOUT_EFFECT))
+def model_key(settings: ModelSettings) -> dict[str, Any]:
+    """Return the settings that can change a model, as plain values."""
+    return settings.model_dump(exclude={**dict.fromkeys(WITHOUT_EFFECT, True), "rolling": {"workers", "dask"}})
 
 
 def train_fold(
@@ -74,7 +75,7 @@ def train_fold(
     """Train one step, or load it where ``folder`` holds it already (same identity, settings and segments)."""
     if (folder / SUMS_FILE).is_file():
         done = load_model(folder)
-        same = [_without_effect(m) for m in (done.settings, settings)]
+        same = [model_key(m) for m in (done.settings, settings)]
         if same[0] == same[1] and (done.identity, done.split) == (identity, split):
             return done
     return train_model(frame, labels, settings, folder, identity=identity, split=split, rule=rule)
@@ -110,11 +111,16 @@ def train_rolling(
         models.append(train_fold(frame, labels, settings, fold_folder(folder, k), split, identity=identity, rule=rule))
         if progress is not None:
             progress(1.0 / len(splits))
-    for stale in folder.glob("fold*"):
-        if int(stale.name.removeprefix("fold")) >= len(splits):
-            shutil.rmtree(stale)
-    copy_artefact(fold_folder(folder, len(splits) - 1), folder)
+    keep_newest(folder, len(splits))
     return RollingRun(tuple(models), stitched_scores(tuple(models), frame))
+
+
+def keep_newest(folder: Path, n_steps: int) -> None:
+    """Remove steps of an earlier, longer run, and copy the newest step's artefact beside the steps."""
+    for stale in folder.glob("fold*"):
+        if int(stale.name.removeprefix("fold")) >= n_steps:
+            shutil.rmtree(stale)
+    copy_artefact(fold_folder(folder, n_steps - 1), folder)
 
 
 def copy_artefact(source: Path, target: Path) -> None:

@@ -59,10 +59,11 @@ from crypto_qlib.live_trading.runner import PaperResult
 from crypto_qlib.live_trading.session_report import SESSION_FIGURES
 from crypto_qlib.modeling.artefact import SUMS_FILE, TrainedModel, load_model
 from crypto_qlib.modeling.evaluate_model import ModelPerformance, evaluate_model, rank_ic_series
+from crypto_qlib.modeling.fold_workers import train_rolling_on_workers
 from crypto_qlib.modeling.labels import Labels, TradeRule, make_labels, uses_trades
 from crypto_qlib.modeling.model_report import report_model
 from crypto_qlib.modeling.registry import model_folder
-from crypto_qlib.modeling.rolling import WITHOUT_EFFECT, out_of_sample_scores, train_rolling
+from crypto_qlib.modeling.rolling import model_key, out_of_sample_scores, train_rolling
 from crypto_qlib.modeling.splits import split_bars
 from crypto_qlib.modeling.train_model import train_model
 from crypto_qlib.scheduler.compile_ahead import CompileAhead
@@ -287,13 +288,25 @@ class Pipeline:
                 advance = self._reporter.progress(f"{self.settings.model.name}, {frame.n_rows:,} rows", 1.0)
                 rule, chosen = TradeRule.of(self.settings), self.settings.model
                 if chosen.rolling.step_bars:
-                    run = train_rolling(frame, labels, chosen, folder, identity=model_id, progress=advance, rule=rule)
-                    model = run.newest
+                    model = self._trained_rolling(frame, labels, folder, model_id, advance)
                 else:
                     model = train_model(frame, labels, chosen, folder, identity=model_id, progress=advance, rule=rule)
                 self._book.complete("train", model_id, {})
         spans = ", ".join(f"{name} {iso(a)[:10]} to {iso(b)[:10]}" for name, (a, b) in model.segment_ts.items())
         return Said((f"model {model_id}: {self.settings.model.name}, {len(model.feature_names)} features; {spans}",))
+
+    def _trained_rolling(
+        self, frame: FeatureFrame, labels: Labels, folder: Path, model_id: str, advance: Callable[[float], None]
+    ) -> TrainedModel:
+        """Train the steps of a rolling run, here or on workers, and return the newest model."""
+        chosen, rule = self.settings.model, TradeRule.of(self.settings)
+        if chosen.rolling.workers > 1 or chosen.rolling.dask:
+            n, dask = chosen.rolling.workers, chosen.rolling.dask
+            return train_rolling_on_workers(
+                self.paths.features, labels, chosen, folder,
+                n_workers=n, dask=dask, identity=model_id, rule=rule, progress=advance,
+            ).newest  # fmt: skip
+        return train_rolling(frame, labels, chosen, folder, identity=model_id, progress=advance, rule=rule).newest
 
     def evaluate(self) -> Said:
         """Measure the model out of sample; write ``model_performance_report.json`` and ``model_report.html`` beside it."""
@@ -536,7 +549,7 @@ class Pipeline:
 
     def _train_key(self) -> str:
         rule = asdict(TradeRule.of(self.settings)) if uses_trades(self.settings.model) else None
-        return key_of(self._feature_key(), self.settings.model.model_dump(exclude=set(WITHOUT_EFFECT)), rule)
+        return key_of(self._feature_key(), model_key(self.settings.model), rule)
 
     @cached_property
     def _frame(self) -> FeatureFrame:

@@ -24,6 +24,8 @@ WITHOUT_EFFECT = (
     "data.concurrency",
     "model.threads",
     "model.tracking",
+    "model.rolling.workers",
+    "model.rolling.dask",
     "model.promotion.",
     "exchange.host",
     "exchange.port",

@@ -58,6 +58,8 @@ class RollingSettings(Section):
     window: Literal["expanding", "sliding"] = Field(
         "expanding", description="Training from the oldest bar on, or over a span of constant length."
     )
+    workers: int = Field(1, ge=1, le=64, description="Processes that train steps at once on this machine.")
+    dask: str = Field("", description="Address of a Dask scheduler whose workers train the steps instead; empty = none.")
 
 
 class PromotionSettings(Section):
