@@ -15,8 +15,9 @@ from qlib.utils import init_instance_by_config
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.market import FundingBlock, MarketPanel
 from crypto_qlib.modeling.labels import forward_returns
-from crypto_qlib.modeling.qlib_task import segment_arrays
+from crypto_qlib.modeling.qlib_task import make_dataset, segment_arrays
 from crypto_qlib.store.lake import Kind, Lake, Series
+from tests.modeling.conftest import Trained
 from tests.noise_market import noise_panel
 
 PANEL = noise_panel(400, 6, seed=6, planted=0.2)
@@ -112,3 +113,13 @@ def test_a_run_is_recorded_in_qlibs_recorder_on_sqlite(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "store" / "mlflow.sqlite").stat().st_size > 0
     assert {p.name for p in tmp_path.iterdir()} == {"store"}, "nothing is left in the working folder"
+
+
+def test_a_segment_that_mixes_a_bare_date_with_a_time_is_scored_whole(trained: Trained) -> None:
+    dataset = make_dataset(trained.frame, trained.labels, trained.model.split)
+    stamps = pd.DatetimeIndex(trained.frame.ts_open.astype("datetime64[ns]"))
+    day = stamps[-40].normalize()
+    dataset.segments["test"] = (str(day.date()), str(stamps[-1]))
+    scored = trained.model.predictor.predict(dataset)
+    times = scored.index.get_level_values(0)
+    assert (times.min(), times.max()) == (day, stamps[-1])

@@ -248,8 +248,13 @@ def windowed_rows(dataset: DatasetH, segment: str, *, learning: bool = True) -> 
 
 def prediction_series(dataset: DatasetH, segment: str | slice, predicted: npt.NDArray[np.float64]) -> pd.Series:
     """Return predictions with the segment's ``(datetime, instrument)`` index, as Qlib's records expect."""
-    raw = dataset.prepare(segment, col_set=DataHandlerLP.CS_RAW, data_key=DataHandlerLP.DK_I)
-    return pd.Series(predicted, index=raw.index, name="score")
+    index = dataset.prepare(segment, col_set=DataHandlerLP.CS_RAW, data_key=DataHandlerLP.DK_I).index
+    if isinstance(segment, str) and len(index) != predicted.size:
+        # pandas reads a span that mixes a bare date with a time in its own way; the rows scored are those up to its end.
+        _, last = dataset.segments[segment]
+        index = dataset.prepare(slice(None, last), col_set=DataHandlerLP.CS_RAW, data_key=DataHandlerLP.DK_I).index
+        index = index[len(index) - predicted.size :]
+    return pd.Series(predicted, index=index, name="score")
 
 
 def record_run(database: Path, experiment: str, params: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
