@@ -41,6 +41,7 @@ HEAVY = {
     "curl_cffi",
     "pytorch_forecasting",
     "crepes",
+    "dask",
 }
 """May be imported inside a function: each costs from half a second to several, and not every run needs it."""
 

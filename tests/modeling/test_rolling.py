@@ -111,10 +111,10 @@ def test_workers_train_the_same_bits(where: str, tmp_path: Path) -> None:
         address = cluster.scheduler_address
     try:
         told: list[float] = []
+        shared = model_settings(**SHORT, rolling={"step_bars": 50, "workers": 2, "dask": address})
         there = train_rolling_on_workers(
-            tmp_path / "features", labels, settings, tmp_path / "there",
-            n_workers=2, dask=address, identity="r", progress=told.append,
-        )  # fmt: skip
+            tmp_path / "features", labels, shared, tmp_path / "there", identity="r", progress=told.append
+        )
     finally:
         if cluster is not None:
             cluster.close()
@@ -127,12 +127,10 @@ def test_workers_train_the_same_bits(where: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_no_scheduler_is_one_clear_line(tmp_path: Path) -> None:
     pytest.importorskip("distributed", reason="the dask extra is not installed")
-    settings = model_settings(**SHORT, rolling={"step_bars": 50})
+    settings = model_settings(**SHORT, rolling={"step_bars": 50, "dask": "tcp://127.0.0.1:9"})
     save_feature_frame(build_features(PANEL, FeatureSettings(sets=("technical",))), tmp_path / "features")
     with pytest.raises(UserError, match="no Dask scheduler answers"):
-        train_rolling_on_workers(
-            tmp_path / "features", make_labels(PANEL, settings), settings, tmp_path / "x", dask="tcp://127.0.0.1:9"
-        )
+        train_rolling_on_workers(tmp_path / "features", make_labels(PANEL, settings), settings, tmp_path / "x")
 
 
 def test_labels_survive_their_file(tmp_path: Path) -> None:

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 
 from crypto_qlib.core.errors import UserError
-from crypto_qlib.feature_engineering.feature_frame import load_feature_frame
-from crypto_qlib.modeling.artefact import load_model
+from crypto_qlib.feature_engineering.feature_frame import FeatureFrame, load_feature_frame
+from crypto_qlib.modeling.artefact import TrainedModel, load_model
 from crypto_qlib.modeling.labels import Labels, TradeRule
 from crypto_qlib.modeling.qlib_rolling import rolling_splits
-from crypto_qlib.modeling.rolling import RollingRun, fold_folder, keep_newest, stitched_scores, train_fold
+from crypto_qlib.modeling.rolling import RollingRun, fold_folder, keep_newest, stitched_scores, train_fold, train_rolling
 from crypto_qlib.modeling.splits import TimeSplit
+from crypto_qlib.modeling.train_model import train_model
 from crypto_qlib.settings.schema import ModelSettings
 from crypto_qlib.store.parquet_file import write_atomic
 
@@ -97,8 +98,6 @@ def train_rolling_on_workers(
     settings: ModelSettings,
     folder: Path,
     *,
-    n_workers: int = 2,
-    dask: str = "",
     identity: str = "",
     rule: TradeRule | None = None,
     progress: Progress | None = None,
@@ -109,12 +108,11 @@ def train_rolling_on_workers(
     ----------
     features : Path
         Folder of the saved feature frame.
-    labels, settings, folder, identity, rule, progress
+    labels, folder, identity, rule, progress
         As in ``train_rolling``.
-    n_workers : int
-        Processes on this machine; each trains with ``threads`` of the settings, or one thread where that is 0.
-    dask : str
-        Address of a Dask scheduler instead; its workers must see ``features`` and ``folder`` under the same paths.
+    settings : ModelSettings
+        ``rolling.workers`` processes of this machine, each with ``threads`` of the settings or one thread where that is 0; or
+        the workers of the scheduler at ``rolling.dask``, which must see ``features`` and ``folder`` under the same paths.
 
     Raises
     ------
@@ -129,7 +127,7 @@ def train_rolling_on_workers(
         FoldJob(str(features), str(kept), str(fold_folder(folder, k)), chosen, split, identity, rule or TradeRule())
         for k, split in enumerate(splits)
     ]
-    for _ in _on_dask(dask, jobs) if dask else _on_processes(n_workers, jobs):
+    for _ in _on_dask(settings.rolling.dask, jobs) if settings.rolling.dask else _on_processes(settings.rolling.workers, jobs):
         if progress is not None:
             progress(1.0 / len(jobs))
     keep_newest(folder, len(jobs))
@@ -162,3 +160,33 @@ def _on_dask(address: str, jobs: Sequence[FoldJob]) -> Iterator[str]:
     with client:
         for done in distributed.as_completed([client.submit(train_job, job, pure=False) for job in jobs]):
             yield str(done.result())
+
+
+def train_chosen(
+    features: Path,
+    frame: FeatureFrame,
+    labels: Labels,
+    settings: ModelSettings,
+    folder: Path,
+    *,
+    identity: str,
+    rule: TradeRule,
+    progress: Progress,
+) -> TrainedModel:
+    """Train as the settings say - one model, rolling steps here, or rolling steps on workers - and return the one that trades.
+
+    Parameters
+    ----------
+    features : Path
+        Where ``frame`` is saved.
+    frame, labels, settings, folder, identity, rule, progress
+        As in :func:`~crypto_qlib.modeling.train_model.train_model`.
+    """
+    rolling = settings.rolling
+    if not rolling.step_bars:
+        return train_model(frame, labels, settings, folder, identity=identity, rule=rule, progress=progress)
+    if rolling.workers > 1 or rolling.dask:
+        run = train_rolling_on_workers(features, labels, settings, folder, identity=identity, rule=rule, progress=progress)
+    else:
+        run = train_rolling(frame, labels, settings, folder, identity=identity, rule=rule, progress=progress)
+    return run.newest

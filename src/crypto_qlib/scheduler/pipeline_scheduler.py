@@ -59,13 +59,12 @@ from crypto_qlib.live_trading.runner import PaperResult
 from crypto_qlib.live_trading.session_report import SESSION_FIGURES
 from crypto_qlib.modeling.artefact import SUMS_FILE, TrainedModel, load_model
 from crypto_qlib.modeling.evaluate_model import ModelPerformance, evaluate_model, rank_ic_series
-from crypto_qlib.modeling.fold_workers import train_rolling_on_workers
+from crypto_qlib.modeling.fold_workers import train_chosen
 from crypto_qlib.modeling.labels import Labels, TradeRule, make_labels, uses_trades
 from crypto_qlib.modeling.model_report import report_model
 from crypto_qlib.modeling.registry import model_folder
-from crypto_qlib.modeling.rolling import model_key, out_of_sample_scores, train_rolling
+from crypto_qlib.modeling.rolling import model_key, out_of_sample_scores
 from crypto_qlib.modeling.splits import split_bars
-from crypto_qlib.modeling.train_model import train_model
 from crypto_qlib.scheduler.compile_ahead import CompileAhead
 from crypto_qlib.scheduler.data_files import DataFiles
 from crypto_qlib.scheduler.exchange_access import ExchangeAccess, market_folder
@@ -286,27 +285,13 @@ class Pipeline:
             else:
                 frame, labels = self._features(), self._labels()
                 advance = self._reporter.progress(f"{self.settings.model.name}, {frame.n_rows:,} rows", 1.0)
-                rule, chosen = TradeRule.of(self.settings), self.settings.model
-                if chosen.rolling.step_bars:
-                    model = self._trained_rolling(frame, labels, folder, model_id, advance)
-                else:
-                    model = train_model(frame, labels, chosen, folder, identity=model_id, progress=advance, rule=rule)
+                model = train_chosen(
+                    self.paths.features, frame, labels, self.settings.model, folder,
+                    identity=model_id, rule=TradeRule.of(self.settings), progress=advance,
+                )  # fmt: skip
                 self._book.complete("train", model_id, {})
         spans = ", ".join(f"{name} {iso(a)[:10]} to {iso(b)[:10]}" for name, (a, b) in model.segment_ts.items())
         return Said((f"model {model_id}: {self.settings.model.name}, {len(model.feature_names)} features; {spans}",))
-
-    def _trained_rolling(
-        self, frame: FeatureFrame, labels: Labels, folder: Path, model_id: str, advance: Callable[[float], None]
-    ) -> TrainedModel:
-        """Train the steps of a rolling run, here or on workers, and return the newest model."""
-        chosen, rule = self.settings.model, TradeRule.of(self.settings)
-        if chosen.rolling.workers > 1 or chosen.rolling.dask:
-            n, dask = chosen.rolling.workers, chosen.rolling.dask
-            return train_rolling_on_workers(
-                self.paths.features, labels, chosen, folder,
-                n_workers=n, dask=dask, identity=model_id, rule=rule, progress=advance,
-            ).newest  # fmt: skip
-        return train_rolling(frame, labels, chosen, folder, identity=model_id, progress=advance, rule=rule).newest
 
     def evaluate(self) -> Said:
         """Measure the model out of sample; write ``model_performance_report.json`` and ``model_report.html`` beside it."""
