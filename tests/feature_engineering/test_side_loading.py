@@ -8,18 +8,21 @@ import numpy as np
 import pytest
 
 from crypto_qlib.core.clock import NS_PER_HOUR, NS_PER_MINUTE, NS_PER_S
+from crypto_qlib.core.market import PANEL_PRICES, BarBlock
 from crypto_qlib.core.news import Article
 from crypto_qlib.data_collector.news_text import text_hash
 from crypto_qlib.feature_engineering.lake_side import lake_series
 from crypto_qlib.feature_engineering.local_reader import LocalReader
 from crypto_qlib.feature_engineering.side_data import SideData
 from crypto_qlib.feature_engineering.side_loading import load_side, side_identity
+from crypto_qlib.modeling.qlib_task import LakeHandler
 from crypto_qlib.settings.schema import FeatureSettings, Settings
 from crypto_qlib.store.lake import EVENT, Kind, Lake, Series
 from crypto_qlib.store.news_store import NewsStore
 from crypto_qlib.store.observations import Observations
 from crypto_qlib.store.paths import Paths
 from crypto_qlib.store.series_store import MARKET, SeriesStore
+from tests.noise_market import noise_panel
 
 T = 1_704_067_200 * NS_PER_S
 BTC = "BTCUSDT"
@@ -82,3 +85,19 @@ def test_everything_is_loaded_and_only_where_a_chosen_set_reads_it(tmp_path: Pat
     assert before == side_identity(paths, wide)
     lake.upsert(Series(Kind.OPEN_INTEREST, EVENT, BTC), rows(open_interest=6.0, at=T + NS_PER_HOUR))
     assert side_identity(paths, wide) != before
+
+
+def test_a_qrun_handler_serves_the_sets_beside_the_bars(tmp_path: Path) -> None:
+    lake = Lake(Paths(tmp_path).lake)
+    panel = noise_panel(60, 3)
+    for k, symbol in enumerate(panel.symbols):
+        bars = BarBlock(panel.ts_open, *(getattr(panel, n)[:, k] for n in (*PANEL_PRICES[:4], "volume", "quote_volume")))
+        columns = {n: getattr(bars, n) for n in (*PANEL_PRICES[:4], "volume", "quote_volume")}
+        lake.upsert(Series(Kind.CLEAN, "1h", symbol), {"ts": bars.ts_open, **columns, "flag": np.zeros(60, np.uint16)})
+    opened = int(panel.ts_open[0])
+    fear = Observations(np.array([opened]), np.array([opened + NS_PER_HOUR]), np.array([40.0]))
+    SeriesStore(Paths(tmp_path).series).append("fear_greed", MARKET, fear, opened + NS_PER_HOUR)
+    handler = LakeHandler(lake.root, features={"sets": ["sentiment", "funding"]}, model={"horizon_bars": 4})
+    found = handler.fetch(col_set="feature")["FEAR_GREED"]
+    assert found.iloc[:3].to_numpy() == pytest.approx(0.4)
+    assert found.iloc[-1:].isna().all(), "26 hours later it is too old"

@@ -19,11 +19,13 @@ from crypto_qlib.data_collector.panel import load_panel
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
 from crypto_qlib.feature_engineering.feature_generator import build_features, settings_for_panel
 from crypto_qlib.feature_engineering.qlib_handler import CryptoHandler
+from crypto_qlib.feature_engineering.side_loading import load_side
 from crypto_qlib.modeling.labels import Labels, make_labels
 from crypto_qlib.modeling.row_batch import RowBatch
 from crypto_qlib.modeling.splits import TimeSplit
-from crypto_qlib.settings.schema import FeatureSettings, ModelSettings
+from crypto_qlib.settings.schema import ModelSettings, Settings
 from crypto_qlib.store.lake import Kind, Lake
+from crypto_qlib.store.paths import Paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ class LakeHandler(CryptoHandler):
     Parameters
     ----------
     lake : str or Path
-        Folder of the lake (``Paths.lake``).
+        Folder of the lake (``Paths.lake``); external series and news are looked for beside it.
     symbols : sequence of str, optional
         Symbols of the panel; all cleaned ones by default.
     bars : str
@@ -146,8 +148,10 @@ class LakeHandler(CryptoHandler):
     ) -> None:
         store = Lake(Path(lake))
         panel = load_panel(store, tuple(symbols or store.symbols(Kind.CLEAN, bars)), bars)
-        wanted, _ = settings_for_panel(panel, FeatureSettings.model_validate(dict(features or {})))
-        frame = build_features(panel, wanted)
+        chosen = Settings.model_validate({"features": dict(features or {}), "data": {"frame": bars}})
+        side = load_side(Paths(Path(lake).parent), chosen, panel.symbols)
+        wanted, _ = settings_for_panel(panel, chosen.features, side)
+        frame = build_features(panel, wanted, side=side)
         labels = make_labels(panel, ModelSettings.model_validate(dict(model or {})))
         super().__init__(frame=frame, labels={labels.kind: frame.at_rows(labels.values)}, **rest)
 
