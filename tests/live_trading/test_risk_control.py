@@ -7,8 +7,7 @@ import math
 import pytest
 
 from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_HOUR
-from crypto_qlib.live_trading.risk_control import Mode, Observation, RiskLimits, RiskState, observe
-from crypto_qlib.live_trading.runner import risk_from_json
+from crypto_qlib.live_trading.risk_control import Mode, Observation, RiskLimits, RiskState, observe, risk_from_json
 
 LIMITS = RiskLimits(max_daily_loss=0.1, halt_drawdown=0.3, min_fresh_share=0.9, min_margin_ratio=1.5)
 NOON = 20_000 * NS_PER_DAY + 12 * NS_PER_HOUR

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from crypto_qlib.cli import config, data, doctor, exchange, features, models, news, pipeline
+from crypto_qlib.cli import config, data, doctor, exchange, features, live, models, news, pipeline
 from crypto_qlib.cli.asked import Asked, out
 from crypto_qlib.cli.failure import supervised
 from crypto_qlib.core.errors import UserError
@@ -25,7 +25,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for _group in (pipeline, data, news, features, models, exchange, config, doctor):
+for _group in (pipeline, data, news, features, models, live, exchange, config, doctor):
     _group.register(app)
 
 

@@ -24,6 +24,7 @@ class Purpose(StrEnum):
     START = "start"
     DECIDE = "decide"
     VERIFY = "verify"
+    CLOSE = "close"
 
 
 class Severity(StrEnum):
@@ -160,6 +161,32 @@ class ModeVoiced:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A person takes back what waits for a person; ``forgives_drawdown``: a tripped drawdown too, the peak starts anew."""
+
+    ts_ns: int
+    reason: str
+    forgives_drawdown: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CloseAsked:
+    """A person asks to close positions of ours, in whatever mode.
+
+    Parameters
+    ----------
+    asked_ns : int
+        When it was asked; part of the orders' ids, so that asking once closes once.
+    symbols : tuple of str
+        Which; empty for all.
+    """
+
+    ts_ns: int
+    asked_ns: int
+    symbols: tuple[str, ...] = ()
+
+
 Event = (
     Started
     | BarClosed
@@ -171,6 +198,8 @@ Event = (
     | OrderUnknown
     | OrderNotFound
     | ModeVoiced
+    | Resumed
+    | CloseAsked
 )
 
 

@@ -7,7 +7,7 @@ stale data and thin margin lift with the next bar that is sound.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Final
 
@@ -18,6 +18,8 @@ STALE_DATA: Final = "stale_data"
 DAILY_LOSS: Final = "daily_loss"
 DRAWDOWN: Final = "drawdown"
 MARGIN: Final = "margin"
+_OF_THE_BAR: Final = frozenset({STALE_DATA, MARGIN, DAILY_LOSS})
+"""Voices that lift by themselves, with a bar or a day; a person cannot talk them down."""
 
 
 class Mode(IntEnum):
@@ -111,6 +113,16 @@ class RiskState:
             voices[voice] = (mode, reason)
         return RiskState(voices, self.peak_equity, self.day, self.day_start_equity)
 
+    def resumed(self, *, forgives_drawdown: bool) -> RiskState:
+        """Return the state after a person resumed trading.
+
+        What bars and days lift stays. A tripped drawdown stays too unless forgiven: then the peak starts anew with the next
+        account read, or the very next bar would trip it again.
+        """
+        kept = _OF_THE_BAR if forgives_drawdown else _OF_THE_BAR | {DRAWDOWN}
+        voices = {name: said for name, said in self.voices.items() if name in kept}
+        return RiskState(voices, 0.0 if forgives_drawdown else self.peak_equity, self.day, self.day_start_equity)
+
 
 def check_daily_loss(equity: float, day_start_equity: float, limits: RiskLimits) -> RiskVeto | None:
     """Return a veto where ``1 - equity / day_start_equity >= max_daily_loss``."""
@@ -184,3 +196,12 @@ def observe(state: RiskState, seen: Observation, limits: RiskLimits) -> tuple[Ri
                 tripped.append(veto)
             state = state.with_voice(veto.rule, veto.mode, str(veto))
     return state, tuple(tripped)
+
+
+def risk_from_json(saved: dict[str, object] | None) -> RiskState | None:
+    """Return the risk state the ledger kept, ``None`` where it kept none."""
+    if saved is None:
+        return None
+    plain = RiskState(**{k: v for k, v in saved.items() if k != "voices"})  # type: ignore[arg-type]
+    voices = {voice: (Mode(mode), str(reason)) for voice, (mode, reason) in saved["voices"].items()}  # type: ignore[attr-defined]
+    return replace(plain, voices=voices)

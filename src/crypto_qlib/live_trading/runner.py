@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from typing import Protocol, TypeVar
 
 from crypto_qlib.core.account import AccountState
@@ -19,12 +20,14 @@ from crypto_qlib.core.errors import HaltTrading, RetryLater, SkipCycle
 from crypto_qlib.core.order import Fill
 from crypto_qlib.exchange.gateway import Gateway
 from crypto_qlib.live_trading import events as ev
+from crypto_qlib.live_trading.controls import FLATTEN, LEAVE, Controls, Verb
 from crypto_qlib.live_trading.paper_view import PaperView, position_lines
 from crypto_qlib.live_trading.position_tracker import PositionTracker
-from crypto_qlib.live_trading.risk_control import Mode, RiskState
+from crypto_qlib.live_trading.risk_control import Mode, risk_from_json
 from crypto_qlib.live_trading.session import Session, SessionConfig
 from crypto_qlib.live_trading.signal_processor import SignalProcessor
 from crypto_qlib.live_trading.trade_executor_okx import Sleep, TradeExecutor
+from crypto_qlib.store.control_book import ControlRow
 from crypto_qlib.store.ledger import EquityRow, Ledger
 
 Show = Callable[[PaperView], None]
@@ -32,6 +35,8 @@ _T = TypeVar("_T")
 _RISK = "risk"
 _DECIDED = "decided_ns"
 _READ_TRIES = 3
+_ATTEND_EVERY_S = 0.5
+"""Real seconds between two looks at what people ask, while a bar is waited for."""
 
 
 class BarWaiter(Protocol):
@@ -106,6 +111,8 @@ class SessionParts:
         Stamps events: the wall clock, or a :class:`ManualClock` that is moved to each close of a stepped market.
     sleep : callable
         ``asyncio.sleep``, or a fake.
+    controls : Controls, optional
+        What people ask of the running session.
     """
 
     gateway: Gateway
@@ -114,6 +121,7 @@ class SessionParts:
     config: SessionConfig
     clock: Clock
     sleep: Sleep = asyncio.sleep
+    controls: Controls | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +150,8 @@ class PaperResult:
         Per bar, real time from the bar's close (the market was told to stand there) to the end of its cycle.
     last_view : PaperView | None
         What was shown last.
+    stopped_by : str
+        Who ended the session before its last bar; empty where nobody did.
     """
 
     session_id: str
@@ -156,6 +166,7 @@ class PaperResult:
     alerts: tuple[str, ...]
     decision_seconds: tuple[float, ...]
     last_view: PaperView | None
+    stopped_by: str = ""
 
     @property
     def fees(self) -> float:
@@ -204,6 +215,7 @@ class SessionRunner:
         decided_ns = int(ledger.state(_DECIDED) or 0)
         self.session = Session(parts.config, self.tracker, risk, tuple(ledger.unresolved()), decided_ns)
         self._log = _Log()
+        self._stopped_by = ""
         self._wall = SystemClock()
 
     async def run(self, bars: BarWaiter, first_close_ns: int, n_bars: int) -> PaperResult:
@@ -215,7 +227,8 @@ class SessionRunner:
         for bar in range(n_bars + 1):
             log.bar = bar
             close_ns = first_close_ns + bar * self._parts.config.rules.frame_ns
-            await bars.wait_until(close_ns)
+            if not await self._reached(bars, close_ns):
+                break
             self._move_clock(close_ns)
             began = self._wall.now_ns()
             try:
@@ -224,7 +237,71 @@ class SessionRunner:
             except (RetryLater, SkipCycle) as e:
                 log.new_alerts.append(f"{ev.Severity.CRITICAL.value}: cycle of {iso(close_ns)} skipped: {e}")
             log.seconds.append((self._wall.now_ns() - began) / NS_PER_S)
+        await self.attend()
         return self._result(first_close_ns)
+
+    async def _reached(self, bars: BarWaiter, close_ns: int) -> bool:
+        """Wait for the bar, attending to what people ask meanwhile; ``False`` where the session was told to end."""
+        if await self.attend():
+            return False
+        waiting = asyncio.ensure_future(bars.wait_until(close_ns))
+        while not waiting.done():
+            await asyncio.wait({waiting}, timeout=_ATTEND_EVERY_S)
+            if not waiting.done() and await self.attend():
+                waiting.cancel()
+                return False
+        waiting.result()
+        return True
+
+    # ---- what people ask
+
+    async def attend(self) -> bool:
+        """Obey what was asked since the last look, between cycles; return whether the session was told to end."""
+        controls = self._parts.controls
+        if controls is None:
+            return False
+        await self._hear()
+        for command in controls.commands():
+            controls.answer(command, self._wall.now_ns(), await self._obey(controls, command))
+        name = controls.stop_signal()
+        if name and not self._stopped_by:
+            await self._stop(name, "")
+        return bool(self._stopped_by)
+
+    async def _hear(self) -> None:
+        """Let stricter voices speak at once, also in the middle of a cycle."""
+        controls = self._parts.controls
+        if controls is None:
+            return
+        for voice in controls.voices(self._now_ns(), self.session.risk):
+            await self.dispatch(voice)
+        for command in controls.commands():
+            if command.verb in (Verb.HALT, Verb.REDUCE):
+                controls.answer(command, self._wall.now_ns(), await self._obey(controls, command))
+
+    async def _obey(self, controls: Controls, command: ControlRow) -> str:
+        sent, told = self._log.orders_sent, len(self._log.new_alerts)
+        try:
+            if command.verb == Verb.STOP:
+                await self._stop(command.asked_by, command.argument, command.asked_ns)
+            else:
+                meant = controls.event_of(command, self._now_ns())
+                if isinstance(meant, str):
+                    return meant
+                await self.dispatch(meant)
+        except (RetryLater, SkipCycle) as e:
+            return f"not done: {e}"
+        lines = [f"mode {self.session.risk.mode.name}, {self._log.orders_sent - sent} orders sent"]
+        if self.session.pending:
+            lines.append(f"not final yet: {', '.join(self.session.pending)}")
+        return "; ".join([*lines, *self._log.new_alerts[told:]])
+
+    async def _stop(self, who: str, how: str, asked_ns: int = 0) -> None:
+        """End the session: close our positions where that is asked for or set, else leave them to their stops."""
+        self._stopped_by = who
+        if how == FLATTEN or (how != LEAVE and self._parts.config.flatten):
+            now = self._now_ns()
+            await self.dispatch(ev.CloseAsked(now, asked_ns or now))
 
     async def dispatch(self, event: ev.Event) -> None:
         """Hand ``event`` to the session and carry out everything that follows from it, journalling each step first."""
@@ -248,6 +325,9 @@ class SessionRunner:
                 case ev.SetLeverage():
                     return await self._executor.set_leverage(instruction)
                 case ev.PlaceOrder():
+                    await self._hear()
+                    if not self.session.allows(instruction.intent):
+                        return self._executor.withhold(instruction, f"not sent: the mode is {self.session.risk.mode.name}")
                     self._log.orders_sent += 1
                     return await self._executor.place(instruction)
                 case ev.LookUpOrder():
@@ -287,7 +367,7 @@ class SessionRunner:
 
     def _end_cycle(self, done: ev.CycleDone) -> None:
         log = self._log
-        if log.market is None or log.decision_account is None:
+        if log.market is None or log.decision_account is None or done.ts_ns != log.market.ts_ns:
             return
         ours = frozenset(p.symbol for p in done.account.positions if self.tracker.lots(p.symbol))
         taker_fee = self._parts.config.rules.taker_fee
@@ -313,6 +393,8 @@ class SessionRunner:
     def _result(self, start_ns: int) -> PaperResult:
         log, ledger = self._log, self._parts.ledger
         equity = tuple(ledger.equity())
+        if not equity:
+            raise SkipCycle("the session ended before it could read the account once", "see its journal in the ledger")
         return PaperResult(
             session_id=ledger.session_id,
             start_ns=start_ns,
@@ -326,6 +408,7 @@ class SessionRunner:
             alerts=tuple(log.alerts + log.new_alerts),
             decision_seconds=tuple(log.seconds),
             last_view=log.view,
+            stopped_by=self._stopped_by,
         )
 
     def _journal(self, step: ev.Event | ev.Instruction) -> None:
@@ -358,7 +441,9 @@ async def run_session(
     show : callable, optional
         Called with a :class:`PaperView` after each bar.
     """
-    return await SessionRunner(parts, show).run(bars, first_close_ns, n_bars)
+    runner = SessionRunner(parts, show)
+    with parts.controls.listening() if parts.controls is not None else nullcontext():
+        return await runner.run(bars, first_close_ns, n_bars)
 
 
 def journal_form(step: ev.Event | ev.Instruction) -> object:
@@ -366,15 +451,6 @@ def journal_form(step: ev.Event | ev.Instruction) -> object:
     if isinstance(step, ev.BarClosed):
         return {"ts_ns": step.ts_ns, "scores": step.scores, "freshness": step.freshness, "is_last": step.is_last}
     return step
-
-
-def risk_from_json(saved: dict[str, object] | None) -> RiskState | None:
-    """Return the risk state the ledger kept, ``None`` where it kept none."""
-    if saved is None:
-        return None
-    plain = RiskState(**{k: v for k, v in saved.items() if k != "voices"})  # type: ignore[arg-type]
-    voices = {voice: (Mode(mode), str(reason)) for voice, (mode, reason) in saved["voices"].items()}  # type: ignore[attr-defined]
-    return replace(plain, voices=voices)
 
 
 def _equity_row(account: AccountState, ts_ns: int) -> EquityRow:

@@ -79,9 +79,12 @@ class SessionConfig:
 
 @dataclass(slots=True)
 class _Cycle:
-    """What is under way for one bar."""
+    """What is under way for one bar, or for positions a person asked to close (``bar`` is ``None``)."""
 
-    bar: ev.BarClosed
+    ts_ns: int
+    bar: ev.BarClosed | None = None
+    closing: tuple[str, ...] = ()
+    asked_ns: int = 0
     exits: set[str] = field(default_factory=set)
     failed_exits: int = 0
     entries: deque[PlannedOrder] = field(default_factory=deque)
@@ -142,6 +145,8 @@ class Session:
                 return self._on_start_account(event.account)
             case ev.AccountRead(purpose=ev.Purpose.DECIDE):
                 return self._on_decision_account(event.account)
+            case ev.AccountRead(purpose=ev.Purpose.CLOSE):
+                return self._on_close_account(event.account)
             case ev.AccountRead():
                 return self._on_final_account(event.account)
             case ev.FillsRead():
@@ -162,6 +167,20 @@ class Session:
                 self.risk = self.risk.with_voice(event.voice, event.mode, event.reason)
                 text = f"{event.voice} asks for {event.mode.name}: {event.reason}"
                 return [ev.Alert(ev.Severity.CRITICAL, text), self._save_risk()]
+            case ev.Resumed():
+                self.risk = self.risk.resumed(forgives_drawdown=event.forgives_drawdown)
+                text = f"resumed ({event.reason}); the mode is now {self.risk.mode.name}"
+                return [ev.Alert(ev.Severity.WARNING, text), self._save_risk()]
+            case ev.CloseAsked():
+                self._cycle = _Cycle(event.ts_ns, closing=event.symbols, asked_ns=event.asked_ns)
+                self._lookups = {}
+                return [ev.ReadFills(self._tracker.last_fill_ns), ev.ReadAccount(ev.Purpose.CLOSE)]
+
+    def allows(self, intent: IntentRow) -> bool:
+        """Return whether the order may be sent in the mode in force *now*; what a person asked to close always may."""
+        if intent.is_entry:
+            return self.risk.mode is Mode.ACTIVE
+        return self.risk.mode is not Mode.HALTED or intent.exit_kind is ExitKind.MANUAL
 
     # ---- start
 
@@ -188,28 +207,47 @@ class Session:
     # ---- decision
 
     def _on_bar_closed(self, bar: ev.BarClosed) -> Instructions:
-        self._cycle = _Cycle(bar)
+        self._cycle = _Cycle(bar.ts_ns, bar)
         self._lookups = {}
         lookups = [inst for coid in list(self._open) for inst in self._look_up(coid)]
         return [*lookups, ev.ReadFills(self._tracker.last_fill_ns), ev.ReadAccount(ev.Purpose.DECIDE)]
 
     def _on_decision_account(self, account: AccountState) -> Instructions:
         cycle = self._cycle
-        if cycle is None:
+        if cycle is None or cycle.bar is None:
             return []
-        seen = Observation(cycle.bar.ts_ns, account.equity, account.margin_ratio, cycle.bar.freshness.share)
+        seen = Observation(cycle.ts_ns, account.equity, account.margin_ratio, cycle.bar.freshness.share)
         self.risk, tripped = observe(self.risk, seen, self._config.limits)
         out: Instructions = [ev.Alert(ev.Severity.CRITICAL, f"risk limit tripped: {veto}") for veto in tripped]
         out.append(self._save_risk())
-        enriched = self._tracker.enrich(replace(account, as_of_ns=cycle.bar.ts_ns), self.pending, self.risk.peak_equity)
+        enriched = self._tracker.enrich(replace(account, as_of_ns=cycle.ts_ns), self.pending, self.risk.peak_equity)
         plan = self._plan(cycle.bar, enriched)
-        out.append(ev.SaveDecided(cycle.bar.ts_ns))
-        self._decided_ns = max(self._decided_ns, cycle.bar.ts_ns)
+        out.append(ev.SaveDecided(cycle.ts_ns))
+        self._decided_ns = max(self._decided_ns, cycle.ts_ns)
         cycle.vetoes = plan.vetoes
         cycle.entries.extend(plan.entries)
         for order in plan.exits:
             placed = self._place(order)
             if placed is not None:
+                cycle.exits.add(placed.intent.client_order_id)
+                out.append(placed)
+        return out + self._advance()
+
+    def _on_close_account(self, account: AccountState) -> Instructions:
+        """Close what a person asked to close of ours; foreign positions are not ours to close."""
+        cycle = self._cycle
+        if cycle is None:
+            return []
+        ours = {p.symbol: p for p in account.positions if self._tracker.lots(p.symbol)}
+        busy = set(self.pending)
+        out: Instructions = []
+        for symbol in cycle.closing or tuple(sorted(ours)):
+            position = ours.get(symbol)
+            if position is None:
+                out.append(ev.Alert(ev.Severity.WARNING, f"{symbol}: no position of ours to close"))
+            elif symbol in busy:
+                out.append(ev.Alert(ev.Severity.WARNING, f"{symbol}: an order is under way; ask again when it is final"))
+            elif (placed := self._place(_close(position, ExitKind.MANUAL))) is not None:
                 cycle.exits.add(placed.intent.client_order_id)
                 out.append(placed)
         return out + self._advance()
@@ -235,12 +273,12 @@ class Session:
         cycle = self._cycle
         assert cycle is not None
         purpose = "entry" if order.reason is None else order.reason.value
-        coid = client_order_id(self._config.session_id, cycle.bar.ts_ns, order.symbol, purpose)
+        coid = client_order_id(self._config.session_id, cycle.asked_ns or cycle.ts_ns, order.symbol, purpose)
         if coid in self._open:
             return None
         intent = IntentRow(
             coid,
-            cycle.bar.ts_ns,
+            cycle.ts_ns,
             order.symbol,
             order.signed_lots,
             is_entry=not order.reduce_only,
@@ -317,7 +355,7 @@ class Session:
 
     def _entry_id(self, entry: PlannedOrder) -> str:
         assert self._cycle is not None
-        return client_order_id(self._config.session_id, self._cycle.bar.ts_ns, entry.symbol, "entry")
+        return client_order_id(self._config.session_id, self._cycle.ts_ns, entry.symbol, "entry")
 
     def _advance(self) -> Instructions:
         cycle = self._cycle
@@ -328,6 +366,12 @@ class Session:
             dropped = cycle.entries.pop()
             cycle.failed_exits -= 1
             out.append(ev.Alert(ev.Severity.WARNING, f"entry of {dropped.symbol} dropped: an exit of this plan did not fill"))
+        if cycle.entries and self.risk.mode is not Mode.ACTIVE:
+            dropped_symbols = ", ".join(entry.symbol for entry in cycle.entries)
+            out.append(
+                ev.Alert(ev.Severity.WARNING, f"entries of {dropped_symbols} dropped: the mode is {self.risk.mode.name}")
+            )
+            cycle.entries.clear()
         if not cycle.entries:
             return out + self._finish()
         cycle.entry = cycle.entries.popleft()
@@ -344,6 +388,10 @@ class Session:
         cycle = self._cycle
         if cycle is None or cycle.entry is None or cycle.entry.symbol != event.symbol:
             return []
+        if self.risk.mode is not Mode.ACTIVE:  # stricter since the leverage was asked for
+            cycle.entries.appendleft(cycle.entry)
+            cycle.entry = None
+            return self._advance()
         return self._start_entry(cycle.entry)
 
     def _on_leverage_refused(self, event: ev.LeverageRefused) -> Instructions:
@@ -373,7 +421,7 @@ class Session:
         if cycle.exits:
             cycle.done = False  # the forced exits end the cycle again when they are final
             return out
-        return [*out, ev.CycleDone(cycle.bar.ts_ns, account, self.risk.mode, cycle.vetoes, cycle.sent)]
+        return [*out, ev.CycleDone(cycle.ts_ns, account, self.risk.mode, cycle.vetoes, cycle.sent)]
 
     def _restore_safety(self, account: AccountState) -> Instructions:
         """Alert on the first sight of a position without its stop, close it on the second."""

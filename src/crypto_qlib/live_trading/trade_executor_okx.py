@@ -88,6 +88,13 @@ class TradeExecutor:
                 return ev.OrderUnknown(self._clock.now_ns(), coid)
         return self._ended(coid, f"given up after {self._max_tries} tries: {reason}")
 
+    def withhold(self, instruction: ev.PlaceOrder, reason: str) -> ev.Event:
+        """Write an order that must not be sent any more as refused by ourselves; one already in the ledger is looked up."""
+        coid = instruction.intent.client_order_id
+        if not self._ledger.record_intent(instruction.intent):
+            return ev.OrderUnknown(self._clock.now_ns(), coid)
+        return self._ended(coid, reason)
+
     async def look_up(self, instruction: ev.LookUpOrder) -> ev.Event:
         """Ask for an order by its client order id, later and later with each attempt."""
         if instruction.attempt > 1:

@@ -6,7 +6,9 @@ bars close by themselves (OKX demo).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from crypto_qlib.core.tiers import TierHistory
 from crypto_qlib.exchange.gateway import Gateway
 from crypto_qlib.feature_engineering.feature_generator import latest_features
 from crypto_qlib.feature_engineering.side_data import SideData
+from crypto_qlib.live_trading.controls import Controls
+from crypto_qlib.live_trading.instance import KILL_FILE, SessionCard, one_instance
 from crypto_qlib.live_trading.market_feed import FeedConfig, MarketFeed
 from crypto_qlib.live_trading.paper_view import PaperView
 from crypto_qlib.live_trading.risk_control import RiskLimits
@@ -33,6 +37,7 @@ from crypto_qlib.modeling.artefact import TrainedModel
 from crypto_qlib.modeling.train_model import predict_row
 from crypto_qlib.portfolio.rules import rules_from_settings
 from crypto_qlib.settings.schema import Settings
+from crypto_qlib.store.control_book import ControlBook
 from crypto_qlib.store.ledger import Ledger, SessionRow
 
 Show = Callable[[PaperView], None]
@@ -61,6 +66,8 @@ class SessionInputs:
         The universe over time: who is no member at a bar's close gets no score, so nothing is opened in it.
     side : callable
         Gives what is known beside the bars by now; asked again at every bar.
+    live : Path, optional
+        Folder of the session's card and kill file; beside the ledger where not given.
     """
 
     model: TrainedModel
@@ -72,6 +79,7 @@ class SessionInputs:
     identity: dict[str, Any]
     members: Membership | None = None
     side: Callable[[], SideData] = SideData
+    live: Path | None = None
 
 
 def model_scorer(model: TrainedModel, side: Callable[[], SideData] = SideData) -> Scorer:
@@ -123,8 +131,17 @@ async def trade_bars(
         {s: i.funding_interval_h for s, i in inputs.instruments.items()},
         inputs.members,
     )
-    ledger = Ledger.open(inputs.ledger, SessionRow(inputs.session_id, first_close_ns, settings.exchange.mode, inputs.identity))
-    try:
+    mode, folder = settings.exchange.mode, inputs.live or inputs.ledger.parent
+    card = SessionCard(inputs.session_id, mode, str(inputs.ledger.resolve()), os.getpid(), SystemClock().now_ns())
+    with ExitStack() as stack:
+        stack.enter_context(one_instance(folder, card))
+        if step is not None:  # the embedded account is born anew with the exchange, and so is its ledger
+            for leftover in inputs.ledger.parent.glob(f"{inputs.ledger.name}*"):
+                leftover.unlink()
+        ledger = Ledger.open(inputs.ledger, SessionRow(inputs.session_id, first_close_ns, mode, inputs.identity))
+        stack.callback(ledger.close)
+        book = ControlBook(inputs.ledger, inputs.session_id)
+        stack.callback(book.close)
         parts = SessionParts(
             gateway=gateway,
             signals=SignalProcessor(feed, model_scorer(inputs.model, inputs.side), rules, contracts),
@@ -138,13 +155,12 @@ async def trade_bars(
                 flatten=settings.live.flatten_on_exit,
             ),
             clock=SystemClock() if step is None else ManualClock(first_close_ns),
+            controls=Controls(book, folder / KILL_FILE, card.started_ns),
         )
         result = await run_session(parts, _bar_waiter(step, now_ns), first_close_ns, settings.live.paper_bars, show)
         figures = session_figures(ledger, feed.panel, inputs.instruments, rules)
         write_session_figures(figures, inputs.ledger.parent, inputs.identity)
         return result
-    finally:
-        ledger.close()
 
 
 def _bar_waiter(step: Step | None, now_ns: int) -> BarWaiter:

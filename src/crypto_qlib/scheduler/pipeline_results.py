@@ -99,6 +99,8 @@ def paper_lines(result: PaperResult, label: str) -> tuple[str, ...]:
         f"  equity {result.start_equity:,.2f} -> {result.final_equity:,.2f} USDT ({change:+.2%}), at most {result.max_open} "
         f"open, mode {result.mode.name}; slowest cycle {slowest:.2f} s",
     ]
+    if result.stopped_by:
+        lines.append(f"  ended before its last bar: stopped by {result.stopped_by}")
     lines += [f"  {alert}" for alert in result.alerts]
     return tuple(lines)
 

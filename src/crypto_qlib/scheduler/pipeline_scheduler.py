@@ -583,16 +583,14 @@ class Pipeline:
         ledger = self._session_ledger(stamp["run_id"])
         session_id = f"{self.settings.exchange.mode}-paper"
         side = partial(load_side, self.paths, self.settings, self.collected.symbols)
-        inputs = SessionInputs(model, self._panel(), instruments, tiers, ledger, session_id, stamp, self._members, side)
+        inputs = SessionInputs(
+            model, self._panel(), instruments, tiers, ledger, session_id, stamp, self._members, side, self.paths.live
+        )
         step = self._access.embedded().step if self._access.is_embedded else None
         return await trade_bars(gateway, self.settings, inputs, step, self._show_paper)
 
     def _session_ledger(self, run_id: str) -> Path:
-        """Return the ledger's file; the embedded account is born anew with the exchange, and so is its ledger."""
+        """Return the ledger's file: one for the account, but of the embedded exchange one for each run."""
         if not self._access.is_embedded:
             return self.paths.ledger
-        path = self.paths.reports / run_id / "paper_ledger.sqlite"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in path.parent.glob(f"{path.name}*"):
-            leftover.unlink()
-        return path
+        return self.paths.reports / run_id / "paper_ledger.sqlite"

@@ -13,6 +13,7 @@ table          one row is
 ``orders``     the last known state of that order
 ``fills``      one execution
 ``equity``     the account at one bar close
+``controls``   what people asked of the session, and its answer (``store.control_book``)
 ``state``      small facts that outlive a restart (tripped limits, peak equity, cool-downs), as JSON
 =============  ==========================================================================================
 """
@@ -229,15 +230,10 @@ class Ledger:
 
     @staticmethod
     def open(path: Path, session: SessionRow) -> Ledger:
-        """Open the SQLite ledger at ``path``, creating it where absent (write-ahead log, every commit synced to disk)."""
+        """Open the SQLite ledger at ``path``, creating it where absent, for its owner alone (every commit synced to disk)."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(f"sqlite:///{path}")
-
-        @sa.event.listens_for(engine, "connect")
-        def _pragmas(connection: Any, _record: Any) -> None:
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000"):
-                connection.execute(f"PRAGMA {pragma}")
-
+        path.touch(mode=0o600)
+        engine = sqlite_engine(path)
         return Ledger(engine, session)
 
     @staticmethod
@@ -407,6 +403,18 @@ class Ledger:
         with self._engine.connect() as db:
             text = db.execute(sa.select(_STATE.c.value).where(where)).scalar()
         return None if text is None else orjson.loads(text)
+
+
+def sqlite_engine(path: Path) -> sa.Engine:
+    """Return an engine on the SQLite file at ``path``: write-ahead log, every commit synced, 5 s of patience with others."""
+    engine = sa.create_engine(f"sqlite:///{path}")
+
+    @sa.event.listens_for(engine, "connect")
+    def _pragmas(connection: Any, _record: Any) -> None:
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    return engine
 
 
 def _order_values(order: OrderRow) -> dict[str, Any]:

@@ -92,6 +92,11 @@ class Paths:
         return self.root / "ledger.sqlite"
 
     @property
+    def live(self) -> Path:
+        """How to reach the running session, and its kill file."""
+        return self.root / "live"
+
+    @property
     def news(self) -> Path:
         """SQLite database of articles, readings and what they cost."""
         return self.root / "news.sqlite"

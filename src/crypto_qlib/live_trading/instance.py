@@ -1,0 +1,102 @@
+"""One session per workspace and mode: a lock the operating system gives back when its holder dies, and who holds it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from crypto_qlib.core.errors import UserError
+
+KILL_FILE: Final = "HALT"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionCard:
+    """How to reach a session.
+
+    Parameters
+    ----------
+    session_id : str
+        Its name in the ledger.
+    mode : str
+        ``embedded``, ``demo`` or ``live``.
+    ledger : str
+        Path of the SQLite ledger.
+    pid : int
+        Its process.
+    started_ns : int
+        When it started, wall clock.
+    """
+
+    session_id: str
+    mode: str
+    ledger: str
+    pid: int
+    started_ns: int
+
+
+@contextmanager
+def one_instance(folder: Path, card: SessionCard) -> Iterator[None]:
+    """Hold the session's place in ``folder`` and leave ``card`` in it for those who want to reach the session.
+
+    Raises
+    ------
+    UserError
+        If another session of this mode runs in this workspace, or the folder cannot be written.
+    """
+    path = _card_path(folder, card.mode)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
+    except OSError as e:
+        raise UserError(f"cannot write to {folder}: {e.strerror or e}", "choose another folder with store.root") from e
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise UserError(
+                f"a session already trades this account ({path})", "look at it with `crypto-qlib live status`, or stop it"
+            ) from e
+        handle.truncate(0)
+        handle.write(orjson.dumps(asdict(card)))
+        handle.flush()
+        yield
+
+
+def last_session(folder: Path, mode: str) -> tuple[SessionCard, bool] | None:
+    """Return the card of the last session of ``mode`` and whether it runs now; ``None`` where there never was one.
+
+    Raises
+    ------
+    UserError
+        If the card cannot be read.
+    """
+    path = _card_path(folder, mode)
+    try:
+        with path.open("rb") as handle:
+            text = handle.read()
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                is_running = True
+            else:
+                is_running = False
+    except FileNotFoundError:
+        return None
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror or e}", "run as the user of the session") from e
+    try:
+        return SessionCard(**orjson.loads(text)), is_running
+    except (TypeError, ValueError) as e:
+        raise UserError(f"{path} is damaged", "it is written anew by the next start of the session") from e
+
+
+def _card_path(folder: Path, mode: str) -> Path:
+    return folder / f"{mode}.json"

@@ -1,0 +1,75 @@
+"""``crypto-qlib live`` against a session that runs, one that does not, and none."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from crypto_qlib.live_trading.instance import SessionCard, one_instance
+from crypto_qlib.store.control_book import ControlBook
+from crypto_qlib.store.ledger import EquityRow, Ledger, SessionRow
+from tests.cli.command_line import Run
+
+CARD = SessionCard("embedded-paper", "embedded", "", os.getpid(), 1_700_000_000_000_000_000)
+
+
+@pytest.fixture
+def card(tmp_path: Path) -> SessionCard:
+    path = tmp_path / "workspace" / "ledger.sqlite"
+    ledger = Ledger.open(path, SessionRow(CARD.session_id, CARD.started_ns, CARD.mode, {}))
+    ledger.record_equity(EquityRow(CARD.started_ns, 9_876.5, 9_000.0, 12.0, 0.0, 0.0, 0))
+    ledger.put_state("risk", {"voices": {"drawdown": [2, "fell"]}, "peak_equity": 1.0, "day": 1, "day_start_equity": 1.0})
+    ledger.close()
+    return SessionCard(CARD.session_id, CARD.mode, str(path), CARD.pid, CARD.started_ns)
+
+
+def test_without_any_session_one_line_says_so(cli: Run) -> None:
+    ended = cli("live", "status")
+    assert ended.code == 2
+    assert "no session of mode embedded" in ended.error_line
+
+
+def test_status_reads_the_ledger_of_a_session_that_is_down(cli: Run, card: SessionCard, tmp_path: Path) -> None:
+    with one_instance(tmp_path / "workspace" / "live", card):
+        assert "runs, process" in cli("live", "status").out
+    shown = cli("live", "status")
+    assert shown.code == 0
+    for words in ("does not run", "mode       HALTED", "drawdown asks for HALTED: fell", "9,876.50 USDT", "positions  none"):
+        assert words in shown.out
+
+
+def test_commands_wait_for_the_answer_of_a_session_that_runs(cli: Run, card: SessionCard, tmp_path: Path) -> None:
+    def session() -> None:
+        book = ControlBook(Path(card.ledger), card.session_id)
+        while not (rows := book.waiting()):
+            time.sleep(0.02)
+        book.answer(rows[0].seq, 1, f"{rows[0].verb} {rows[0].argument}".strip() + " [done]")
+        book.close()
+
+    with one_instance(tmp_path / "workspace" / "live", card):
+        for words, said in (
+            ("halt --reduce", "reduce"), ("close btcusdt --yes", "close BTCUSDT"), ("close all --yes", "close"),
+            ("resume --drawdown", "resume drawdown"), ("stop --flatten --yes", "stop flatten"), ("stop", "stop"),
+        ):  # fmt: skip
+            answering = threading.Thread(target=session)
+            answering.start()
+            ended = cli("live", *words.split())
+            answering.join()
+            assert (ended.code, ended.out.strip()) == (0, f"{said} [done]")
+        silent = cli("live", "halt", "--wait", "0.2")
+        assert silent.code == 1
+        assert "no answer within 0.2 s" in silent.error_line
+    assert "unanswered halt" in cli("live", "status").out
+
+
+def test_a_session_that_is_down_obeys_a_halt_later_and_refuses_to_close(cli: Run, card: SessionCard, tmp_path: Path) -> None:
+    with one_instance(tmp_path / "workspace" / "live", card):
+        pass
+    assert "will obey when it starts" in cli("live", "halt").out
+    ended = cli("live", "close", "all", "--yes")
+    assert ended.code == 2
+    assert "does not run" in ended.error_line
