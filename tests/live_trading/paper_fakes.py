@@ -83,6 +83,13 @@ class FakeExchange:
     sent: list[OrderRequest] = field(default_factory=list)
     hide_stops: bool = False
     contracts: Contracts = field(default_factory=contracts)
+    countdowns: list[int] = field(default_factory=list)
+
+    async def account_id(self) -> str:
+        return "1"
+
+    async def cancel_all_after(self, seconds: int) -> None:
+        self.countdowns.append(seconds)
 
     def _column(self, symbol: str) -> int:
         return self.tape.symbols.index(symbol)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from crypto_qlib.core.account import AccountState
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.market import BarBlock, FundingBlock
-from crypto_qlib.core.order import Fill, MarginMode, OrderRequest, OrderStatus
+from crypto_qlib.core.order import Fill, MarginMode, OrderRequest, OrderStatus, Protection
 from crypto_qlib.core.tiers import TierTable
 
 
@@ -178,6 +178,21 @@ class Gateway(Protocol):
 
     async def order(self, symbol: str, client_order_id: str) -> OrderReport | None:
         """Return the order, or ``None`` if the exchange does not know the id."""
+        ...
+
+    async def account_id(self) -> str:
+        """Return the exchange's id of the account, the same for all of its keys."""
+        ...
+
+    async def cancel_all_after(self, seconds: int) -> None:
+        """Let the exchange cancel all pending orders in ``seconds`` unless this is said again; 0 ends it, stops stay."""
+        ...
+
+    async def protect(self, symbol: str, lots: int, protection: Protection, margin_mode: MarginMode, client_id: str) -> None:
+        """Put a stop (and take-profit) that stands alone over the whole open position of ``lots`` (signed).
+
+        Raises ``OutcomeUnknown`` where no answer says whether it stands, ``DoNotRetry`` where it was refused.
+        """
         ...
 
     async def fills(self, since_ns: int) -> list[Fill]:

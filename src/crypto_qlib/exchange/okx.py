@@ -19,20 +19,19 @@ from crypto_qlib.exchange.credentials import ApiCredentials
 from crypto_qlib.exchange.error_map import Request
 from crypto_qlib.exchange.gateway import OrderReport
 from crypto_qlib.exchange.okx_parsing import Row
+from crypto_qlib.exchange.okx_safety import OkxSafety
 from crypto_qlib.exchange.okx_session import Connection
-from crypto_qlib.exchange.okx_statistics import OkxStatistics
 from crypto_qlib.settings.schema import ExchangeSettings
 
 _FILLS_PAGE: Final = 100
 _GONE: Final = frozenset({"51400", "51401", "51402", "51405", "51603"})
 """Cancel refused because there is nothing to cancel any more: not an error."""
 _UNKNOWN_ORDER: Final = frozenset({"51603", "51001"})
-_LONG_SHORT: Final = "long_short_mode"
 _LEVERAGE_SLACK: Final = 1e-9
 _PROTECTION_KINDS: Final = ("oco", "conditional")
 
 
-class OkxGateway(OkxStatistics):
+class OkxGateway(OkxSafety):
     """Talk to one OKX account, or to the embedded exchange.
 
     Parameters
@@ -51,7 +50,6 @@ class OkxGateway(OkxStatistics):
 
     def __init__(self, settings: ExchangeSettings, credentials: ApiCredentials | None, base_url: str = "") -> None:
         super().__init__(Connection(base_url, credentials, settings.mode == "demo", settings.timeout_s))
-        self._is_hedged: bool | None = None
 
     async def account(self) -> AccountState:
         """Return balance and open positions, with the stops that protect them."""
@@ -171,12 +169,6 @@ class OkxGateway(OkxStatistics):
             item = await self._instrument_of(str(row["instId"]))
             fills.append(parse.fill_from(row, item, kinds.get(str(row["ordId"]))))
         return [fill for fill in fills if fill.ts_ns >= since_ns]
-
-    async def _hedged(self) -> bool:
-        if self._is_hedged is None:
-            rows = await self._session.private("read the account's configuration", "privateGetAccountConfig", {})
-            self._is_hedged = bool(rows) and rows[0].get("posMode") == _LONG_SHORT
-        return self._is_hedged
 
     async def _order_body(self, request: OrderRequest, item: Instrument) -> Row:
         body: Row = {

@@ -1,9 +1,14 @@
-"""One session per workspace and mode: a lock the operating system gives back when its holder dies, and who holds it."""
+"""One session per workspace and mode, and one per account of an exchange, whatever the workspace, key or user.
+
+Both are locks the operating system gives back when their holder dies; the first also says who holds it.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -67,6 +72,36 @@ def one_instance(folder: Path, card: SessionCard) -> Iterator[None]:
         handle.truncate(0)
         handle.write(orjson.dumps(asdict(card)))
         handle.flush()
+        yield
+
+
+@contextmanager
+def one_session_of(mode: str, account_id: str, folder: Path | None = None) -> Iterator[None]:
+    """Hold the account for the sessions of this machine.
+
+    Parameters
+    ----------
+    mode, account_id : str
+        Which account; its id at the exchange.
+    folder : Path, optional
+        Where such locks lie; the machine's folder for temporary files, shared by its users.
+
+    Raises
+    ------
+    UserError
+        If another session trades the account.
+    """
+    name = hashlib.sha256(f"{mode}/{account_id}".encode()).hexdigest()[:16]
+    path = (folder or Path(tempfile.gettempdir())) / f"crypto_qlib_{name}.lock"
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    except OSError as e:
+        raise UserError(f"cannot lock the account: {path}: {e.strerror or e}", "remove that file, or make it readable") from e
+    with os.fdopen(number, "rb") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise UserError(f"a session on this machine already trades this {mode} account", "end that one first") from e
         yield
 
 

@@ -21,6 +21,7 @@ from crypto_qlib.core.order import Fill
 from crypto_qlib.exchange.gateway import Gateway
 from crypto_qlib.live_trading import events as ev
 from crypto_qlib.live_trading.controls import FLATTEN, LEAVE, Controls, Verb
+from crypto_qlib.live_trading.dead_man import VOICE, DeadManSwitch
 from crypto_qlib.live_trading.paper_view import PaperView, position_lines
 from crypto_qlib.live_trading.position_tracker import PositionTracker
 from crypto_qlib.live_trading.risk_control import Mode, risk_from_json
@@ -113,6 +114,8 @@ class SessionParts:
         ``asyncio.sleep``, or a fake.
     controls : Controls, optional
         What people ask of the running session.
+    dead_man_s : int
+        Seconds after which the exchange cancels resting orders of a session that hangs or died; 0 = never.
     """
 
     gateway: Gateway
@@ -122,6 +125,7 @@ class SessionParts:
     clock: Clock
     sleep: Sleep = asyncio.sleep
     controls: Controls | None = None
+    dead_man_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,12 +221,14 @@ class SessionRunner:
         self._log = _Log()
         self._stopped_by = ""
         self._wall = SystemClock()
+        self._dead_man = DeadManSwitch(parts.gateway, parts.dead_man_s, self._wall)
 
     async def run(self, bars: BarWaiter, first_close_ns: int, n_bars: int) -> PaperResult:
         """Decide at ``first_close_ns`` and at each of the ``n_bars`` closes after it; take no new risk at the last one."""
         log = self._log
         log.n_bars = n_bars
         self._move_clock(first_close_ns)
+        await self._keep_alive()
         await self.dispatch(ev.Started(self._now_ns()))
         for bar in range(n_bars + 1):
             log.bar = bar
@@ -238,20 +244,39 @@ class SessionRunner:
                 log.new_alerts.append(f"{ev.Severity.CRITICAL.value}: cycle of {iso(close_ns)} skipped: {e}")
             log.seconds.append((self._wall.now_ns() - began) / NS_PER_S)
         await self.attend()
+        await self._let_go()
         return self._result(first_close_ns)
 
     async def _reached(self, bars: BarWaiter, close_ns: int) -> bool:
         """Wait for the bar, attending to what people ask meanwhile; ``False`` where the session was told to end."""
+        await self._keep_alive()
         if await self.attend():
             return False
         waiting = asyncio.ensure_future(bars.wait_until(close_ns))
         while not waiting.done():
             await asyncio.wait({waiting}, timeout=_ATTEND_EVERY_S)
+            await self._keep_alive()
             if not waiting.done() and await self.attend():
                 waiting.cancel()
                 return False
         waiting.result()
         return True
+
+    async def _keep_alive(self) -> None:
+        """Refresh the countdown; while it cannot be kept running, nothing new is opened."""
+        trouble = await self._dead_man.refresh()
+        if bool(trouble) is (VOICE in self.session.risk.voices):
+            return
+        mode = Mode.REDUCE_ONLY if trouble else Mode.ACTIVE
+        await self.dispatch(ev.ModeVoiced(self._now_ns(), VOICE, mode, trouble or "armed again"))
+
+    async def _let_go(self) -> None:
+        """End the countdown, unless an order may still rest at the exchange: then it shall run out."""
+        if self.session.pending:
+            return
+        trouble = await self._dead_man.disarm()
+        if trouble:
+            self._log.new_alerts.append(f"{ev.Severity.WARNING.value}: the dead-man's countdown still runs: {trouble}")
 
     # ---- what people ask
 
@@ -310,6 +335,8 @@ class SessionRunner:
             current = waiting.popleft()
             self._journal(current)
             for instruction in self.session.handle(current):
+                if isinstance(instruction, ev.PlaceOrder | ev.LookUpOrder):
+                    await self._dead_man.refresh()
                 self._journal(instruction)
                 answer = await self._carry_out(instruction)
                 if answer is not None:

@@ -166,7 +166,8 @@ class Session:
             case ev.ModeVoiced():
                 self.risk = self.risk.with_voice(event.voice, event.mode, event.reason)
                 text = f"{event.voice} asks for {event.mode.name}: {event.reason}"
-                return [ev.Alert(ev.Severity.CRITICAL, text), self._save_risk()]
+                severity = ev.Severity.WARNING if event.mode is Mode.ACTIVE else ev.Severity.CRITICAL
+                return [ev.Alert(severity, text), self._save_risk()]
             case ev.Resumed():
                 self.risk = self.risk.resumed(forgives_drawdown=event.forgives_drawdown)
                 text = f"resumed ({event.reason}); the mode is now {self.risk.mode.name}"

@@ -25,7 +25,7 @@ from crypto_qlib.exchange.gateway import Gateway
 from crypto_qlib.feature_engineering.feature_generator import latest_features
 from crypto_qlib.feature_engineering.side_data import SideData
 from crypto_qlib.live_trading.controls import Controls
-from crypto_qlib.live_trading.instance import KILL_FILE, SessionCard, one_instance
+from crypto_qlib.live_trading.instance import KILL_FILE, SessionCard, one_instance, one_session_of
 from crypto_qlib.live_trading.market_feed import FeedConfig, MarketFeed
 from crypto_qlib.live_trading.paper_view import PaperView
 from crypto_qlib.live_trading.risk_control import RiskLimits
@@ -133,8 +133,11 @@ async def trade_bars(
     )
     mode, folder = settings.exchange.mode, inputs.live or inputs.ledger.parent
     card = SessionCard(inputs.session_id, mode, str(inputs.ledger.resolve()), os.getpid(), SystemClock().now_ns())
+    account = await gateway.account_id() if step is None else ""
     with ExitStack() as stack:
         stack.enter_context(one_instance(folder, card))
+        if account:
+            stack.enter_context(one_session_of(mode, account))
         if step is not None:  # the embedded account is born anew with the exchange, and so is its ledger
             for leftover in inputs.ledger.parent.glob(f"{inputs.ledger.name}*"):
                 leftover.unlink()
@@ -155,6 +158,7 @@ async def trade_bars(
                 flatten=settings.live.flatten_on_exit,
             ),
             clock=SystemClock() if step is None else ManualClock(first_close_ns),
+            dead_man_s=settings.live.dead_man_s if step is None else 0,
             controls=Controls(book, folder / KILL_FILE, card.started_ns),
         )
         result = await run_session(parts, _bar_waiter(step, now_ns), first_close_ns, settings.live.paper_bars, show)

@@ -322,6 +322,11 @@ class LiveSettings(Section):
     min_margin_ratio: float = Field(
         1.5, ge=1, description="Account margin ratio (1 liquidates) below which positions may only be reduced."
     )
+    dead_man_s: Literal[0, 10, 15, 20, 30, 45, 60, 90, 120] = Field(
+        60,
+        description="Seconds after which the exchange cancels the resting orders of a session that hangs or died; 0 = never. "
+        "A market stepped bar by bar arms none.",
+    )
 
 
 class MonitoringSettings(Section):

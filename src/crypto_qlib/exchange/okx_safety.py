@@ -1,0 +1,94 @@
+"""The verbs of OKX that protect an account: whose it is, the dead-man's countdown, and stops that stand alone."""
+
+from __future__ import annotations
+
+from crypto_qlib.core.errors import DoNotRetry, OutcomeUnknown, UserError
+from crypto_qlib.core.order import MarginMode, Protection
+from crypto_qlib.exchange.error_map import Request
+from crypto_qlib.exchange.okx_parsing import Row
+from crypto_qlib.exchange.okx_session import Connection
+from crypto_qlib.exchange.okx_statistics import OkxStatistics
+
+_LONG_SHORT = "long_short_mode"
+
+
+class OkxSafety(OkxStatistics):
+    """Protect one OKX account.
+
+    Parameters
+    ----------
+    connection : Connection
+        Where and as whom.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self._config: Row = {}
+
+    async def account_id(self) -> str:
+        """Return OKX's id of the account, the same for all of its keys (``uid`` of ``account/config``).
+
+        Raises
+        ------
+        UserError
+            If OKX does not say.
+        """
+        uid = str((await self._account_config()).get("uid", ""))
+        if not uid:
+            raise UserError("OKX does not say which account the key belongs to", "the key needs the right to read")
+        return uid
+
+    async def cancel_all_after(self, seconds: int) -> None:
+        """Let OKX cancel all pending orders of the account in ``seconds`` (10 to 120), unless this is said again; 0 ends it.
+
+        Algo orders (stops) are not cancelled. Source: OKX API v5, ``POST /trade/cancel-all-after``.
+        """
+        what = f"set the dead-man's countdown to {seconds} s"
+        await self._session.change(what, "privatePostTradeCancelAllAfter", {"timeOut": str(seconds)})
+
+    async def protect(self, symbol: str, lots: int, protection: Protection, margin_mode: MarginMode, client_id: str) -> None:
+        """Put a stop (and take-profit) that stands alone over the whole open position of ``lots`` (signed), market on trigger.
+
+        Source: OKX API v5, ``POST /trade/order-algo``, ``closeFraction``.
+
+        Raises
+        ------
+        OutcomeUnknown
+            Where no answer says whether it stands; the next look at the account does.
+        DoNotRetry
+            Where OKX refused it, e.g. because the market is already beyond the level.
+        """
+        item = await self._instrument(symbol)
+        levels = {"sl": protection.stop_price, "tp": protection.take_profit_price}
+        wanted = {prefix: level for prefix, level in levels.items() if level is not None}
+        body: Row = {
+            "instId": item.inst_id,
+            "tdMode": margin_mode.value,
+            "side": "sell" if lots > 0 else "buy",
+            "ordType": "oco" if len(wanted) > 1 else "conditional",
+            "closeFraction": "1",
+            "algoClOrdId": client_id,
+        }
+        if await self._hedged():
+            body["posSide"] = "long" if lots > 0 else "short"
+        else:
+            body["reduceOnly"] = True
+        for prefix, level in wanted.items():
+            body |= {f"{prefix}TriggerPx": item.format_price(level), f"{prefix}OrdPx": "-1"}
+            body[f"{prefix}TriggerPxType"] = protection.trigger.value
+        what = f"place the stop of {symbol}"
+        sending = Request(what, sends_order=True, client_order_id=client_id)
+        rows = await self._session.send(sending, "privatePostTradeOrderAlgo", body)
+        if not rows:
+            raise OutcomeUnknown(f"OKX's answer to {what} was empty", client_order_id=client_id)
+        if rows[0].get("sCode", "0") != "0":
+            raise DoNotRetry(f"could not {what}: {rows[0].get('sMsg', '')}", code=str(rows[0]["sCode"]))
+
+    async def _hedged(self) -> bool:
+        return (await self._account_config()).get("posMode") == _LONG_SHORT
+
+    async def _account_config(self) -> Row:
+        if not self._config:
+            rows = await self._session.private("read the account's configuration", "privateGetAccountConfig", {})
+            self._config = rows[0] if rows else {}
+        return self._config
