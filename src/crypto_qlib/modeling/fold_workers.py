@@ -150,7 +150,7 @@ def _on_processes(n_workers: int, jobs: Sequence[FoldJob]) -> Iterator[str]:
 
 def _on_dask(address: str, jobs: Sequence[FoldJob]) -> Iterator[str]:
     try:
-        from dask import distributed  # noqa: PLC0415 - an extra
+        import distributed  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as e:
         raise UserError("training on Dask needs dask.distributed", "pip install 'crypto-qlib[dask]'") from e
     try:
