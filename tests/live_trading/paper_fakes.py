@@ -12,7 +12,7 @@ from crypto_qlib.core.clock import NS_PER_HOUR
 from crypto_qlib.core.errors import DoNotRetry, OutcomeUnknown, RetryLater
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.market import PANEL_FIELDS, BarBlock, FundingBlock, MarketPanel
-from crypto_qlib.core.order import Fill, MarginMode, OrderRequest, OrderStatus
+from crypto_qlib.core.order import Fill, MarginMode, OrderRequest, OrderStatus, Protection
 from crypto_qlib.core.signal import Scores
 from crypto_qlib.core.tiers import TierHistory, TierTable
 from crypto_qlib.exchange.gateway import OrderReport, PriceKind
@@ -83,7 +83,18 @@ class FakeExchange:
     sent: list[OrderRequest] = field(default_factory=list)
     hide_stops: bool = False
     contracts: Contracts = field(default_factory=contracts)
+    loses_stops: int = 0
+    stops_placed: list[str] = field(default_factory=list)
     countdowns: list[int] = field(default_factory=list)
+
+    async def protect(self, symbol: str, lots: int, protection: Protection, margin_mode: MarginMode, client_id: str) -> None:
+        assert client_id not in self.stops_placed, "the same stop placed twice"
+        self.stops_placed.append(client_id)
+        if self.loses_stops:
+            self.loses_stops -= 1
+            raise OutcomeUnknown("no answer", client_order_id=client_id)
+        assert protection.stop_price is not None
+        self.positions[symbol] = replace(self.positions[symbol], stop_price=protection.stop_price)
 
     async def account_id(self) -> str:
         return "1"

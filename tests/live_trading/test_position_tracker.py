@@ -82,3 +82,15 @@ def test_partial_closes_keep_the_position_and_its_terms() -> None:
     assert tracker.expected_protection("AAAUSDT") == (95.0, 110.0)
     tracker.note_fill(Fill(12 * H, "AAAUSDT", -3, 94.0, 0.0))
     assert math.isnan(tracker.expected_protection("AAAUSDT")[0])
+
+
+def test_what_others_trade_meanwhile_is_not_ours() -> None:
+    tracker = opened()
+    tracker.note_fill(Fill(12 * H, "BBBUSDT", 3, 100.0, 0.0))  # opened by hand
+    tracker.note_fill(Fill(12 * H, "BBBUSDT", 3, 100.0, 0.0, client_order_id="byhand"))
+    assert tracker.lots("BBBUSDT") == 0
+    tracker.note_fill(Fill(12 * H, "AAAUSDT", 2, 100.0, 0.0))  # added by hand to ours
+    assert tracker.lots("AAAUSDT") == 5
+    tracker.note_fill(Fill(13 * H, "AAAUSDT", -9, 100.0, 0.0))  # turned round by hand: ours is closed, the rest is theirs
+    assert tracker.lots("AAAUSDT") == 0
+    assert tracker.last_fill_ns == 13 * H

@@ -203,26 +203,108 @@ def test_a_foreign_position_is_reported_left_alone_and_holds_a_slot() -> None:
     assert not machine._cycle.entries  # BTC would be the third
 
 
-def test_a_position_without_its_stop_is_reported_then_closed() -> None:
+NOTHING = (np.nan, np.nan, np.nan, np.nan)
+
+
+def verify(machine: Session, state: AccountState) -> list[ev.Instruction]:
+    return machine.handle(ev.AccountRead(state.as_of_ns, state, ev.Purpose.VERIFY))
+
+
+def test_a_missing_stop_is_placed_alone_and_looked_at_again() -> None:
     machine = session()
     own(machine, "BBBUSDT", 50)
     bare = held("BBBUSDT", 50, stop=math.nan)
-    nothing = bar(np.nan, np.nan, np.nan, np.nan)
-    assert not of(ev.PlaceOrder, decide(machine, nothing, account(bare)))
-    first = machine.handle(ev.AccountRead(T, account(bare), ev.Purpose.VERIFY))
-    assert any("stop of the open position" in a.text for a in of(ev.Alert, first))
-    assert of(ev.CycleDone, first)
-    later = T + NS_PER_HOUR
-    decide(machine, bar(np.nan, np.nan, np.nan, np.nan, at=later), account(bare, at=later))
-    second = machine.handle(ev.AccountRead(later, account(bare, at=later), ev.Purpose.VERIFY))
-    (close,) = of(ev.PlaceOrder, second)
+    decide(machine, bar(*NOTHING), account(bare))
+    first = verify(machine, account(bare))
+    (stop,) = of(ev.RestoreStop, first)
+    assert (stop.symbol, stop.lots, stop.protection.stop_price) == ("BBBUSDT", 50, 90.0)
+    assert any(a.severity is ev.Severity.CRITICAL for a in of(ev.Alert, first))
+    assert not of(ev.CycleDone, first)
+    again = machine.handle(ev.StopSent(T, "BBBUSDT"))
+    assert again[-1] == ev.ReadAccount(ev.Purpose.VERIFY)
+    assert of(ev.CycleDone, verify(machine, account(held("BBBUSDT", 50))))
+
+
+@pytest.mark.parametrize("is_refused", [True, False])
+def test_a_position_that_stays_without_its_stop_is_closed_within_the_cycle(is_refused: bool) -> None:
+    machine = session()
+    own(machine, "BBBUSDT", 50)
+    bare = held("BBBUSDT", 50, stop=math.nan)
+    decide(machine, bar(*NOTHING), account(bare))
+    names = [of(ev.RestoreStop, verify(machine, account(bare)))[0].client_id]
+    if is_refused:
+        machine.handle(ev.StopRefused(T, "BBBUSDT", "the market is beyond it"))
+    else:
+        machine.handle(ev.StopSent(T, "BBBUSDT"))
+        names.append(of(ev.RestoreStop, verify(machine, account(bare)))[0].client_id)
+        machine.handle(ev.StopSent(T, "BBBUSDT"))
+    assert len(set(names)) == len(names)
+    (close,) = of(ev.PlaceOrder, verify(machine, account(bare)))
     assert close.request.reduce_only
     assert close.intent.exit_kind is ExitKind.RISK
-    assert not of(ev.CycleDone, second)
-    after = machine.handle(filled(close.intent.client_order_id))
+    coid = close.intent.client_order_id
+    after = machine.handle(ev.OrderReported(T, coid, OrderStatus.REJECTED, 0, "no"))
     assert of(ev.ReadAccount, after) == [ev.ReadAccount(ev.Purpose.VERIFY)]
-    machine._tracker.note_fill(Fill(later, "BBBUSDT", -50, 100.0, 0.0, client_order_id=close.intent.client_order_id))
-    assert of(ev.CycleDone, machine.handle(ev.AccountRead(later, account(at=later), ev.Purpose.VERIFY)))
+    last = verify(machine, account(bare))  # it could not be closed either: said loudly, and tried anew with the next bar
+    assert any("WITHOUT A STOP" in a.text for a in of(ev.Alert, last))
+    assert of(ev.CycleDone, last)
+
+
+def test_halted_a_missing_stop_is_still_placed_but_nothing_is_closed() -> None:
+    machine = session()
+    own(machine, "BBBUSDT", 50)
+    machine.handle(ev.ModeVoiced(T, "operator", Mode.HALTED, "test"))
+    bare = held("BBBUSDT", 50, stop=math.nan)
+    decide(machine, bar(*NOTHING), account(bare))
+    assert of(ev.RestoreStop, verify(machine, account(bare)))
+    machine.handle(ev.StopRefused(T, "BBBUSDT", "no"))
+    last = verify(machine, account(bare))
+    assert not of(ev.PlaceOrder, last)
+    assert of(ev.CycleDone, last)
+
+
+def test_a_partly_filled_entry_that_still_rests_gets_its_stop_at_once() -> None:
+    machine = session(max_lookups=1)
+    coid = _sent(machine)
+    machine.handle(ev.OrderReported(T, coid, OrderStatus.PARTIALLY_FILLED, 7))
+    machine.handle(ev.OrderReported(T, coid, OrderStatus.PARTIALLY_FILLED, 7))
+    assert machine.pending == ("AAAUSDT",)
+    machine.handle(ev.FillsRead(T, (Fill(T, "AAAUSDT", 7, 100.0, 0.0, client_order_id=coid),)))
+    (stop,) = of(ev.RestoreStop, verify(machine, account(held("AAAUSDT", 7, stop=math.nan))))
+    assert (stop.symbol, stop.lots) == ("AAAUSDT", 7)
+
+
+def test_the_start_restores_a_stop_that_went_missing_while_the_session_was_down() -> None:
+    machine = session()
+    own(machine, "BBBUSDT", 50)
+    machine.handle(ev.Started(T))
+    bare = account(held("BBBUSDT", 50, stop=math.nan))
+    assert of(ev.RestoreStop, machine.handle(ev.AccountRead(T, bare, ev.Purpose.START)))
+
+
+def test_a_position_that_differs_from_the_ledger_allows_exits_only_until_it_agrees() -> None:
+    machine = session()
+    own(machine, "BBBUSDT", 50)
+    out = decide(machine, bar(0.2, np.nan, np.nan, np.nan), account(held("BBBUSDT", 70)))
+    assert machine.risk.mode is Mode.REDUCE_ONLY
+    assert machine.risk.voices["drift"][1] == "BBBUSDT: exchange holds 70 lots, ledger 50"
+    assert not of(ev.SetLeverage, out)
+    assert any(a.severity is ev.Severity.CRITICAL for a in of(ev.Alert, out))
+    machine.handle(ev.Resumed(T, "a person cannot talk a difference away"))
+    assert machine.risk.mode is Mode.REDUCE_ONLY
+    later = T + NS_PER_HOUR
+    out = decide(machine, bar(0.2, np.nan, np.nan, np.nan, at=later), account(held("BBBUSDT", 50), at=later))
+    assert machine.risk.mode is Mode.ACTIVE
+    assert of(ev.SetLeverage, out)
+
+
+def test_what_is_foreign_is_told_once() -> None:
+    machine = session()
+    state = replace(account(held("BBBUSDT", 50)), pending_symbols=("CCCUSDT",))
+    first = of(ev.Alert, decide(machine, bar(*NOTHING), state))
+    assert ["BBBUSDT" in first[0].text, "CCCUSDT" in first[1].text, len(first)] == [True, True, 2]
+    assert of(ev.Alert, verify(machine, state)) == []
+    assert machine.risk.mode is Mode.ACTIVE
 
 
 def test_after_a_restart_orders_of_the_earlier_run_are_looked_up_first() -> None:

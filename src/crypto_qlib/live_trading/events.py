@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from crypto_qlib.core.account import AccountState
-from crypto_qlib.core.order import Fill, MarginMode, OrderRequest, OrderStatus
+from crypto_qlib.core.order import Fill, MarginMode, OrderRequest, OrderStatus, Protection
 from crypto_qlib.core.signal import Scores
 from crypto_qlib.live_trading.risk_control import Mode
 from crypto_qlib.portfolio.market_state import MarketState
@@ -187,6 +187,23 @@ class CloseAsked:
     symbols: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class StopSent:
+    """A stop that stands alone was sent; whether it stands, only the next look at the account says."""
+
+    ts_ns: int
+    symbol: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopRefused:
+    """The exchange will not take the stop, e.g. because the market is already beyond it."""
+
+    ts_ns: int
+    symbol: str
+    reason: str
+
+
 Event = (
     Started
     | BarClosed
@@ -200,6 +217,8 @@ Event = (
     | ModeVoiced
     | Resumed
     | CloseAsked
+    | StopSent
+    | StopRefused
 )
 
 
@@ -241,6 +260,17 @@ class LookUpOrder:
     symbol: str
     client_order_id: str
     attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreStop:
+    """Place the stop of an open position of ``lots`` (signed) as an order that stands alone, over its whole size."""
+
+    symbol: str
+    lots: int
+    protection: Protection
+    margin_mode: MarginMode
+    client_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,5 +332,15 @@ class CycleDone:
 
 
 Instruction = (
-    ReadAccount | ReadFills | SetLeverage | PlaceOrder | LookUpOrder | GiveUpOrder | Alert | SaveRisk | SaveDecided | CycleDone
+    ReadAccount
+    | ReadFills
+    | SetLeverage
+    | PlaceOrder
+    | LookUpOrder
+    | RestoreStop
+    | GiveUpOrder
+    | Alert
+    | SaveRisk
+    | SaveDecided
+    | CycleDone
 )

@@ -80,10 +80,15 @@ class PositionTracker:
     def note_fill(self, fill: Fill) -> ExitKind | None:
         """Move our size by one execution and return why it closed something, ``None`` where it opened."""
         before = self._lots.get(fill.symbol, 0)
-        after = before + fill.signed_lots
-        self._lots[fill.symbol] = after
         self.last_fill_ns = max(self.last_fill_ns, fill.ts_ns)
         intent = self._intents.get(fill.client_order_id)
+        after = before + fill.signed_lots
+        if intent is None:
+            if before * fill.signed_lots >= 0:
+                return None  # somebody else opened or added: not ours to know, and not ours to close
+            if before * after < 0:
+                after = 0  # somebody else turned the position round: what lies beyond flat is theirs
+        self._lots[fill.symbol] = after
         if intent is not None and intent.is_entry:
             self._entry[fill.symbol] = intent
             return None

@@ -18,8 +18,9 @@ STALE_DATA: Final = "stale_data"
 DAILY_LOSS: Final = "daily_loss"
 DRAWDOWN: Final = "drawdown"
 MARGIN: Final = "margin"
-_OF_THE_BAR: Final = frozenset({STALE_DATA, MARGIN, DAILY_LOSS})
-"""Voices that lift by themselves, with a bar or a day; a person cannot talk them down."""
+DRIFT: Final = "drift"
+_OF_THE_BAR: Final = frozenset({STALE_DATA, MARGIN, DAILY_LOSS, DRIFT})
+"""Voices that lift by themselves, with a bar, a day, or an account that agrees again; a person cannot talk them down."""
 
 
 class Mode(IntEnum):

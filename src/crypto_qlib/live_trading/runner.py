@@ -342,7 +342,7 @@ class SessionRunner:
                 if answer is not None:
                     waiting.append(answer)
 
-    async def _carry_out(self, instruction: ev.Instruction) -> ev.Event | None:  # noqa: PLR0911 - one line each
+    async def _carry_out(self, instruction: ev.Instruction) -> ev.Event | None:  # noqa: PLR0911, PLR0912 - one line each
         try:
             match instruction:
                 case ev.ReadAccount():
@@ -359,6 +359,8 @@ class SessionRunner:
                     return await self._executor.place(instruction)
                 case ev.LookUpOrder():
                     return await self._executor.look_up(instruction)
+                case ev.RestoreStop():
+                    return await self._executor.restore_stop(instruction)
                 case ev.GiveUpOrder():
                     self._executor.give_up(instruction)
                 case ev.Alert():

@@ -10,7 +10,9 @@ One cycle, from a bar's close to the next:
 4. An order whose report is not final, or whose answer never came, is looked up by its client order id, never sent again. After
    ``max_lookups`` it stays open in the ledger, counts as a slot, and the next bar looks again.
 5. When nothing is under way: read fills and the account once more, check that every position of ours has its stop, and end the
-   cycle. A position found without its stop twice in a row is closed.
+   cycle. A missing stop is placed as an order that stands alone and looked at again; a position that stays without is closed.
+6. At every look at the account its positions are compared with the ledger's: a difference that is no foreign position asks for
+   ``REDUCE_ONLY`` until they agree again. The start looks as the end of a cycle does.
 
 The same decision always has the same client order id, so a decision handled twice cannot open twice.
 """
@@ -29,7 +31,7 @@ from crypto_qlib.core.order import ExitKind, MarginMode, OrderRequest, OrderStat
 from crypto_qlib.core.signal import Scores
 from crypto_qlib.live_trading import events as ev
 from crypto_qlib.live_trading.position_tracker import PositionTracker
-from crypto_qlib.live_trading.risk_control import Mode, Observation, RiskLimits, RiskState, observe
+from crypto_qlib.live_trading.risk_control import DRIFT, Mode, Observation, RiskLimits, RiskState, observe
 from crypto_qlib.portfolio.decision import decide
 from crypto_qlib.portfolio.plan import Plan, PlannedOrder, client_order_id
 from crypto_qlib.portfolio.rules import Rules
@@ -37,6 +39,8 @@ from crypto_qlib.portfolio.veto import Veto
 from crypto_qlib.store.ledger import IntentRow
 
 Instructions = list[ev.Instruction]
+_STOP_TRIES = 2
+"""How often a missing stop is placed within a cycle before its position is closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,9 @@ class _Cycle:
     bar: ev.BarClosed | None = None
     closing: tuple[str, ...] = ()
     asked_ns: int = 0
+    restoring: set[str] = field(default_factory=set)
+    stop_tries: dict[str, int] = field(default_factory=dict)
+    forced: set[str] = field(default_factory=set)
     exits: set[str] = field(default_factory=set)
     failed_exits: int = 0
     entries: deque[PlannedOrder] = field(default_factory=deque)
@@ -126,7 +133,7 @@ class Session:
         self._decided_ns = decided_ns
         self._lookups: dict[str, int] = {}
         self._leverage: dict[str, float] = {}
-        self._unprotected: set[str] = set()
+        self._told: frozenset[object] = frozenset()
         self._cycle: _Cycle | None = None
 
     @property
@@ -138,7 +145,7 @@ class Session:
         """Return what to do next; the order of the instructions is the order in which to carry them out."""
         match event:
             case ev.Started():
-                return self._on_started()
+                return self._on_started(event.ts_ns)
             case ev.BarClosed():
                 return self._on_bar_closed(event)
             case ev.AccountRead(purpose=ev.Purpose.START):
@@ -163,6 +170,10 @@ class Session:
                 return self._look_up(event.client_order_id)
             case ev.OrderNotFound():
                 return self._on_order_not_found(event)
+            case ev.StopSent():
+                return self._on_stop_answered(event.symbol)
+            case ev.StopRefused():
+                return self._on_stop_refused(event)
             case ev.ModeVoiced():
                 self.risk = self.risk.with_voice(event.voice, event.mode, event.reason)
                 text = f"{event.voice} asks for {event.mode.name}: {event.reason}"
@@ -185,25 +196,38 @@ class Session:
 
     # ---- start
 
-    def _on_started(self) -> Instructions:
+    def _on_started(self, ts_ns: int) -> Instructions:
+        self._cycle = _Cycle(ts_ns)
         lookups = [inst for coid in list(self._open) for inst in self._look_up(coid)]
         return [*lookups, ev.ReadFills(self._tracker.last_fill_ns), ev.ReadAccount(ev.Purpose.START)]
 
     def _on_start_account(self, account: AccountState) -> Instructions:
-        alerts = self._mismatch_alerts(account)
+        out = self._reconcile(account)
         self._leverage = {p.symbol: p.leverage for p in account.positions if self._tracker.lots(p.symbol)}
-        return [*alerts, self._save_risk()]
+        enriched = self._tracker.enrich(account, self.pending, self.risk.peak_equity)
+        return [*out, self._save_risk(), *self._restore_safety(enriched)]
 
-    def _mismatch_alerts(self, account: AccountState) -> Instructions:
+    def _reconcile(self, account: AccountState) -> Instructions:
+        """Compare positions and resting orders with the ledger; tell what is new, and trade accordingly."""
         waiting = set(self.pending)
-        alerts: Instructions = []
-        for mismatch in self._tracker.mismatches(account):
-            if mismatch.symbol in waiting:
-                continue
-            what = "not ours, left alone" if mismatch.is_foreign else "differs from the ledger"
-            severity = ev.Severity.WARNING if mismatch.is_foreign else ev.Severity.CRITICAL
-            alerts.append(ev.Alert(severity, f"position {what}: {mismatch}"))
-        return alerts
+        found = [m for m in self._tracker.mismatches(account) if m.symbol not in waiting]
+        strangers = sorted(set(account.pending_symbols) - waiting)
+        out: Instructions = []
+        for mismatch in found:
+            if mismatch not in self._told:
+                what = "not ours, left alone" if mismatch.is_foreign else "differs from the ledger"
+                severity = ev.Severity.WARNING if mismatch.is_foreign else ev.Severity.CRITICAL
+                out.append(ev.Alert(severity, f"position {what}: {mismatch}"))
+        for symbol in strangers:
+            if symbol not in self._told:
+                out.append(ev.Alert(ev.Severity.WARNING, f"an order of {symbol} rests that is not ours, left alone"))
+        self._told = frozenset([*found, *strangers])
+        drift = "; ".join(str(mismatch) for mismatch in found if not mismatch.is_foreign)
+        if bool(drift) is not (DRIFT in self.risk.voices):
+            self.risk = self.risk.with_voice(DRIFT, Mode.REDUCE_ONLY if drift else Mode.ACTIVE, drift)
+            text = f"the mode is {self.risk.mode.name}: positions {'differ from' if drift else 'agree again with'} the ledger"
+            out += [ev.Alert(ev.Severity.CRITICAL if drift else ev.Severity.INFO, text), self._save_risk()]
+        return out
 
     # ---- decision
 
@@ -218,8 +242,9 @@ class Session:
         if cycle is None or cycle.bar is None:
             return []
         seen = Observation(cycle.ts_ns, account.equity, account.margin_ratio, cycle.bar.freshness.share)
+        out = self._reconcile(account)
         self.risk, tripped = observe(self.risk, seen, self._config.limits)
-        out: Instructions = [ev.Alert(ev.Severity.CRITICAL, f"risk limit tripped: {veto}") for veto in tripped]
+        out += [ev.Alert(ev.Severity.CRITICAL, f"risk limit tripped: {veto}") for veto in tripped]
         out.append(self._save_risk())
         enriched = self._tracker.enrich(replace(account, as_of_ns=cycle.ts_ns), self.pending, self.risk.peak_equity)
         plan = self._plan(cycle.bar, enriched)
@@ -418,28 +443,60 @@ class Session:
         if cycle is None:
             return []
         enriched = self._tracker.enrich(account, self.pending, self.risk.peak_equity)
-        out = self._mismatch_alerts(account) + self._restore_safety(enriched)
+        out = self._reconcile(account) + self._restore_safety(enriched)
         if cycle.exits:
             cycle.done = False  # the forced exits end the cycle again when they are final
+        if cycle.exits or cycle.restoring:
             return out
         return [*out, ev.CycleDone(cycle.ts_ns, account, self.risk.mode, cycle.vetoes, cycle.sent)]
 
     def _restore_safety(self, account: AccountState) -> Instructions:
-        """Alert on the first sight of a position without its stop, close it on the second."""
+        """Place missing stops, in whatever mode; close what stays without one, unless halted."""
         cycle = self._cycle
         assert cycle is not None
         out: Instructions = []
-        bare = {p.symbol: p for p in account.positions if self._lacks_stop(p)}
-        for symbol, position in sorted(bare.items()):
-            if symbol not in self._unprotected or self.risk.mode is Mode.HALTED:
-                out.append(ev.Alert(ev.Severity.CRITICAL, f"{symbol}: the stop of the open position is not at the exchange"))
+        leaving = {intent.symbol for intent in self._open.values() if not intent.is_entry}
+        for position in sorted((p for p in account.positions if self._lacks_stop(p)), key=lambda p: p.symbol):
+            symbol, tries = position.symbol, cycle.stop_tries.get(position.symbol, 0) + 1
+            if symbol in leaving:
                 continue
-            placed = self._place(_close(position, ExitKind.RISK)) if symbol not in self.pending else None
-            if placed is not None:
+            if tries <= _STOP_TRIES:
+                cycle.stop_tries[symbol] = tries
+                cycle.restoring.add(symbol)
+                text = f"{symbol}: the stop of the open position is not at the exchange; placing it"
+                out += [ev.Alert(ev.Severity.CRITICAL, text), self._stop_of(position, tries)]
+            elif self.risk.mode is Mode.HALTED or symbol in cycle.forced or symbol in self.pending:
+                reasons = {"halted": self.risk.mode is Mode.HALTED, "its entry is not final": symbol in self.pending}
+                why = next((reason for reason, holds in reasons.items() if holds), "its closing order did not fill")
+                out.append(ev.Alert(ev.Severity.CRITICAL, f"{symbol}: open WITHOUT A STOP ({why})"))
+            elif (placed := self._place(_close(position, ExitKind.RISK))) is not None:
+                cycle.forced.add(symbol)
                 cycle.exits.add(placed.intent.client_order_id)
                 out += [ev.Alert(ev.Severity.CRITICAL, f"{symbol}: closing a position that stayed without its stop"), placed]
-        self._unprotected = set(bare)
         return out
+
+    def _stop_of(self, position: OpenPosition, tries: int) -> ev.RestoreStop:
+        assert self._cycle is not None
+        stop, take = self._tracker.expected_protection(position.symbol)
+        protection = Protection(_or_none(stop), _or_none(take), self._config.trigger)
+        name = client_order_id(self._config.session_id, self._cycle.ts_ns, position.symbol, f"stop{tries}")
+        return ev.RestoreStop(position.symbol, position.lots, protection, self._config.margin_mode, name)
+
+    def _on_stop_refused(self, event: ev.StopRefused) -> Instructions:
+        if self._cycle is not None:
+            self._cycle.stop_tries[event.symbol] = _STOP_TRIES
+        alert = ev.Alert(ev.Severity.CRITICAL, f"{event.symbol}: the stop was refused: {event.reason}")
+        return [alert, *self._on_stop_answered(event.symbol)]
+
+    def _on_stop_answered(self, symbol: str) -> Instructions:
+        """Look at the account again once every stop sent was answered."""
+        cycle = self._cycle
+        if cycle is None or symbol not in cycle.restoring:
+            return []
+        cycle.restoring.discard(symbol)
+        if cycle.restoring:
+            return []
+        return [ev.ReadFills(self._tracker.last_fill_ns), ev.ReadAccount(ev.Purpose.VERIFY)]
 
     def _lacks_stop(self, position: OpenPosition) -> bool:
         wanted, _ = self._tracker.expected_protection(position.symbol)

@@ -107,6 +107,25 @@ class TradeExecutor:
             return ev.OrderNotFound(self._clock.now_ns(), instruction.client_order_id)
         return self._reported(report)
 
+    async def restore_stop(self, instruction: ev.RestoreStop) -> ev.Event:
+        """Send a stop that stands alone; an unknown outcome is no failure, the account is looked at next."""
+        symbol, reason = instruction.symbol, ""
+        for _ in range(self._max_tries):
+            try:
+                await self._gateway.protect(
+                    symbol, instruction.lots, instruction.protection, instruction.margin_mode, instruction.client_id
+                )
+            except RetryLater as e:
+                reason = str(e)
+                await self._sleep(e.retry_after_s)
+            except DoNotRetry as e:
+                return ev.StopRefused(self._clock.now_ns(), symbol, str(e))
+            except OutcomeUnknown:
+                return ev.StopSent(self._clock.now_ns(), symbol)
+            else:
+                return ev.StopSent(self._clock.now_ns(), symbol)
+        return ev.StopRefused(self._clock.now_ns(), symbol, reason)
+
     def give_up(self, instruction: ev.GiveUpOrder) -> None:
         """Write the session's conclusion that an order never reached the exchange."""
         self._ended(instruction.client_order_id, instruction.reason)
