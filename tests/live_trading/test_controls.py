@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from crypto_qlib.core.clock import NS_PER_HOUR, ManualClock
-from crypto_qlib.core.errors import UserError
+from crypto_qlib.core.errors import RetryLater, UserError
 from crypto_qlib.core.order import OrderStatus
 from crypto_qlib.live_trading.controls import KILL_FILE_VOICE, OPERATOR, SIGNAL_VOICE, Controls
 from crypto_qlib.live_trading.instance import SessionCard, last_session, one_instance
@@ -214,6 +214,22 @@ async def test_a_wait_for_a_far_bar_is_cut_short(desk: Desk) -> None:
     result = await asyncio.wait_for(run_session(parts, Forever(), FIRST, 3), timeout=20)
     ledger.close()
     assert result.stopped_by == "ann"
+
+
+async def test_a_ledger_that_cannot_be_read_for_a_while_does_not_end_the_session(desk: Desk) -> None:
+    real = desk.book.waiting
+    refusals = iter([False, False, True])  # the third look is the one before the first order
+
+    def waiting():  # type: ignore[no-untyped-def]
+        if next(refusals, False):
+            raise RetryLater("cannot read the ledger")
+        return real()
+
+    desk.book.waiting = waiting  # type: ignore[method-assign]
+    result = await desk.run(4)
+    assert len(result.equity) == 5
+    assert any("ended rejected: not sent: cannot read the ledger" in alert for alert in result.alerts)
+    assert result.mode is Mode.ACTIVE
 
 
 def test_one_instance_and_its_card(tmp_path: Path) -> None:

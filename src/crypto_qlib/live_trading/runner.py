@@ -285,9 +285,13 @@ class SessionRunner:
         controls = self._parts.controls
         if controls is None:
             return False
-        await self._hear()
-        for command in controls.commands():
-            controls.answer(command, self._wall.now_ns(), await self._obey(controls, command))
+        try:
+            await self._hear()
+            for command in controls.commands():
+                controls.answer(command, self._wall.now_ns(), await self._obey(controls, command))
+        except RetryLater as e:
+            if str(e) not in " ".join(self._log.new_alerts):
+                self._log.new_alerts.append(f"{ev.Severity.CRITICAL.value}: commands cannot be heard: {e}")
         name = controls.stop_signal()
         if name and not self._stopped_by:
             await self._stop(name, "")
@@ -342,7 +346,7 @@ class SessionRunner:
                 if answer is not None:
                     waiting.append(answer)
 
-    async def _carry_out(self, instruction: ev.Instruction) -> ev.Event | None:  # noqa: PLR0911, PLR0912 - one line each
+    async def _carry_out(self, instruction: ev.Instruction) -> ev.Event | None:  # noqa: PLR0911 - one line each
         try:
             match instruction:
                 case ev.ReadAccount():
@@ -352,11 +356,7 @@ class SessionRunner:
                 case ev.SetLeverage():
                     return await self._executor.set_leverage(instruction)
                 case ev.PlaceOrder():
-                    await self._hear()
-                    if not self.session.allows(instruction.intent):
-                        return self._executor.withhold(instruction, f"not sent: the mode is {self.session.risk.mode.name}")
-                    self._log.orders_sent += 1
-                    return await self._executor.place(instruction)
+                    return await self._place(instruction)
                 case ev.LookUpOrder():
                     return await self._executor.look_up(instruction)
                 case ev.RestoreStop():
@@ -374,6 +374,18 @@ class SessionRunner:
         except HaltTrading as e:
             return ev.ModeVoiced(self._now_ns(), "gateway", Mode.HALTED, str(e))
         return None
+
+    async def _place(self, instruction: ev.PlaceOrder) -> ev.Event:
+        """Send an order if the mode allows it now; a session that cannot hear a halt opens nothing."""
+        try:
+            await self._hear()
+        except RetryLater as e:
+            if instruction.intent.is_entry:
+                return self._executor.withhold(instruction, f"not sent: {e}")
+        if not self.session.allows(instruction.intent):
+            return self._executor.withhold(instruction, f"not sent: the mode is {self.session.risk.mode.name}")
+        self._log.orders_sent += 1
+        return await self._executor.place(instruction)
 
     async def _read_account(self, purpose: ev.Purpose) -> ev.AccountRead:
         account = await self._retried(self._parts.gateway.account)

@@ -15,7 +15,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError, OperationalError
 
-from crypto_qlib.core.errors import HaltTrading, UserError
+from crypto_qlib.core.errors import HaltTrading, RetryLater, UserError
 from crypto_qlib.store.ledger import sqlite_engine
 
 _META: Final = sa.MetaData()
@@ -107,7 +107,7 @@ class ControlBook:
         return int(key[0])
 
     def waiting(self) -> list[ControlRow]:
-        """Return what the session has not answered yet, oldest first."""
+        """Return what the session has not answered yet, oldest first; raises ``RetryLater`` where the database refuses."""
         return self._rows(_CONTROLS.c.answered_ns.is_(None))
 
     def row(self, seq: int) -> ControlRow | None:
@@ -133,8 +133,11 @@ class ControlBook:
     def _rows(self, *where: sa.ColumnElement[bool]) -> list[ControlRow]:
         columns = [c for c in _CONTROLS.c if c.name != "session_id"]
         query = sa.select(*columns).where(_CONTROLS.c.session_id == self._session_id, *where).order_by(_CONTROLS.c.seq)
-        with self._engine.connect() as db:
-            return [ControlRow(**dict(row)) for row in db.execute(query).mappings()]
+        try:
+            with self._engine.connect() as db:
+                return [ControlRow(**dict(row)) for row in db.execute(query).mappings()]
+        except OperationalError as e:
+            raise RetryLater(f"cannot read the ledger: {e.orig}", "unlock the database") from e
 
 
 def require_private(path: Path) -> None:
