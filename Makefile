@@ -1,5 +1,5 @@
 # crypto-qlib: everything a person types. `make` alone lists the targets.
-# Needs Python 3.11 or 3.12; everything else is installed into .venv (about 1.9 GB of disk).
+# Needs Python 3.11 or 3.12; everything else is installed into .venv (about 3.5 GB of disk).
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -40,11 +40,11 @@ $(STAMP): pyproject.toml
 	  echo "creating $(VENV) with $$("$$python" --version)"; \
 	  "$$python" -m venv $(VENV); \
 	fi; \
-	echo "installing crypto-qlib and its libraries into $(VENV) (about 1.9 GB; minutes the first time)"; \
+	echo "installing crypto-qlib and its libraries into $(VENV) (about 3.5 GB; minutes the first time)"; \
 	$(BIN)/python -m pip install --quiet -e '.[dev]'; \
 	touch $@
 
-install: $(STAMP) ## Create .venv and install everything into it (about 1.9 GB)
+install: $(STAMP) ## Create .venv and install everything into it (about 3.5 GB)
 
 demo: $(STAMP) ## Data, features, model, backtest, report and a paper session on the simulated market, into ./demo
 	@$(BIN)/crypto-qlib run --set store.root=$(DEMO) $(RUN_ARGS)

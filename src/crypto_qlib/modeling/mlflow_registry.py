@@ -8,6 +8,7 @@ label, data, settings and code identity, digest, feature count, segments, metric
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,6 +43,7 @@ def mirror(models: Path, uri: str) -> int:
     UserError
         If the store cannot be reached.
     """
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table it creates
     try:
         return _mirror(models, MlflowClient(tracking_uri=uri, registry_uri=uri))
     except MlflowException as e:
