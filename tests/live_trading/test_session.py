@@ -339,3 +339,15 @@ def test_a_drawdown_halts_and_stays_halted_after_a_restart() -> None:
     restarted = Session(SessionConfig("s1", RULES, limits), PositionTracker(NS_PER_HOUR, 0), machine.risk)
     out = decide(restarted, bar(0.2, np.nan, np.nan, np.nan, at=later), account(equity=12_000.0, at=later))
     assert not of(ev.SetLeverage, out)
+
+
+def test_asking_once_to_close_closes_once_however_often_it_is_read() -> None:
+    ids = []
+    for read_at in (T, T + NS_PER_HOUR):  # read again after a kill between the order and the answer
+        machine = session()
+        own(machine, "BBBUSDT", 50)
+        asked = machine.handle(ev.CloseAsked(read_at, T - 5, ("BBBUSDT",)))
+        assert asked[-1] == ev.ReadAccount(ev.Purpose.CLOSE)
+        (close,) = of(ev.PlaceOrder, machine.handle(ev.AccountRead(read_at, account(held("BBBUSDT", 50)), ev.Purpose.CLOSE)))
+        ids.append(close.intent.client_order_id)
+    assert ids[0] == ids[1]
