@@ -69,7 +69,7 @@ def _date_axis(axes: Any) -> None:
 
 
 def _footer(figure: Any, text: str) -> None:
-    figure.text(0.995, 0.006, text, ha="right", va="bottom", fontsize=7.5, color="#8a929c")
+    figure.text(0.005, 0.006, text, ha="left", va="bottom", fontsize=7.5, color="#8a929c")
 
 
 def draw_pnl_curve(curves: Curves, result: BacktestResult, title: str, footer: str, path: Path) -> None:
