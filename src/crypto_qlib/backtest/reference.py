@@ -204,7 +204,7 @@ class _Driver:
                 None if math.isnan(order.stop_price) else order.stop_price,
                 None if math.isnan(order.take_profit_price) else order.take_profit_price,
                 TriggerSource.MARK if self._run.rules.stop_on_mark else TriggerSource.LAST,
-                None if math.isnan(order.trailing_ratio) else order.trailing_ratio,
+                order.trailing_ratio,
             )
         purpose = "entry" if order.reason is None else order.reason.value
         request = OrderRequest(

@@ -333,7 +333,7 @@ def _entry_order(symbols: tuple[str, ...], rows: PlanRows, k: int, expected: Flo
         reduce_only=False,
         stop_price=float(rows.stop[k]),
         take_profit_price=float(rows.take[k]),
-        trailing_ratio=float(rows.trail[k]),
+        trailing_ratio=None if math.isnan(rows.trail[k]) else float(rows.trail[k]),
         rank=k,
         score=float(rows.score[k]),
         expected_return=float(expected[j]),

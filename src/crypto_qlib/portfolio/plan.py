@@ -31,8 +31,8 @@ class PlannedOrder:
         True for exits.
     stop_price, take_profit_price : float
         Protection of an entry, on the tick; NaN for exits.
-    trailing_ratio : float
-        Trailing stop of an entry as a fraction of the best price; NaN for none and for exits.
+    trailing_ratio : float | None
+        Trailing stop of an entry as a fraction of the best price; ``None`` for none and for exits.
     reason : ExitKind | None
         Why the position leaves (``TIME`` or ``REPLACED``); ``None`` for entries.
     rank : int
@@ -52,7 +52,7 @@ class PlannedOrder:
     reduce_only: bool
     stop_price: float = math.nan
     take_profit_price: float = math.nan
-    trailing_ratio: float = math.nan
+    trailing_ratio: float | None = None
     reason: ExitKind | None = None
     rank: int = -1
     score: float = math.nan
