@@ -195,6 +195,14 @@ class TestShelf:
         assert promotions(models)[0].evidence["forced"] == "because I say so"
         assert "because I say so" in "\n".join(strict.shown("aaa1").lines)
 
+    def test_a_champion_that_cannot_be_compared_is_said_and_kept_in_the_evidence(self, models: Path, market: Market) -> None:
+        promote(models, "aaa1")
+        (models / "aaa1" / "model.json").write_text("{}")
+        lax = {"min_rank_ic_t": -99, "min_test_bars": 1, "max_calibration_error": 1}
+        shelf = ModelShelf(Paths(models.parent), ModelSettings.model_validate({"tracking": "off", "promotion": lax}))
+        shelf.promoted("aab2", market)
+        assert "was changed since training" in promotions(models)[-1].evidence["not_compared"]
+
     def test_twins_compare_as_equals(self, shelf: ModelShelf, market: Market) -> None:
         text = "\n".join(shelf.compared((), market).lines)
         assert "best of 3 tried" in text

@@ -128,13 +128,14 @@ class ModelShelf:
             self._tell_mlflow()
             return Said((f"model {run_id} is the champion",))
         set_challenger(self._models, run_id)
-        verdict = self._verdict(run_id, performance, market)
+        verdict, uncompared = self._verdict(run_id, performance, market)
         if verdict.is_fit:
-            promote(self._models, run_id, at_ns=self._clock.now_ns(), evidence=verdict.evidence())
+            promote(self._models, run_id, at_ns=self._clock.now_ns(), evidence=verdict.evidence() | uncompared)
         self._tell_mlflow()
         word = "is the new champion" if verdict.is_fit else "stays challenger"
         unmet = tuple(f"  {r.line()}" for r in verdict.rulings if not r.is_met)
-        return Said((f"model {run_id} {word}", *unmet))
+        notes = tuple(f"  not compared with the champion: {why}" for why in uncompared.values())
+        return Said((f"model {run_id} {word}", *unmet, *notes))
 
     def promoted(self, given: str, market: Market, reason: str = "") -> Said:
         """Make a version champion: by the rules, or against them with a reason that is kept.
@@ -147,32 +148,31 @@ class ModelShelf:
         run_id = find_version(self._models, given)
         model = load_model(model_folder(self._models, run_id))
         performance = evaluate_model(self._scores(run_id, market.frame), market.labels(model.settings))
-        verdict = self._verdict(run_id, performance, market)
+        verdict, uncompared = self._verdict(run_id, performance, market)
         lines = tuple(r.line() for r in verdict.rulings)
         if not verdict.is_fit and not reason:
             failed = "; ".join(r.line() for r in verdict.rulings if not r.is_met)
             raise UserError(
                 f"model {run_id} is not fit to be champion: {failed}", "promote it all the same with --force REASON"
             )
-        evidence = verdict.evidence() | ({"forced": reason} if reason else {})
+        evidence = verdict.evidence() | uncompared | ({"forced": reason} if reason else {})
         promote(self._models, run_id, at_ns=self._clock.now_ns(), evidence=evidence)
         self._tell_mlflow()
         return Said((*lines, f"model {run_id} is the champion now"))
 
-    def _verdict(self, run_id: str, performance: ModelPerformance, market: Market) -> Verdict:
-        return judge(performance, self._settings.promotion, self._against_champion(run_id, market), run_id)
-
-    def _against_champion(self, run_id: str, market: Market) -> Comparison | None:
-        """Return the comparison with the champion; none where there is no other champion, or it cannot score these bars."""
+    def _verdict(self, run_id: str, performance: ModelPerformance, market: Market) -> tuple[Verdict, dict[str, str]]:
+        """Return the verdict, and under ``not_compared`` why the champion had no say in it, where it could not score."""
+        uncompared: dict[str, str] = {}
+        comparison: Comparison | None = None
         champion = champion_id(self._models)
-        if champion is None or champion == run_id:
-            return None
-        labels = market.labels(load_model(model_folder(self._models, run_id)).settings)
-        mine = self._scores(run_id, market.frame)
-        try:
-            return compare_models({run_id: mine, champion: self._scores(champion, market.frame)}, labels)
-        except UserError:
-            return None
+        if champion is not None and champion != run_id:
+            labels = market.labels(load_model(model_folder(self._models, run_id)).settings)
+            mine = self._scores(run_id, market.frame)
+            try:
+                comparison = compare_models({run_id: mine, champion: self._scores(champion, market.frame)}, labels)
+            except UserError as e:
+                uncompared["not_compared"] = e.message
+        return judge(performance, self._settings.promotion, comparison, run_id), uncompared
 
     def rolled_back(self, reason: str = "") -> Said:
         """Make the champion before this one champion again."""
