@@ -31,6 +31,7 @@ from crypto_qlib.data_collector.qlib_store import QLIB_FREQ, StoreReport, bins_t
 from crypto_qlib.store.lake import Lake
 from crypto_qlib.store.paths import Paths
 from crypto_qlib.store.series_store import SeriesStore
+from crypto_qlib.store.tracking_database import prepare_tracking
 
 REGION: Final = "crypto"
 EXPERIMENT: Final = "crypto_qlib"
@@ -144,6 +145,12 @@ class _Experiment(MLflowExperiment):  # type: ignore[misc]
 
 class SqliteExpManager(MLflowExpManager):  # type: ignore[misc]
     """Qlib's experiment manager on an MLflow SQLite database, with the runs' files beside the database."""
+
+    @property
+    def client(self) -> Any:
+        """MLflow's client of the database, whose tables are made first where there are none."""
+        prepare_tracking(self.uri)
+        return super().client
 
     def create_exp(self, experiment_name: str | None = None) -> _Experiment:
         """Create the experiment ``experiment_name``, its files below ``<database>_files``."""

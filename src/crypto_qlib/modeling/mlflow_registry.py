@@ -8,7 +8,6 @@ label, data, settings and code identity, digest, feature count, segments, metric
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.modeling.artefact import META_FILE
 from crypto_qlib.modeling.registry import CHALLENGER_FILE, CHAMPION_FILE, DAMAGED, list_models, model_folder
+from crypto_qlib.store.tracking_database import prepare_tracking
 
 NAME: Final = "crypto-qlib"
 _RUN_TAG: Final = "run_id"
@@ -41,9 +41,9 @@ def mirror(models: Path, uri: str) -> int:
     Raises
     ------
     UserError
-        If the store cannot be reached.
+        If the store cannot be reached, or its SQLite file cannot be made.
     """
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table it creates
+    prepare_tracking(uri)
     try:
         return _mirror(models, MlflowClient(tracking_uri=uri, registry_uri=uri))
     except MlflowException as e:
