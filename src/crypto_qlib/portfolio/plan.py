@@ -6,7 +6,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 
-from crypto_qlib.core.order import ExitKind, Side
+from crypto_qlib.core.order import ExitKind, OrderKind, Side
 from crypto_qlib.portfolio.veto import Veto
 
 MAX_ID_LENGTH = 32
@@ -15,7 +15,14 @@ MAX_ID_LENGTH = 32
 
 @dataclass(frozen=True, slots=True)
 class PlannedOrder:
-    """One market order to place at the next open.
+    """One order to place at the next open: a market order, or an entry that waits at its limit.
+
+    How a resting entry (``kind`` ``LIMIT`` or ``POST_ONLY``) is to be carried out, in backtest, paper and live alike: it is
+    sent at once with ``limit_price`` and its protection attached; from ``expires_ns`` on it must not fill any more, so whoever
+    trades cancels what is left of it before the decision of that instant, and at once where its position has closed in the
+    meantime. Until it is final it occupies a slot (``AccountState.pending_symbols``); a part that filled is a position like
+    any other. A post-only order the exchange refuses because it would take is over, like one that expired: the next decision
+    plans anew.
 
     Parameters
     ----------
@@ -42,7 +49,14 @@ class PlannedOrder:
     expected_return, win_probability : float
         What the model said of the symbol; NaN where it said nothing.
     reference_price : float
-        Fill price the size and the protection were worked out with: last close plus expected slippage.
+        Fill price the size and the protection were worked out with: last close plus expected slippage, or the limit.
+    kind : OrderKind
+        ``MARKET`` for exits; for entries what ``strategy.entry_order`` says.
+    limit_price : float | None
+        Limit of a resting entry, on the tick; ``None`` for market orders.
+    expires_ns : int | None
+        Instant from which a resting entry is not wanted any more, at the latest that of the next decision; ``None`` for market
+        orders.
     """
 
     symbol: str
@@ -59,6 +73,9 @@ class PlannedOrder:
     expected_return: float = math.nan
     win_probability: float = math.nan
     reference_price: float = math.nan
+    kind: OrderKind = OrderKind.MARKET
+    limit_price: float | None = None
+    expires_ns: int | None = None
 
     @property
     def signed_lots(self) -> int:
