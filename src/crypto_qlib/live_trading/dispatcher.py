@@ -1,0 +1,205 @@
+"""Carry out what the session machine asks for, and feed what comes of it back into it, each step journalled first."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Final, TypeVar
+
+from crypto_qlib.core.account import AccountState
+from crypto_qlib.core.clock import Clock
+from crypto_qlib.core.errors import HaltTrading, RetryLater, SkipCycle
+from crypto_qlib.live_trading import events as ev
+from crypto_qlib.live_trading.controls import Controls, Verb
+from crypto_qlib.live_trading.dead_man import DeadManSwitch
+from crypto_qlib.live_trading.paper_view import PaperView, position_lines
+from crypto_qlib.live_trading.position_tracker import PositionTracker
+from crypto_qlib.live_trading.risk_control import Mode, risk_from_json
+from crypto_qlib.live_trading.session import Session
+from crypto_qlib.live_trading.session_parts import SessionLog, SessionParts, Show
+from crypto_qlib.live_trading.trade_executor_okx import TradeExecutor
+from crypto_qlib.store.control_book import ControlRow
+from crypto_qlib.store.ledger import EquityRow
+
+_T = TypeVar("_T")
+RISK: Final = "risk"
+DECIDED: Final = "decided_ns"
+_READ_TRIES: Final = 3
+
+
+class Dispatcher:
+    """Stand between one :class:`Session` and the world.
+
+    Parameters
+    ----------
+    parts : SessionParts
+        What it runs on.
+    wall : Clock
+        Real time, for what people see and for the dead-man's countdown.
+    show : callable
+        Called with a :class:`PaperView` after each bar.
+    """
+
+    def __init__(self, parts: SessionParts, wall: Clock, show: Show) -> None:
+        self._parts = parts
+        self._show = show
+        self._wall = wall
+        self._executor = TradeExecutor(parts.gateway, parts.ledger, parts.clock, parts.sleep)
+        rules, ledger = parts.config.rules, parts.ledger
+        self.tracker = PositionTracker.rebuild(rules.frame_ns, rules.cooldown_ns, ledger.intents(), ledger.fills())
+        risk = risk_from_json(ledger.state(RISK))
+        decided_ns = int(ledger.state(DECIDED) or 0)
+        self.session = Session(parts.config, self.tracker, risk, tuple(ledger.unresolved()), decided_ns)
+        self.dead_man = DeadManSwitch(parts.gateway, parts.dead_man_s, wall)
+        self.log = SessionLog()
+
+    async def dispatch(self, event: ev.Event) -> None:
+        """Hand ``event`` to the session and carry out everything that follows from it, journalling each step first."""
+        waiting = deque([event])
+        while waiting:
+            current = waiting.popleft()
+            self._journal(current)
+            for instruction in self.session.handle(current):
+                if isinstance(instruction, ev.PlaceOrder | ev.LookUpOrder):
+                    await self.dead_man.refresh()
+                self._journal(instruction)
+                answer = await self._carry_out(instruction)
+                if answer is not None:
+                    waiting.append(answer)
+
+    async def _carry_out(self, instruction: ev.Instruction) -> ev.Event | None:  # noqa: PLR0911 - one line each
+        try:
+            match instruction:
+                case ev.ReadAccount():
+                    return await self._read_account(instruction.purpose)
+                case ev.ReadFills():
+                    return await self._read_fills(instruction.since_ns)
+                case ev.SetLeverage():
+                    return await self._executor.set_leverage(instruction)
+                case ev.PlaceOrder():
+                    return await self._place(instruction)
+                case ev.LookUpOrder():
+                    return await self._executor.look_up(instruction)
+                case ev.RestoreStop():
+                    return await self._executor.restore_stop(instruction)
+                case ev.GiveUpOrder():
+                    self._executor.give_up(instruction)
+                case ev.Alert():
+                    self.log.new_alerts.append(f"{instruction.severity.value}: {instruction.text}")
+                case ev.SaveRisk():
+                    self._parts.ledger.put_state(RISK, asdict(instruction))
+                case ev.SaveDecided():
+                    self._parts.ledger.put_state(DECIDED, instruction.ts_ns)
+                case ev.CycleDone():
+                    self._end_cycle(instruction)
+        except HaltTrading as e:
+            return ev.ModeVoiced(self.now_ns(), "gateway", Mode.HALTED, str(e))
+        return None
+
+    async def _place(self, instruction: ev.PlaceOrder) -> ev.Event:
+        """Send an order if the mode allows it now; a session that cannot hear a halt opens nothing."""
+        try:
+            await self.hear()
+        except RetryLater as e:
+            if instruction.intent.is_entry:
+                return self._executor.withhold(instruction, f"not sent: {e}")
+        if not self.session.allows(instruction.intent):
+            return self._executor.withhold(instruction, f"not sent: the mode is {self.session.risk.mode.name}")
+        self.log.orders_sent += 1
+        return await self._executor.place(instruction)
+
+    async def _read_account(self, purpose: ev.Purpose) -> ev.AccountRead:
+        account = await self._retried(self._parts.gateway.account)
+        if purpose is ev.Purpose.DECIDE and self.log.market is not None:
+            self.log.decision_account = account
+            self._parts.ledger.record_equity(_equity_row(account, self.log.market.ts_ns))
+        return ev.AccountRead(self.now_ns(), account, purpose)
+
+    async def _read_fills(self, since_ns: int) -> ev.FillsRead:
+        fills = await self._retried(lambda: self._parts.gateway.fills(since_ns))
+        return ev.FillsRead(self.now_ns(), tuple(self._parts.ledger.record_fills(fills)))
+
+    async def _retried(self, read: Callable[[], Awaitable[_T]]) -> _T:
+        for _ in range(_READ_TRIES - 1):
+            try:
+                return await read()
+            except RetryLater as e:
+                await self._parts.sleep(e.retry_after_s)
+        return await read()
+
+    def _end_cycle(self, done: ev.CycleDone) -> None:
+        log = self.log
+        if log.market is None or log.decision_account is None or done.ts_ns != log.market.ts_ns:
+            return
+        ours = frozenset(p.symbol for p in done.account.positions if self.tracker.lots(p.symbol))
+        taker_fee = self._parts.config.rules.taker_fee
+        first = self._parts.ledger.equity()[0].equity
+        log.view = PaperView(
+            as_of_ns=done.ts_ns,
+            bar=log.bar,
+            n_bars=log.n_bars,
+            mode=done.mode,
+            equity=log.decision_account.equity,
+            start_equity=first,
+            margin_ratio=done.account.margin_ratio,
+            orders_sent=done.orders_sent,
+            vetoes=len(done.vetoes),
+            positions=position_lines(done.account, log.market.market, taker_fee, ours),
+            pending=self.session.pending,
+            alerts=tuple(log.new_alerts),
+        )
+        log.alerts += log.new_alerts
+        log.new_alerts = []
+
+    # ---- what people ask
+
+    async def hear(self) -> None:
+        """Let stricter voices speak at once, also in the middle of a cycle."""
+        controls = self._parts.controls
+        if controls is None:
+            return
+        for voice in controls.voices(self.now_ns(), self.session.risk):
+            await self.dispatch(voice)
+        for command in controls.commands():
+            if command.verb in (Verb.HALT, Verb.REDUCE):
+                controls.answer(command, self._wall.now_ns(), await self.obey(controls, command))
+
+    async def obey(self, controls: Controls, command: ControlRow) -> str:
+        """Do what a command asks and return what came of it."""
+        meant = controls.event_of(command, self.now_ns())
+        return meant if isinstance(meant, str) else await self.told(self.dispatch(meant))
+
+    async def told(self, doing: Awaitable[None]) -> str:
+        """Wait for ``doing`` and return what a person should know of it."""
+        sent, told = self.log.orders_sent, len(self.log.new_alerts)
+        try:
+            await doing
+        except (RetryLater, SkipCycle) as e:
+            return f"not done: {e}"
+        lines = [f"mode {self.session.risk.mode.name}, {self.log.orders_sent - sent} orders sent"]
+        if self.session.pending:
+            lines.append(f"not final yet: {', '.join(self.session.pending)}")
+        return "; ".join([*lines, *self.log.new_alerts[told:]])
+
+    def _journal(self, step: ev.Event | ev.Instruction) -> None:
+        self._parts.ledger.append_journal(self.now_ns(), type(step).__name__, journal_form(step))
+
+    def now_ns(self) -> int:
+        """Return the instant events are stamped with."""
+        return self._parts.clock.now_ns()
+
+
+def journal_form(step: ev.Event | ev.Instruction) -> object:
+    """Return what the journal keeps of ``step``: all of it, but of a closed bar only scores and freshness."""
+    if isinstance(step, ev.BarClosed):
+        return {"ts_ns": step.ts_ns, "scores": step.scores, "freshness": step.freshness, "is_last": step.is_last}
+    return step
+
+
+def _equity_row(account: AccountState, ts_ns: int) -> EquityRow:
+    notionals = [p.side * p.qty * p.mark for p in account.positions]
+    ratio = None if account.margin_ratio == float("inf") else account.margin_ratio
+    return EquityRow(
+        ts_ns, account.equity, account.available, ratio, sum(abs(n) for n in notionals), sum(notionals), len(notionals)
+    )
