@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Final
 
 from crypto_qlib.core import margin as m
 from crypto_qlib.core.clock import ManualClock
 from crypto_qlib.core.costs import default_half_spread_bps, trading_fee
 from crypto_qlib.core.funding import capped_funding_cash_flow, funding_cash_flow
+from crypto_qlib.core.instrument import round_price_against
 from crypto_qlib.core.order import (
     ExitKind,
     Fill,
@@ -22,12 +24,16 @@ from crypto_qlib.core.order import (
     next_status,
 )
 from crypto_qlib.venue.account import HeldPosition, VenueAccount
+from crypto_qlib.venue.depth import Depth
 from crypto_qlib.venue.funding_clock import is_settlement, same_instant_cash_flow
 from crypto_qlib.venue.market_board import MarketBoard, SymbolBar
 from crypto_qlib.venue.matching import stop_fill_price, taker_fill_price
 from crypto_qlib.venue.records import Filled, FundingPaid, OrderUpdated, ProtectionSet, Refusal, RefusalCode, VenueOrder
 from crypto_qlib.venue.valuation import Listing, board_marks, cross_state
 from crypto_qlib.venue.venue_config import VenueConfig
+
+_DUST: Final = 1e-6
+"""Share of a lot that counts as nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +85,21 @@ class Execution:
         self.clock = clock
 
     def taker_price(self, symbol: str, side: float, raw: float, lots: int, row: SymbolBar | None = None) -> float:
-        """Return the fill of a taker order of ``lots`` at ``raw`` before slippage; ``row`` tells what the market can bear."""
+        """Return the fill of a taker order of ``lots`` at ``raw`` before slippage; ``row`` tells what the market can bear.
+
+        At the open of a bar with a recorded book the order walks it; what lies beyond its last level pays the model from there.
+        """
+        if row is not None and row.depth is not None and raw == row.open:
+            return self._walked(symbol, side, lots, row, row.depth)
         return self._slipped(taker_fill_price, symbol, side, raw, lots, row)
 
     def stop_price(self, symbol: str, side: float, raw: float, lots: int, row: SymbolBar) -> float:
         """Return the fill of a stop-market order of ``lots`` set off at ``raw`` in the bar ``row``."""
-        return self._slipped(stop_fill_price, symbol, side, raw, lots, row)
+        price = self._slipped(stop_fill_price, symbol, side, raw, lots, row)
+        if row.depth is None or raw != row.open:
+            return price
+        walked = self._walked(symbol, side, lots, row, row.depth)
+        return max(price, walked) if side > 0.0 else min(price, walked)
 
     def leverage(self, account: VenueAccount, key: PositionKey) -> float:
         """Return the leverage set for ``key``, else the default held inside the instrument's own maximum."""
@@ -153,6 +168,11 @@ class Execution:
         done = order.filled_lots + abs(signed_lots)
         average = (price * abs(signed_lots) + (order.average_price * order.filled_lots if order.filled_lots else 0.0)) / done
         pnl = self.trade(account, deal)
+        if not is_maker:
+            row = self.board.row(request.symbol)
+            if row is not None and row.depth is not None:
+                qty = abs(signed_lots) * self.listing.instrument(request.symbol).base_per_lot
+                self.board.take(request.symbol, qty, buys=signed_lots > 0)
         changed = replace(
             order,
             filled_lots=done,
@@ -220,6 +240,18 @@ class Execution:
         if deal.protection is not None:
             on_last = deal.protection.trigger is TriggerSource.LAST
             self.protect(account, held, deal.protection, deal.price if on_last else self.board.mark(deal.key[0]))
+
+    def _walked(self, symbol: str, side: float, lots: int, row: SymbolBar, depth: Depth) -> float:
+        """Return the average price of ``lots`` taken from a recorded book, moved to the worse tick."""
+        instrument = self.listing.instrument(symbol)
+        wanted = lots * instrument.base_per_lot
+        money, found, last = depth.walk(side, wanted, self.board.taken(symbol, buys=side > 0.0))
+        beyond = wanted - found
+        if beyond > _DUST * instrument.base_per_lot:
+            from_here = row.open if math.isnan(last) else last
+            more = max(round(beyond / instrument.base_per_lot), 1)
+            money += beyond * self._slipped(taker_fill_price, symbol, side, from_here, more, row)
+        return float(round_price_against(money / wanted, instrument.tick_size, side))
 
     def _slipped(
         self, fill: Callable[..., float], symbol: str, side: float, raw: float, lots: int, row: SymbolBar | None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from crypto_qlib.core.clock import iso
 from crypto_qlib.core.errors import UserError
+from crypto_qlib.venue.depth import Depth
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -42,6 +44,8 @@ class VenueBar:
         Trailing median daily turnover, USDT, for slippage; NaN where unknown.
     sigma_day_bps : array
         Trailing daily volatility, basis points; NaN where unknown.
+    depth : mapping of str to Depth
+        Order books recorded at the open instant, where there are any; orders at the open walk them.
 
     Raises
     ------
@@ -65,6 +69,7 @@ class VenueBar:
     funding_rate: FloatArray
     adv: FloatArray
     sigma_day_bps: FloatArray
+    depth: Mapping[str, Depth] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in _FIELDS:
@@ -104,6 +109,7 @@ class SymbolBar:
     funding_rate: float
     adv: float
     sigma_day_bps: float
+    depth: Depth | None = None
 
 
 class MarketBoard:
@@ -114,6 +120,8 @@ class MarketBoard:
         self._index: dict[str, int] = {}
         self._index_of: tuple[str, ...] = ()
         self._rows: dict[str, SymbolBar | None] = {}
+        self._hidden: set[str] = set()
+        self._taken: dict[tuple[str, bool], float] = {}
         self._last: dict[str, float] = {}
         self._mark: dict[str, float] = {}
 
@@ -124,7 +132,17 @@ class MarketBoard:
             self._index = {symbol: k for k, symbol in enumerate(bar.symbols)}
             self._index_of = bar.symbols
         self._rows = {}
+        self._hidden.clear()
+        self._taken.clear()
         self._remember(bar, bar.open, bar.mark_open)
+
+    def complete_bar(self, bar: VenueBar) -> None:
+        """Replace the bar being simulated by what is known of it now that it has passed; its open instant stays."""
+        assert self.bar is not None
+        if bar.ts_open != self.bar.ts_open or bar.symbols is not self.bar.symbols:
+            raise ValueError("a bar is completed by one of the same open time and symbols")
+        self.bar = bar
+        self._rows = dict.fromkeys(self._hidden)
 
     def close_bar(self) -> None:
         """Hide the bar; its closes are the current prices."""
@@ -148,6 +166,15 @@ class MarketBoard:
     def hide(self, symbol: str) -> None:
         """Show no row of ``symbol`` for the rest of the bar."""
         self._rows[symbol] = None
+        self._hidden.add(symbol)
+
+    def taken(self, symbol: str, *, buys: bool) -> float:
+        """Return the base coins orders took from one side of a recorded book since the bar's open."""
+        return self._taken.get((symbol, buys), 0.0)
+
+    def take(self, symbol: str, qty: float, *, buys: bool) -> None:
+        """Note that an order took ``qty`` base coins from one side of a recorded book."""
+        self._taken[symbol, buys] = self.taken(symbol, buys=buys) + qty
 
     def last(self, symbol: str) -> float:
         """Return the last price now known; NaN before the first."""
@@ -164,7 +191,7 @@ class MarketBoard:
         values = [float(getattr(bar, name)[k]) for name in _FIELDS]
         if any(map(math.isnan, values[4:8])):
             values[4:8] = values[0:4]
-        return SymbolBar(*values)
+        return SymbolBar(*values, depth=bar.depth.get(symbol))
 
     def _remember(self, bar: VenueBar, last: FloatArray, mark: FloatArray) -> None:
         known_mark = np.where(np.isnan(mark), last, mark).tolist()

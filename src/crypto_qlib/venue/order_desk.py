@@ -3,8 +3,9 @@
 - Inside a bar (after its open was shown) an order that can trade fills at once at the open, with slippage; what rests is
   tried again inside the bar by the bar cycle.
 - With no bar open, orders queue and are matched at the next bar's open: exits before entries, in order of arrival.
-- Closing parts of taker orders fill whole; opening parts and passive fills take at most a share of the bar's volume. What a
-  market or IOC order cannot fill is cancelled.
+- Where the book is recorded (``depth``), an order at the open takes what it finds there within its limit.
+- Otherwise closing parts of taker orders fill whole; opening parts and passive fills take at most a share of the bar's
+  volume. What a market or IOC order cannot fill is cancelled.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import replace
 
 from crypto_qlib.core.order import ExitKind, OrderKind, OrderRequest, OrderStatus
 from crypto_qlib.venue.account import VenueAccount
+from crypto_qlib.venue.depth import Depth
 from crypto_qlib.venue.execution import Execution
 from crypto_qlib.venue.market_board import SymbolBar
 from crypto_qlib.venue.matching import fillable_lots, limit_fill_price
@@ -192,11 +194,18 @@ class OrderDesk:
             return
         limit, sign = order.request.price, order.side.sign
         if order.kind is OrderKind.POST_ONLY and limit is not None:
-            if sign * (limit - row.open) >= 0.0:
+            best = row.open if row.depth is None else row.depth.best(sign)
+            if sign * (limit - best) >= 0.0:
                 self._drop(account, order, RefusalCode.POST_ONLY_WOULD_TAKE, "post-only order would have taken liquidity")
             return
         closing = min(self._closable(account, order), order.remaining_lots)
         opening = self._openable(order, closing, row)
+        if row.depth is not None:
+            closing, opening = self._in_depth(order, closing, row.depth)
+            if limit is not None and closing + opening == 0:
+                if order.kind is not OrderKind.LIMIT:
+                    self._drop(account, order, RefusalCode.NOT_FILLABLE, "the market is beyond the limit price")
+                return
         price = self._execution.taker_price(order.symbol, sign, row.open, max(closing + opening, 1), row)
         if limit is not None and sign * (limit - price) < 0.0:
             if order.kind is not OrderKind.LIMIT:
@@ -238,6 +247,19 @@ class OrderDesk:
         share = self._execution.config.max_bar_volume_share
         lots = fillable_lots(order.remaining_lots - closing, row.volume, base_per_lot, share)
         return max(min(lots, self._before_stall(order)), 0)
+
+    def _in_depth(self, order: VenueOrder, closing: int, depth: Depth) -> tuple[int, int]:
+        """Return (closing, opening) lots a recorded book can fill within the order's limit; a market order closes whole."""
+        base_per_lot = self._execution.listing.instrument(order.symbol).base_per_lot
+        sign = order.side.sign
+        taken = self._execution.board.taken(order.symbol, buys=sign > 0)
+        there = fillable_lots(order.lots, depth.available(sign, order.request.price, taken), base_per_lot, 1.0)
+        if order.request.price is not None:
+            closing = min(closing, there)
+        if order.request.closes_only:
+            return closing, 0
+        wanted = min(order.remaining_lots - closing, self._before_stall(order))
+        return closing, max(min(wanted, there - closing), 0)
 
     def _before_stall(self, order: VenueOrder) -> int:
         """Return how many more lots may fill before the stress switch stalls the order."""

@@ -163,6 +163,18 @@ class SimulatedExchange:
             self._cycle.at_open(account)
         self._desk.forget_queue()
 
+    def complete_bar(self, bar: VenueBar) -> None:
+        """Tell the inside of the bar that was begun, before it is ended: for markets that are not known in advance.
+
+        Raises
+        ------
+        UserError
+            If no bar was begun.
+        """
+        if self._board.bar is None:
+            raise UserError("complete_bar without begin_bar")
+        self._board.complete_bar(bar)
+
     def end_bar(self) -> None:
         """Live through the inside of the bar and move to its close: steps 6 to 10.
 
