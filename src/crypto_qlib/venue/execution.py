@@ -89,16 +89,18 @@ class Execution:
 
         At the open of a bar with a recorded book the order walks it; what lies beyond its last level pays the model from there.
         """
-        if row is not None and row.depth is not None and raw == row.open:
-            return self._walked(symbol, side, lots, row, row.depth)
+        depth = self.board.depth(symbol)
+        if row is not None and depth is not None and raw == row.open:
+            return self._walked(symbol, side, lots, row, depth)
         return self._slipped(taker_fill_price, symbol, side, raw, lots, row)
 
     def stop_price(self, symbol: str, side: float, raw: float, lots: int, row: SymbolBar) -> float:
         """Return the fill of a stop-market order of ``lots`` set off at ``raw`` in the bar ``row``."""
         price = self._slipped(stop_fill_price, symbol, side, raw, lots, row)
-        if row.depth is None or raw != row.open:
+        depth = self.board.depth(symbol)
+        if depth is None or raw != row.open:
             return price
-        walked = self._walked(symbol, side, lots, row, row.depth)
+        walked = self._walked(symbol, side, lots, row, depth)
         return max(price, walked) if side > 0.0 else min(price, walked)
 
     def leverage(self, account: VenueAccount, key: PositionKey) -> float:
@@ -168,11 +170,9 @@ class Execution:
         done = order.filled_lots + abs(signed_lots)
         average = (price * abs(signed_lots) + (order.average_price * order.filled_lots if order.filled_lots else 0.0)) / done
         pnl = self.trade(account, deal)
-        if not is_maker:
-            row = self.board.row(request.symbol)
-            if row is not None and row.depth is not None:
-                qty = abs(signed_lots) * self.listing.instrument(request.symbol).base_per_lot
-                self.board.take(request.symbol, qty, buys=signed_lots > 0)
+        if not is_maker and self.board.depth(request.symbol) is not None:
+            qty = abs(signed_lots) * self.listing.instrument(request.symbol).base_per_lot
+            self.board.take(request.symbol, qty, buys=signed_lots > 0)
         changed = replace(
             order,
             filled_lots=done,

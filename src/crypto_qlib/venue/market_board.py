@@ -109,7 +109,6 @@ class SymbolBar:
     funding_rate: float
     adv: float
     sigma_day_bps: float
-    depth: Depth | None = None
 
 
 class MarketBoard:
@@ -168,6 +167,10 @@ class MarketBoard:
         self._rows[symbol] = None
         self._hidden.add(symbol)
 
+    def depth(self, symbol: str) -> Depth | None:
+        """Return the book recorded at the open of the bar being simulated, if there is one."""
+        return self.bar.depth.get(symbol) if self.bar is not None else None
+
     def taken(self, symbol: str, *, buys: bool) -> float:
         """Return the base coins orders took from one side of a recorded book since the bar's open."""
         return self._taken.get((symbol, buys), 0.0)
@@ -191,7 +194,7 @@ class MarketBoard:
         values = [float(getattr(bar, name)[k]) for name in _FIELDS]
         if any(map(math.isnan, values[4:8])):
             values[4:8] = values[0:4]
-        return SymbolBar(*values, depth=bar.depth.get(symbol))
+        return SymbolBar(*values)
 
     def _remember(self, bar: VenueBar, last: FloatArray, mark: FloatArray) -> None:
         known_mark = np.where(np.isnan(mark), last, mark).tolist()

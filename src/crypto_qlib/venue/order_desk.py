@@ -193,15 +193,16 @@ class OrderDesk:
                 self._drop(account, order, RefusalCode.NO_PRICE, f"instrument {order.symbol} has no price in this bar")
             return
         limit, sign = order.request.price, order.side.sign
+        depth = self._execution.board.depth(order.symbol)
         if order.kind is OrderKind.POST_ONLY and limit is not None:
-            best = row.open if row.depth is None else row.depth.best(sign)
+            best = row.open if depth is None else depth.best(sign)
             if sign * (limit - best) >= 0.0:
                 self._drop(account, order, RefusalCode.POST_ONLY_WOULD_TAKE, "post-only order would have taken liquidity")
             return
         closing = min(self._closable(account, order), order.remaining_lots)
         opening = self._openable(order, closing, row)
-        if row.depth is not None:
-            closing, opening = self._in_depth(order, closing, row.depth)
+        if depth is not None:
+            closing, opening = self._in_depth(order, closing, depth)
             if limit is not None and closing + opening == 0:
                 if order.kind is not OrderKind.LIMIT:
                     self._drop(account, order, RefusalCode.NOT_FILLABLE, "the market is beyond the limit price")
