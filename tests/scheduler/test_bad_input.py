@@ -175,8 +175,8 @@ def test_excluding_every_coin_leaves_an_empty_universe(root: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_a_damaged_file_in_the_lake_is_named_and_repair_mends_it(make_pipeline: MakePipeline, tmp_path: Path) -> None:
     pipeline = make_pipeline()
-    pipeline.universe()
-    pipeline.data_update()
+    pipeline.data.universe()
+    pipeline.data.update()
     victim = max(pipeline.paths.lake.glob("candles/1h/BTCUSDT/*.parquet"))
     whole = victim.read_bytes()
     victim.write_bytes(whole[: len(whole) // 2])

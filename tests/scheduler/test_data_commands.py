@@ -18,27 +18,27 @@ def test_collect_watch_look_and_mend(make_pipeline: MakePipeline, tmp_path: Path
     wanted = ("exchange.simulated_symbols=6", "exchange.simulated_days=25", "data.history_days=20", "universe.size=3")
     pipeline = make_pipeline(*wanted, "universe.hysteresis=0", "data.frames=[15m]")
     with pytest.raises(UserError, match="no data in"):
-        pipeline.data_status()
-    said = pipeline.data_update(("BTCUSDT",)).lines  # one coin alone, before any universe is chosen
+        pipeline.data.status()
+    said = pipeline.data.update(("BTCUSDT",)).lines  # one coin alone, before any universe is chosen
     assert "data: 1 symbols" in said[0]
-    pipeline.universe()
-    assert "universes from" in pipeline.universe_history().lines[0]
-    pipeline.data_update()
-    assert "BTCUSDT" in pipeline.collected.symbols
-    (line,) = make_pipeline(*wanted, "universe.hysteresis=0").data_watch(("BTCUSDT", "ETHUSDT"), 8).lines
+    pipeline.data.universe()
+    assert "universes from" in pipeline.data.universe_history().lines[0]
+    pipeline.data.update()
+    assert "BTCUSDT" in pipeline.data.collected.symbols
+    (line,) = make_pipeline(*wanted, "universe.hysteresis=0").data.watch(("BTCUSDT", "ETHUSDT"), 8).lines
     assert line.startswith("8 rounds brought data; log: ")
     log = Path(line.partition("log: ")[2])
     assert [json.loads(text)["event"] for text in log.read_text().splitlines()] == ["updated"] * 8
     lake = Lake(pipeline.paths.lake)
     assert lake.symbols(Kind.CANDLES, "15m")
     assert lake.span(Series(Kind.ORDER_FLOW, "1m", "BTCUSDT")) is not None
-    table = "\n".join(pipeline.data_status(("BTCUSDT",)).lines)
+    table = "\n".join(pipeline.data.status(("BTCUSDT",)).lines)
     for word in ("candles", "15m", "mark", "funding", "order_flow", "websocket trades and books", "simulated market"):
         assert word in table
     assert "ETHUSDT" not in table
     spoilt = lake.months(Series(Kind.CANDLES, "1h", "BTCUSDT"))[0]
     spoilt.write_bytes(spoilt.read_bytes()[:200])
-    mended = pipeline.data_repair(again=True).lines
+    mended = pipeline.data.repair(again=True).lines
     assert mended[0] == "removed 1 damaged files"
     assert lake.damaged() == []
     assert any(text.startswith("asked again in ") for text in mended)

@@ -97,7 +97,7 @@ def test_qlib_reads_the_store_with_its_own_expressions(finished: tuple[Pipeline,
     pipeline = finished[0]
     init_qlib(pipeline.paths)
     got = D.features(["BTCUSDT"], ["$close", "Mean($close, 24)"], freq="60min")
-    panel = pipeline._panel()
+    panel = pipeline.data.panel()
     close = panel.close[:, panel.symbols.index("BTCUSDT")]
     np.testing.assert_allclose(got["$close"].to_numpy(), close.astype(np.float32), rtol=1e-6)
     mean = pd.Series(close).rolling(24, min_periods=1).mean()
@@ -110,7 +110,7 @@ def test_running_again_fetches_and_builds_nothing(finished: tuple[Pipeline, list
     again = Pipeline(finished[0].settings, Secrets(), SilentReporter())
     lines = again.run().summary_lines()
     assert next(line for line in lines if line.startswith("data:")).endswith("0 new rows, 0 corrected")
-    unchanged = {line.partition(":")[0] for line in again._reporter.lines if line.endswith("unchanged")}  # type: ignore[attr-defined]
+    unchanged = {line.partition(":")[0] for line in again._space.reporter.lines if line.endswith("unchanged")}  # type: ignore[attr-defined]
     assert unchanged >= {"data check", "qlib store", "features", "train", "backtest and report"}
     rebuilt = [
         p for p, mtime in before.items() if p.stat().st_mtime_ns != mtime and p.suffix in (".npy", ".txt", ".html", ".bin")
@@ -127,7 +127,7 @@ def test_a_changed_strategy_repeats_the_backtest_and_not_the_training(finished: 
     assert "2 runs over" in compared
     assert "strategy.max_open=2" in compared
     shutil.rmtree(changed.paths.reports / json.loads((changed.paths.steps / "backtest.json").read_text())["key"])
-    said = changed._reporter.lines  # type: ignore[attr-defined]
+    said = changed._space.reporter.lines  # type: ignore[attr-defined]
     assert "train: unchanged" in said
     assert "backtest and report: unchanged" not in said
 

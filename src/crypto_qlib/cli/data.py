@@ -44,7 +44,7 @@ def _names(symbols: str) -> tuple[str, ...]:
 @_app.command()
 def update(context: typer.Context, since: _Since = "", frames: _Frames = "", symbols: _Symbols = "") -> None:
     """Fetch what is new: candles, mark candles, funding, open interest, tiers and contract rules of the whole universe."""
-    run_step(context, lambda p: p.data_update(_names(symbols)), *_overrides(since, frames))
+    run_step(context, lambda p: p.data.update(_names(symbols)), *_overrides(since, frames))
 
 
 @_app.command()
@@ -56,7 +56,7 @@ def watch(
     stream: _Stream = True,
 ) -> None:
     """Collect at every bar close, and order flow from the websockets, until stopped."""
-    run_step(context, lambda p: p.data_watch(_names(symbols), rounds or None, stream=stream), *_overrides("", frames))
+    run_step(context, lambda p: p.data.watch(_names(symbols), rounds or None, stream=stream), *_overrides("", frames))
 
 
 @_app.command(name="import")
@@ -69,7 +69,7 @@ def import_(
     kind: Annotated[_Bars | None, typer.Option("--kind", help="What the bars are, where the file does not tell.")] = None,
 ) -> None:
     """Bring in candles, mark candles, funding and external series you have."""
-    run_step(context, lambda p: p.files.bring_in(place, frame, kind or ""))
+    run_step(context, lambda p: p.data.files.bring_in(place, frame, kind or ""))
 
 
 @_app.command()
@@ -83,40 +83,40 @@ def export(
     layout: Annotated[_Layout, typer.Option("--layout", help="One table, or freqtrade's file a symbol.")] = "table",
 ) -> None:
     """Take history or external series out into files."""
-    run_step(context, lambda p: p.files.take_out(folder, kind, frame, file_format, _names(symbols), layout))
+    run_step(context, lambda p: p.data.files.take_out(folder, kind, frame, file_format, _names(symbols), layout))
 
 
 @_app.command()
 def verify(context: typer.Context) -> None:
     """Read every file of the lake; damaged or silently changed ones are an error."""
-    run_step(context, lambda p: p.files.verify())
+    run_step(context, lambda p: p.data.files.verify())
 
 
 @_app.command()
 def compact(context: typer.Context) -> None:
     """Merge appended rows into the month files; write files of older schema versions anew."""
-    run_step(context, lambda p: p.files.compact())
+    run_step(context, lambda p: p.data.files.compact())
 
 
 @_app.command()
 def external(context: typer.Context) -> None:
     """Ask the external sources: stock index, fear & greed, market caps, on-chain, page views."""
-    run_step(context, lambda p: p.data_external())
+    run_step(context, lambda p: p.data.external())
 
 
 @_app.command()
 def check(context: typer.Context) -> None:
     """Report gaps, outliers and impossible bars of the data on disk."""
-    run_step(context, lambda p: p.data_check())
+    run_step(context, lambda p: p.data.check())
 
 
 @_app.command()
 def status(context: typer.Context, symbols: _Symbols = "") -> None:
     """Show what is on disk: first and last row of every series, gaps, staleness, source."""
-    run_step(context, lambda p: p.data_status(_names(symbols)))
+    run_step(context, lambda p: p.data.status(_names(symbols)))
 
 
 @_app.command()
 def repair(context: typer.Context, again: _Again = False) -> None:
     """Remove files that cannot be read and fetch again what is missing."""
-    run_step(context, lambda p: p.data_repair(again=again))
+    run_step(context, lambda p: p.data.repair(again=again))

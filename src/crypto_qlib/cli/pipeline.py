@@ -77,11 +77,11 @@ def run(
 def universe(context: typer.Context, ranks: RankFile = None, history: ShowHistory = False) -> None:
     """Choose the coins: the top N by market cap with a tradable USDT swap, now and as known at every day of the past."""
     if ranks is not None:
-        run_step(context, lambda p: p.universe_import(ranks))
+        run_step(context, lambda p: p.data.universe_import(ranks))
     elif history:
-        run_step(context, lambda p: p.universe_history())
+        run_step(context, lambda p: p.data.universe_history())
     else:
-        run_step(context, lambda p: p.universe())
+        run_step(context, lambda p: p.data.universe())
 
 
 def train(context: typer.Context) -> None:
