@@ -151,6 +151,7 @@ class Dispatcher:
         )
         log.alerts += log.new_alerts
         log.new_alerts = []
+        self._show(log.view)
 
     # ---- what people ask
 
