@@ -56,8 +56,8 @@ def of(kind: type, instructions: list[ev.Instruction]) -> list:  # type: ignore[
 def own(machine: Session, symbol: str, lots: int, at: int = T - NS_PER_HOUR, stop: float | None = 90.0) -> None:
     """Let the tracker know a position as ours."""
     intent = IntentRow(f"old{symbol}", at, symbol, lots, True, None, 3.0, stop, None, 0.01)
-    machine._tracker.note_intent(intent)
-    machine._tracker.note_fill(Fill(at, symbol, lots, 100.0, 0.0, client_order_id=f"old{symbol}"))
+    machine._state.tracker.note_intent(intent)
+    machine._state.tracker.note_fill(Fill(at, symbol, lots, 100.0, 0.0, client_order_id=f"old{symbol}"))
 
 
 def filled(coid: str) -> ev.OrderReported:
@@ -163,8 +163,8 @@ def test_an_order_nobody_can_resolve_holds_its_slot_and_is_asked_for_next_bar() 
     out = machine.handle(ev.AccountRead(later, account(at=later), ev.Purpose.DECIDE))
     wanted = [i.symbol for i in of(ev.SetLeverage, out)]
     assert wanted == ["BBBUSDT"]  # one slot of two is left; AAA is never touched
-    assert machine._cycle is not None
-    assert not machine._cycle.entries
+    assert machine._state.cycle is not None
+    assert not machine._state.cycle.entries
 
 
 @pytest.mark.parametrize(
@@ -199,8 +199,8 @@ def test_a_foreign_position_is_reported_left_alone_and_holds_a_slot() -> None:
     out = decide(machine, bar(0.05, 0.2, 0.04, np.nan), account(foreign))
     assert not of(ev.PlaceOrder, out)  # far beyond its holding time, but not ours to close
     assert [i.symbol for i in of(ev.SetLeverage, out)] == ["AAAUSDT"]
-    assert machine._cycle is not None
-    assert not machine._cycle.entries  # BTC would be the third
+    assert machine._state.cycle is not None
+    assert not machine._state.cycle.entries  # BTC would be the third
 
 
 NOTHING = (np.nan, np.nan, np.nan, np.nan)

@@ -21,11 +21,16 @@ from crypto_qlib.live_trading.session_parts import SessionLog, SessionParts, Sho
 from crypto_qlib.live_trading.trade_executor_okx import TradeExecutor
 from crypto_qlib.store.control_book import ControlRow
 from crypto_qlib.store.ledger import EquityRow
+from crypto_qlib.store.live_events import EventKind, LiveEvent, Severity
 
 _T = TypeVar("_T")
 RISK: Final = "risk"
 DECIDED: Final = "decided_ns"
 _READ_TRIES: Final = 3
+_OF_EVERY_DAY: Final = frozenset(
+    {EventKind.TRADE, EventKind.EXIT, EventKind.STOP_HIT, EventKind.TAKE_PROFIT_HIT, EventKind.FUNDING}
+)
+"""Told to whoever listens, but not shown beside the bar: its line counts orders and positions anyway."""
 
 
 class Dispatcher:
@@ -86,7 +91,7 @@ class Dispatcher:
                 case ev.GiveUpOrder():
                     self._executor.give_up(instruction)
                 case ev.Alert():
-                    self.log.new_alerts.append(f"{instruction.severity.value}: {instruction.text}")
+                    self.tell(instruction)
                 case ev.SaveRisk():
                     self._parts.ledger.put_state(RISK, asdict(instruction))
                 case ev.SaveDecided():
@@ -182,6 +187,12 @@ class Dispatcher:
         if self.session.pending:
             lines.append(f"not final yet: {', '.join(self.session.pending)}")
         return "; ".join([*lines, *self.log.new_alerts[told:]])
+
+    def tell(self, alert: ev.Alert) -> None:
+        """Tell whoever listens; what is of no concern does not reach the screen."""
+        self._parts.tell(LiveEvent(self.now_ns(), alert.kind, alert.severity, alert.text, alert.symbol, alert.facts))
+        if alert.severity is not Severity.INFO or alert.kind not in _OF_EVERY_DAY:
+            self.log.new_alerts.append(f"{alert.severity.value}: {alert.text}")
 
     def _journal(self, step: ev.Event | ev.Instruction) -> None:
         self._parts.ledger.append_journal(self.now_ns(), type(step).__name__, journal_form(step))

@@ -6,7 +6,7 @@ wish that the runner carries out, answering with further events.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from crypto_qlib.core.account import AccountState
@@ -16,6 +16,7 @@ from crypto_qlib.live_trading.risk_control import Mode
 from crypto_qlib.portfolio.market_state import MarketState
 from crypto_qlib.portfolio.veto import Veto
 from crypto_qlib.store.ledger import IntentRow
+from crypto_qlib.store.live_events import EventKind, Severity
 
 
 class Purpose(StrEnum):
@@ -25,14 +26,6 @@ class Purpose(StrEnum):
     DECIDE = "decide"
     VERIFY = "verify"
     CLOSE = "close"
-
-
-class Severity(StrEnum):
-    """How loudly to tell a person."""
-
-    INFO = "info"
-    WARNING = "warning"
-    CRITICAL = "critical"
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,10 +283,27 @@ class GiveUpOrder:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """Tell a person."""
+    """Tell a person.
+
+    Parameters
+    ----------
+    severity : Severity
+        How loudly.
+    text : str
+        One line.
+    kind : EventKind
+        What happened.
+    symbol : str
+        Of which symbol; empty for the account.
+    facts : dict
+        Figures behind the text, JSON-able.
+    """
 
     severity: Severity
     text: str
+    kind: EventKind = EventKind.ORDER
+    symbol: str = ""
+    facts: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

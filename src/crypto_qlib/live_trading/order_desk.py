@@ -9,6 +9,7 @@ from crypto_qlib.live_trading.risk_control import Mode
 from crypto_qlib.live_trading.session_state import Instructions, SessionState, or_none
 from crypto_qlib.portfolio.plan import PlannedOrder, client_order_id
 from crypto_qlib.store.ledger import IntentRow
+from crypto_qlib.store.live_events import EventKind, Severity
 
 
 class OrderDesk:
@@ -72,7 +73,7 @@ class OrderDesk:
             return [ev.LookUpOrder(intent.symbol, coid, attempt)]
         tries = self._state.config.max_lookups
         text = f"order {coid} of {intent.symbol} is unresolved after {tries} look-ups; asked again next bar"
-        return [ev.Alert(ev.Severity.CRITICAL, text), *self.settled(coid, filled=False)]
+        return [ev.Alert(Severity.CRITICAL, text, EventKind.ORDER, intent.symbol), *self.settled(coid, filled=False)]
 
     def on_reported(self, event: ev.OrderReported) -> Instructions:
         """Go on where the order is final; look again where it is not."""
@@ -86,7 +87,7 @@ class OrderDesk:
         if event.status is not OrderStatus.FILLED:
             note = f": {event.note}" if event.note else ""
             text = f"{intent.symbol} order {event.client_order_id} ended {event.status.value}{note}"
-            alerts.append(ev.Alert(ev.Severity.WARNING, text))
+            alerts.append(ev.Alert(Severity.WARNING, text, EventKind.ORDER, intent.symbol))
         return alerts + self.settled(event.client_order_id, filled=event.status is OrderStatus.FILLED)
 
     def on_not_found(self, event: ev.OrderNotFound) -> Instructions:
@@ -124,11 +125,12 @@ class OrderDesk:
         while cycle.failed_exits and cycle.entries:
             dropped = cycle.entries.pop()
             cycle.failed_exits -= 1
-            out.append(ev.Alert(ev.Severity.WARNING, f"entry of {dropped.symbol} dropped: an exit of this plan did not fill"))
+            text = f"entry of {dropped.symbol} dropped: an exit of this plan did not fill"
+            out.append(ev.Alert(Severity.WARNING, text, EventKind.ORDER, dropped.symbol))
         if cycle.entries and self._state.risk.mode is not Mode.ACTIVE:
             dropped_symbols = ", ".join(entry.symbol for entry in cycle.entries)
             out.append(
-                ev.Alert(ev.Severity.WARNING, f"entries of {dropped_symbols} dropped: the mode is {self._state.risk.mode.name}")
+                ev.Alert(Severity.WARNING, f"entries of {dropped_symbols} dropped: the mode is {self._state.risk.mode.name}")
             )
             cycle.entries.clear()
         if not cycle.entries:
@@ -157,7 +159,8 @@ class OrderDesk:
     def on_leverage_refused(self, event: ev.LeverageRefused) -> Instructions:
         """Drop the entry whose leverage is not known to be set."""
         self._state.leverage.pop(event.symbol, None)
-        alert = ev.Alert(ev.Severity.WARNING, f"entry of {event.symbol} dropped: leverage not set ({event.reason})")
+        text = f"entry of {event.symbol} dropped: leverage not set ({event.reason})"
+        alert = ev.Alert(Severity.WARNING, text, EventKind.ORDER, event.symbol)
         cycle = self._state.cycle
         if cycle is None or cycle.entry is None or cycle.entry.symbol != event.symbol:
             return [alert]

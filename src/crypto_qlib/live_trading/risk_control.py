@@ -13,6 +13,7 @@ from typing import Final
 
 from crypto_qlib.core.clock import NS_PER_DAY
 from crypto_qlib.settings.schema import LiveSettings
+from crypto_qlib.store.live_events import EventKind
 
 STALE_DATA: Final = "stale_data"
 DAILY_LOSS: Final = "daily_loss"
@@ -21,6 +22,9 @@ MARGIN: Final = "margin"
 DRIFT: Final = "drift"
 _OF_THE_BAR: Final = frozenset({STALE_DATA, MARGIN, DAILY_LOSS, DRIFT})
 """Voices that lift by themselves, with a bar, a day, or an account that agrees again; a person cannot talk them down."""
+
+KIND_OF_VOICE: Final = {DAILY_LOSS: EventKind.DAILY_LOSS, DRAWDOWN: EventKind.DRAWDOWN, MARGIN: EventKind.MARGIN_HIGH}
+"""What a tripped limit is to whoever listens; ``LIMIT`` where it is not here."""
 
 
 class Mode(IntEnum):

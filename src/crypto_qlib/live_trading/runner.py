@@ -21,6 +21,7 @@ from crypto_qlib.live_trading.dispatcher import Dispatcher
 from crypto_qlib.live_trading.risk_control import Mode
 from crypto_qlib.live_trading.session import Session
 from crypto_qlib.live_trading.session_parts import PaperResult, SessionParts, Show
+from crypto_qlib.store.live_events import EventKind, Severity
 
 __all__ = ["BarWaiter", "PaperResult", "RealBars", "SessionParts", "SessionRunner", "SteppedBars", "run_session"]
 
@@ -73,7 +74,7 @@ class SessionRunner:
                 log.market = await self._parts.signals.on_close(close_ns, is_last=bar == n_bars)
                 await self.dispatch(log.market)
             except (RetryLater, SkipCycle) as e:
-                log.new_alerts.append(f"{ev.Severity.CRITICAL.value}: cycle of {iso(close_ns)} skipped: {e}")
+                self._say(f"cycle of {iso(close_ns)} skipped: {e}", EventKind.CYCLE)
             log.seconds.append((self._wall.now_ns() - began) / NS_PER_S)
         await self.attend()
         await self._let_go()
@@ -108,7 +109,7 @@ class SessionRunner:
             return
         trouble = await self._desk.dead_man.disarm()
         if trouble:
-            self._log.new_alerts.append(f"{ev.Severity.WARNING.value}: the dead-man's countdown still runs: {trouble}")
+            self._say(f"the dead-man's countdown still runs: {trouble}", EventKind.STOPPED, Severity.WARNING)
 
     # ---- what people ask
 
@@ -127,7 +128,7 @@ class SessionRunner:
                 controls.answer(command, self._wall.now_ns(), answer)
         except RetryLater as e:
             if str(e) not in " ".join(self._log.new_alerts):
-                self._log.new_alerts.append(f"{ev.Severity.CRITICAL.value}: commands cannot be heard: {e}")
+                self._say(f"commands cannot be heard: {e}", EventKind.MODE)
         name = controls.stop_signal()
         if name and not self._stopped_by:
             await self._stop(name, "")
@@ -139,6 +140,9 @@ class SessionRunner:
         if how == FLATTEN or (how != LEAVE and self._parts.config.flatten):
             now = self._desk.now_ns()
             await self.dispatch(ev.CloseAsked(now, asked_ns or now))
+
+    def _say(self, text: str, kind: EventKind, severity: Severity = Severity.CRITICAL) -> None:
+        self._desk.tell(ev.Alert(severity, text, kind))
 
     def _result(self, start_ns: int) -> PaperResult:
         log, ledger = self._log, self._parts.ledger

@@ -27,15 +27,17 @@ from crypto_qlib.core.account import AccountState
 from crypto_qlib.core.order import ExitKind
 from crypto_qlib.core.signal import Scores
 from crypto_qlib.live_trading import events as ev
+from crypto_qlib.live_trading.fill_news import note_fills
 from crypto_qlib.live_trading.order_desk import OrderDesk, closing
 from crypto_qlib.live_trading.position_tracker import PositionTracker
 from crypto_qlib.live_trading.reconcile import reconcile
-from crypto_qlib.live_trading.risk_control import Mode, Observation, RiskState, observe
+from crypto_qlib.live_trading.risk_control import KIND_OF_VOICE, Mode, Observation, RiskState, observe
 from crypto_qlib.live_trading.session_state import Cycle, Instructions, SessionConfig, SessionState
 from crypto_qlib.live_trading.stop_guard import StopGuard
 from crypto_qlib.portfolio.decision import decide
 from crypto_qlib.portfolio.plan import Plan
 from crypto_qlib.store.ledger import IntentRow
+from crypto_qlib.store.live_events import EventKind, Severity
 
 __all__ = ["Session", "SessionConfig"]
 
@@ -96,9 +98,7 @@ class Session:
             case ev.AccountRead():
                 return self._on_final_account(event.account)
             case ev.FillsRead():
-                for fill in event.fills:
-                    self._state.tracker.note_fill(fill)
-                return []
+                return note_fills(self._state.tracker, event.fills)
             case ev.LeverageSet():
                 return self._desk.on_leverage_set(event)
             case ev.LeverageRefused():
@@ -116,12 +116,12 @@ class Session:
             case ev.ModeVoiced():
                 self._state.risk = self._state.risk.with_voice(event.voice, event.mode, event.reason)
                 text = f"{event.voice} asks for {event.mode.name}: {event.reason}"
-                severity = ev.Severity.WARNING if event.mode is Mode.ACTIVE else ev.Severity.CRITICAL
-                return [ev.Alert(severity, text), self._state.save_risk()]
+                severity = Severity.WARNING if event.mode is Mode.ACTIVE else Severity.CRITICAL
+                return [ev.Alert(severity, text, EventKind.MODE), self._state.save_risk()]
             case ev.Resumed():
                 self._state.risk = self._state.risk.resumed(forgives_drawdown=event.forgives_drawdown)
                 text = f"resumed ({event.reason}); the mode is now {self._state.risk.mode.name}"
-                return [ev.Alert(ev.Severity.WARNING, text), self._state.save_risk()]
+                return [ev.Alert(Severity.WARNING, text, EventKind.MODE), self._state.save_risk()]
             case ev.CloseAsked():
                 self._state.cycle = Cycle(event.ts_ns, closing=event.symbols, asked_ns=event.asked_ns)
                 self._state.lookups = {}
@@ -159,7 +159,10 @@ class Session:
         seen = Observation(cycle.ts_ns, account.equity, account.margin_ratio, cycle.bar.freshness.share)
         out = reconcile(self._state, account)
         self._state.risk, tripped = observe(self._state.risk, seen, self._state.config.limits)
-        out += [ev.Alert(ev.Severity.CRITICAL, f"risk limit tripped: {veto}") for veto in tripped]
+        out += [
+            ev.Alert(Severity.CRITICAL, f"risk limit tripped: {veto}", KIND_OF_VOICE.get(veto.rule, EventKind.LIMIT))
+            for veto in tripped
+        ]
         out.append(self._state.save_risk())
         enriched = self._state.tracker.enrich(
             replace(account, as_of_ns=cycle.ts_ns), self._state.pending, self._state.risk.peak_equity
@@ -187,9 +190,9 @@ class Session:
         for symbol in cycle.closing or tuple(sorted(ours)):
             position = ours.get(symbol)
             if position is None:
-                out.append(ev.Alert(ev.Severity.WARNING, f"{symbol}: no position of ours to close"))
+                out.append(ev.Alert(Severity.WARNING, f"{symbol}: no position of ours to close"))
             elif symbol in busy:
-                out.append(ev.Alert(ev.Severity.WARNING, f"{symbol}: an order is under way; ask again when it is final"))
+                out.append(ev.Alert(Severity.WARNING, f"{symbol}: an order is under way; ask again when it is final"))
             elif (placed := self._desk.place(closing(position, ExitKind.MANUAL))) is not None:
                 cycle.exits.add(placed.intent.client_order_id)
                 out.append(placed)

@@ -18,6 +18,7 @@ from crypto_qlib.live_trading.session_state import SessionConfig
 from crypto_qlib.live_trading.signal_processor import SignalProcessor
 from crypto_qlib.live_trading.trade_executor_okx import Sleep
 from crypto_qlib.store.ledger import EquityRow, Ledger
+from crypto_qlib.store.live_events import Tell, tell_nobody
 
 Show = Callable[[PaperView], None]
 
@@ -44,6 +45,8 @@ class SessionParts:
         What people ask of the running session.
     dead_man_s : int
         Seconds after which the exchange cancels resting orders of a session that hangs or died; 0 = never.
+    tell : callable
+        Told everything a person may want to know; it neither waits nor raises.
     """
 
     gateway: Gateway
@@ -54,6 +57,7 @@ class SessionParts:
     sleep: Sleep = asyncio.sleep
     controls: Controls | None = None
     dead_man_s: int = 0
+    tell: Tell = tell_nobody
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from crypto_qlib.live_trading.order_desk import OrderDesk, closing
 from crypto_qlib.live_trading.risk_control import Mode
 from crypto_qlib.live_trading.session_state import Instructions, SessionState, or_none
 from crypto_qlib.portfolio.plan import client_order_id
+from crypto_qlib.store.live_events import EventKind, Severity
 
 _STOP_TRIES: Final = 2
 """How often a missing stop is placed within a cycle before its position is closed."""
@@ -46,18 +47,20 @@ class StopGuard:
                 cycle.stop_tries[symbol] = tries
                 cycle.restoring.add(symbol)
                 text = f"{symbol}: the stop of the open position is not at the exchange; placing it"
-                out += [ev.Alert(ev.Severity.CRITICAL, text), self._stop_of(position, tries)]
+                out += [ev.Alert(Severity.CRITICAL, text, EventKind.UNPROTECTED, symbol), self._stop_of(position, tries)]
             elif self._state.risk.mode is Mode.HALTED or symbol in cycle.forced or symbol in self._state.pending:
                 reasons = {
                     "halted": self._state.risk.mode is Mode.HALTED,
                     "its entry is not final": symbol in self._state.pending,
                 }
                 why = next((reason for reason, holds in reasons.items() if holds), "its closing order did not fill")
-                out.append(ev.Alert(ev.Severity.CRITICAL, f"{symbol}: open WITHOUT A STOP ({why})"))
+                text = f"{symbol}: open WITHOUT A STOP ({why})"
+                out.append(ev.Alert(Severity.CRITICAL, text, EventKind.UNPROTECTED, symbol))
             elif (placed := self._desk.place(closing(position, ExitKind.RISK))) is not None:
                 cycle.forced.add(symbol)
                 cycle.exits.add(placed.intent.client_order_id)
-                out += [ev.Alert(ev.Severity.CRITICAL, f"{symbol}: closing a position that stayed without its stop"), placed]
+                text = f"{symbol}: closing a position that stayed without its stop"
+                out += [ev.Alert(Severity.CRITICAL, text, EventKind.UNPROTECTED, symbol), placed]
         return out
 
     def _stop_of(self, position: OpenPosition, tries: int) -> ev.RestoreStop:
@@ -71,7 +74,8 @@ class StopGuard:
         """Do not place a refused stop again: look, then close."""
         if self._state.cycle is not None:
             self._state.cycle.stop_tries[event.symbol] = _STOP_TRIES
-        alert = ev.Alert(ev.Severity.CRITICAL, f"{event.symbol}: the stop was refused: {event.reason}")
+        text = f"{event.symbol}: the stop was refused: {event.reason}"
+        alert = ev.Alert(Severity.CRITICAL, text, EventKind.UNPROTECTED, event.symbol)
         return [alert, *self.on_answered(event.symbol)]
 
     def on_answered(self, symbol: str) -> Instructions:
