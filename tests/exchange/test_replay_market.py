@@ -11,8 +11,9 @@ import pytest
 
 from crypto_qlib.core.clock import FRAME_NS, NS_PER_DAY, NS_PER_HOUR, parse_utc
 from crypto_qlib.core.errors import UserError
+from crypto_qlib.exchange.embedded.replay_contracts import price_decimals
 from crypto_qlib.exchange.embedded.replay_files import base_coin
-from crypto_qlib.exchange.embedded.replay_market import ReplayMarket, price_decimals
+from crypto_qlib.exchange.embedded.replay_market import ReplayMarket
 
 START = parse_utc("2025-01-01")
 COLUMNS = ["symbol", "ts", "open", "high", "low", "close", "volume"]

@@ -16,33 +16,12 @@ from crypto_qlib.core.clock import NS_PER_DAY, ManualClock
 from crypto_qlib.exchange.embedded.book_stream import checksum
 from crypto_qlib.exchange.embedded.push_hub import Frame, Receiver
 from crypto_qlib.exchange.embedded.server import EmbeddedExchange, EmbeddedOptions
-from crypto_qlib.exchange.embedded.signature import sign
 from crypto_qlib.exchange.embedded.socket_server import IDLE_NS
 from tests.exchange.fake_market import START_NS, FakeMarket
+from tests.exchange.raw_socket import Socket, login_of
 
 NOW_NS = START_NS + 62 * NS_PER_DAY
 SWAP = "BTC-USDT-SWAP"
-
-
-class Socket:
-    """A raw socket client: what is sent and read is what is on the wire."""
-
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        self.raw = socket
-
-    async def send(self, message: Any) -> None:
-        await self.raw.send_str(message if isinstance(message, str) else orjson.dumps(message).decode())
-
-    async def read(self) -> Any:
-        text = await self.raw.receive_str(timeout=5)
-        return text if text == "pong" else orjson.loads(text)
-
-    async def ask(self, message: Any) -> Any:
-        await self.send(message)
-        return await self.read()
-
-    async def subscribe(self, **arg: str) -> Any:
-        return await self.ask({"op": "subscribe", "args": [arg]})
 
 
 Dial = Callable[..., AbstractAsyncContextManager[Socket]]
@@ -60,14 +39,6 @@ def dial(exchange: EmbeddedExchange) -> Dial:
             yield socket
 
     return dialled
-
-
-def login_of(exchange: EmbeddedExchange, **changed: Any) -> dict[str, Any]:
-    key, stamp = exchange.credentials, str(int(time.time()))
-    stamp = str(changed.get("timestamp", stamp))
-    proof = sign(key.secret, stamp, "GET", "/users/self/verify", b"")
-    arg = {"apiKey": key.key, "passphrase": key.passphrase, "timestamp": stamp, "sign": proof}
-    return {"op": "login", "args": [arg | changed]}
 
 
 async def test_a_subscription_is_confirmed_then_filled_with_its_own_arg_echoed(dial: Dial) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +26,9 @@ _Public = Annotated[bool, typer.Option("--public", help="Allow an address that o
 _Start = Annotated[
     str, typer.Option("--start", metavar="TIME", help="Market time at the first start: ISO, or `first` for the oldest bar.")
 ]
+_Step = Annotated[
+    float | None, typer.Option("--step", min=0, help="Seconds the market moves in one step; below its bars, a path is drawn.")
+]
 _Url = Annotated[str, typer.Option("--url", help="Address of the exchange.", show_default="the one served for this workspace")]
 
 
@@ -41,6 +45,7 @@ def serve(
     replay_caps: CapsFile = None,
     replay_mark: MarkFile = None,
     speed: _Speed = None,
+    step: _Step = None,
     port: _Port = None,
     host: _Host = None,
     tls: _Tls = False,
@@ -49,7 +54,7 @@ def serve(
 ) -> None:
     """Serve OKX's v5 API until interrupted: a simulated market, or real history replayed. Accounts are kept on disk."""
     overrides = replay_overrides(replay, replay_funding, replay_caps, replay_mark)
-    given = {"speed": speed, "port": port, "host": host, "tls": tls or None, "allow_public": public or None}
+    given = {"speed": speed, "step_s": step, "port": port, "host": host, "tls": tls or None, "allow_public": public or None}
     overrides += [f"exchange.{key}={value}" for key, value in given.items() if value is not None]
     settings = asked(context).settings("exchange.mode=embedded", *overrides)
     log_to_terminal(settings.monitoring.log_level)
@@ -80,6 +85,24 @@ def serve(
 
     serve_until_stopped(exchange, paths, announce)
     err().print("stopped")
+
+
+@_app.command("import")
+def import_book(
+    books: Annotated[
+        Path, typer.Argument(metavar="BOOKS", help="Snapshot and differences: a table, or OKX's messages (.jsonl).")
+    ],
+    trades: Annotated[Path, typer.Argument(metavar="TRADES", help="Trades of the same time: a table, or OKX's messages.")],
+    target: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the recording goes, beside other symbols' ones.")],
+    symbol: Annotated[str, typer.Option("--symbol", help="Whose book it is, e.g. BTCUSDT.")],
+    contract: Annotated[
+        float, typer.Option("--contract", min=0, help="Coins per contract, where sizes are in contracts (OKX's messages).")
+    ] = 1.0,
+) -> None:
+    """Take in a recorded order book, for `exchange serve --replay FOLDER`: its books are served and its depth is traded."""
+    from crypto_qlib.exchange.embedded.recording_import import described, import_recording
+
+    out().print(escape(described(import_recording(books, trades, symbol, target, contract))))
 
 
 @_app.command()

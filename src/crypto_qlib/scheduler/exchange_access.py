@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Self, TypeVar
 
-from crypto_qlib.core.clock import FRAME_NS, NS_PER_MS, floor_ts, iso, parse_utc
+from crypto_qlib.core.clock import FRAME_NS, NS_PER_MS, NS_PER_S, floor_ts, iso, parse_utc
 from crypto_qlib.core.costs import FeeSchedule
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.exchange.credentials import ApiCredentials, load_or_create_credentials
@@ -161,10 +161,11 @@ def embedded_exchange(settings: Settings) -> EmbeddedExchange:
 def embedded_options(settings: Settings, source: MarketSource) -> EmbeddedOptions:
     """Return how the embedded exchange of ``settings`` runs on ``source``."""
     exchange, costs = settings.exchange, settings.backtest.costs
-    frame_ns = FRAME_NS[settings.data.frame]
     return EmbeddedOptions(
         start_ns=session_start_ns(settings, source),
-        step_frame_ns=max(frame_ns, source.base_frame_ns),
+        step_frame_ns=step_ns(settings, source),
+        rate_limits=exchange.rate_limits,
+        is_demo=exchange.demo_key,
         speed=exchange.speed,
         host=exchange.host,
         port=exchange.port,
@@ -176,6 +177,13 @@ def embedded_options(settings: Settings, source: MarketSource) -> EmbeddedOption
         mark_page_limit=300,
         faults=fault_options(exchange.faults),
     )
+
+
+def step_ns(settings: Settings, source: MarketSource) -> int:
+    """Return how far one step moves the market: ``exchange.step_s``, else a bar of the decision or the market's own."""
+    if settings.exchange.step_s:
+        return round(settings.exchange.step_s * NS_PER_S)
+    return max(FRAME_NS[settings.data.frame], source.base_frame_ns)
 
 
 def fault_options(faults: FaultSettings) -> FaultOptions:
@@ -203,7 +211,7 @@ def session_start_ns(settings: Settings, source: MarketSource) -> int:
     """
     if source.is_simulated:
         return parse_utc(settings.exchange.simulated_end)
-    frame_ns = FRAME_NS[settings.data.frame]
+    frame_ns = step_ns(settings, source)
     wanted = settings.exchange.replay_end
     if wanted:
         now_ns = floor_ts(parse_utc(wanted), frame_ns)

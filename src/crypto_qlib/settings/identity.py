@@ -30,6 +30,8 @@ WITHOUT_EFFECT = (
     "exchange.host",
     "exchange.port",
     "exchange.speed",
+    "exchange.rate_limits",
+    "exchange.demo_key",
     "exchange.timeout_s",
     "exchange.tls",
     "exchange.tls_certificate",

@@ -260,7 +260,11 @@ class ExchangeSettings(Section):
     tls_key: Path | None = Field(None, description="PEM key of tls_certificate.")
     allow_public: bool = Field(False, description="Allow a host that other machines can reach (`exchange serve`; needs tls).")
     market: Literal["simulated", "replay"] = Field("simulated", description="Market behind the embedded exchange.")
-    replay_path: Path | None = Field(None, description="Parquet or CSV candles to replay (market = replay).")
+    replay_path: Path | None = Field(
+        None,
+        description="Candles to replay (market = replay): parquet, CSV, a lake, or recorded order books "
+        "(`crypto-qlib exchange import`).",
+    )
     replay_market_caps: Path | None = Field(
         None, description="Parquet or CSV of market caps for the replay (symbol, ts, market_cap)."
     )
@@ -273,6 +277,9 @@ class ExchangeSettings(Section):
         description="ISO time of 'now' on the replayed market at start; empty = so long before the end of the data that the "
         "paper session fits behind it.",
     )
+    step_s: float = Field(
+        0.0, ge=0, description="Seconds the embedded market moves in one step; 0 = a bar of data.frame, or the market's own."
+    )
     speed: float = Field(0.0, ge=0, description="Market seconds per real second; 0 = moves only when a client steps it.")
     simulated_symbols: int = Field(60, ge=2, le=500, description="Instruments the simulated market lists over its life.")
     simulated_days: int = Field(372, ge=3, description="Days of simulated history before the paper session.")
@@ -284,6 +291,12 @@ class ExchangeSettings(Section):
         description="Signal planted in the simulated market, so that there is something to find; 0 = pure noise.",
     )
     seed: int = Field(20260101, ge=0, description="Seed of the simulated market.")
+    rate_limits: bool = Field(False, description="Whether the embedded exchange enforces OKX's request limits (50011, 50061).")
+    demo_key: bool | None = Field(
+        None,
+        description="Whether the embedded exchange's key belongs to demo trading: requests of the other kind get 50101; "
+        "empty = both are taken.",
+    )
     persist: bool = Field(
         True, description="Whether `crypto-qlib exchange serve` keeps accounts and market time in <store.root>/exchange; the "
         "exchange inside another command always forgets them."

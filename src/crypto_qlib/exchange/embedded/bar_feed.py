@@ -13,6 +13,7 @@ from crypto_qlib.core.clock import NS_PER_MINUTE
 from crypto_qlib.core.market import FloatArray
 from crypto_qlib.exchange.embedded.liquidity import TrailingLiquidity
 from crypto_qlib.exchange.embedded.market_switches import MarketSwitches
+from crypto_qlib.exchange.embedded.recording import Recording
 from crypto_qlib.venue.market_board import VenueBar
 from crypto_qlib.venue.market_source import MarketSource
 
@@ -34,9 +35,19 @@ class VenueBarFeed:
         Turnover and volatility for slippage.
     switches : MarketSwitches
         Faults of the market: suspended symbols do not trade.
+    recording : Recording, optional
+        Order books as they were, where there are some.
     """
 
-    def __init__(self, source: MarketSource, step_ns: int, liquidity: TrailingLiquidity, switches: MarketSwitches) -> None:
+    def __init__(
+        self,
+        source: MarketSource,
+        step_ns: int,
+        liquidity: TrailingLiquidity,
+        switches: MarketSwitches,
+        recording: Recording | None = None,
+    ) -> None:
+        self._recording = recording
         self._source = source
         self._step_ns = step_ns
         self._liquidity = liquidity
@@ -59,8 +70,9 @@ class VenueBarFeed:
             self._revision = self._switches.revision
         row = {name: column[step - start] for name, column in self._block.items()}
         known = self._liquidity.at(ts_open)
+        depth = self._recording.depths(ts_open) if self._recording else {}
         return VenueBar(
-            ts_open, self._step_ns, self._symbols, adv=known.adv, sigma_day_bps=known.sigma_day_bps, **row
+            ts_open, self._step_ns, self._symbols, adv=known.adv, sigma_day_bps=known.sigma_day_bps, depth=depth, **row
         )  # fmt: skip
 
     def _read(self, start_ns: int) -> dict[str, FloatArray]:

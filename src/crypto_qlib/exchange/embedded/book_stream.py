@@ -36,12 +36,24 @@ class BookStream:
         self.last_update: Row | None = None
         self._bids: list[Level] = []
         self._asks: list[Level] = []
-        self._seq = _FIRST_SEQ
+        self._seq = 0
+        self._recorded_seq = 0
         self._ts = ""
 
-    def renew(self, bids: list[Level], asks: list[Level], now_ns: int) -> None:
-        """Take the book as it stands now, best levels first."""
-        before, self._seq, self._ts = self._seq, self._seq + 1, ms(now_ns)
+    def renew(self, bids: list[Level], asks: list[Level], now_ns: int, recorded_seq: int = 0) -> None:
+        """Take the book as it stands now, best levels first.
+
+        Parameters
+        ----------
+        recorded_seq : int
+            Sequence id the book was recorded with; 0 = not recorded, the next number.
+        """
+        before, self._ts = self._seq, ms(now_ns)
+        if not recorded_seq:
+            self._seq = before + 1 if before else _FIRST_SEQ
+        elif recorded_seq != self._recorded_seq:
+            self._seq = max(recorded_seq, before + 1)
+        self._recorded_seq = recorded_seq
         self.last_update = {
             "asks": _difference(self._asks, asks), "bids": _difference(self._bids, bids), "ts": self._ts,
             "checksum": checksum(bids, asks), "prevSeqId": before, "seqId": self._seq,

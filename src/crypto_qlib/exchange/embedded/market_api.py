@@ -9,8 +9,8 @@ from crypto_qlib.core.clock import FRAME_NS, NS_PER_DAY, NS_PER_HOUR, NS_PER_MS
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.exchange.embedded.candle_pages import CandlePages, PageRequest, render_bars
 from crypto_qlib.exchange.embedded.market_window import MarketWindow
-from crypto_qlib.exchange.embedded.order_book import BookModel, Level
-from crypto_qlib.exchange.embedded.trade_tape import TRADES_PER_BAR, bar_trades
+from crypto_qlib.exchange.embedded.order_book import BookModel, Level, recorded_levels
+from crypto_qlib.exchange.embedded.trade_tape import TRADES_PER_BAR, bar_trades, tape_rows
 from crypto_qlib.exchange.embedded.wire import Call, Row, WireRefusal, envelope, ms, num
 from crypto_qlib.exchange.gateway import PriceKind
 
@@ -101,14 +101,17 @@ class MarketApi:
         return row | {"ts": ms(self._window.clock.now_ns())}
 
     def book(self, call: Call) -> bytes:
-        """Answer ``market/books``: levels derived from the spread and impact model."""
+        """Answer ``market/books``: the recorded levels where known, else derived from the spread and impact model."""
         item = self._window.tradable(call.required("instId"))
         depth = min(max(call.whole("sz") or 1, 1), _MAX_BOOK)
         bids, asks = self.levels(item, depth)
         return envelope([{"asks": asks, "bids": bids, "ts": ms(self._window.clock.now_ns())}])
 
     def levels(self, item: Instrument, depth: int) -> tuple[list[Level], list[Level]]:
-        """Return (bids, asks) as they stand now, best first; empty where there is no price."""
+        """Return (bids, asks) as they stand now, best first; the recorded ones where known, empty where there is no price."""
+        recorded = self._window.recorded_book(item.symbol)
+        if recorded is not None:
+            return recorded_levels(item, recorded.depth, depth)
         last = self._window.price(PriceKind.LAST, item.symbol)
         if math.isnan(last):
             return [], []
@@ -125,8 +128,16 @@ class MarketApi:
     def trade_rows(self, item: Instrument, since_ns: int) -> list[Row]:
         """Return the trades of the bars that opened at or after ``since_ns``, oldest first."""
         span_ns, now = self._window.clock.step_ns, self._window.clock.market_ns
+        recorded = self._recorded_trades(item, since_ns - since_ns % span_ns)
+        if recorded is not None:
+            return recorded
         bars = self._window.closed_bars(PriceKind.LAST, item.symbol, span_ns, since_ns - since_ns % span_ns, now)
         return [row for k in range(len(bars)) for row in bar_trades(item, bars, k, span_ns)]
+
+    def _recorded_trades(self, item: Instrument, since_ns: int) -> list[Row] | None:
+        recording = self._window.recording
+        tape = recording.trades(item.symbol, since_ns, self._window.clock.market_ns) if recording else None
+        return None if tape is None else tape_rows(item, tape)
 
     def _candles(self, call: Call, kind: PriceKind, *, is_history: bool) -> bytes:
         item = self._named(call, kind)
@@ -158,7 +169,7 @@ class MarketApi:
         row: Row = {"instType": "SWAP", "instId": item.inst_id, "last": "", "ts": ts}
         if math.isnan(day.last):
             return row
-        bids, asks = self._book_model.levels(item, self._window.liquidity(item.symbol), day.last, 1)
+        bids, asks = self.levels(item, 1)
         bid_px, bid_sz = (bids[0][0], bids[0][1]) if bids else ("", "")
         return row | {
             "last": num(day.last), "lastSz": num(item.lot_size), "bidPx": bid_px, "bidSz": bid_sz,

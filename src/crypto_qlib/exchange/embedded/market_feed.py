@@ -142,7 +142,8 @@ class MarketFeed:
     def _renew(self, stream: BookStream) -> None:
         item = self._window.known(stream.inst_id)
         bids, asks = self._market.levels(item, _FULL_DEPTH)
-        stream.renew(bids, asks, self._window.clock.now_ns())
+        recorded = self._window.recorded_book(item.symbol)
+        stream.renew(bids, asks, self._window.clock.now_ns(), recorded.seq if recorded else 0)
 
     def _instruments(self) -> dict[str, Row]:
         rows: dict[str, Row] = {item.inst_id: self._public.instrument_row(item) for item in self._window.listed()}

@@ -18,6 +18,7 @@ from crypto_qlib.core.market import BarBlock
 from crypto_qlib.exchange.embedded.liquidity import TrailingLiquidity
 from crypto_qlib.exchange.embedded.market_switches import MarketSwitches, SwitchedMarket
 from crypto_qlib.exchange.embedded.path_market import PathMarket
+from crypto_qlib.exchange.embedded.recording import BookView, Recording
 from crypto_qlib.exchange.embedded.server_clock import ServerClock
 from crypto_qlib.exchange.embedded.wire import WireRefusal
 from crypto_qlib.exchange.gateway import PriceKind
@@ -53,12 +54,21 @@ class MarketWindow:
         The server's time.
     switches : MarketSwitches, optional
         Faults of the market.
+    recording : Recording, optional
+        Order books and trades as they were, where there are some.
     """
 
-    def __init__(self, source: MarketSource, clock: ServerClock, switches: MarketSwitches | None = None) -> None:
+    def __init__(
+        self,
+        source: MarketSource,
+        clock: ServerClock,
+        switches: MarketSwitches | None = None,
+        recording: Recording | None = None,
+    ) -> None:
         self.switches = switches or MarketSwitches()
         self.source: MarketSource = SwitchedMarket(source, self.switches)
         self.clock = clock
+        self.recording = recording
         # Volatility is measured on known bars, not on the path drawn between them.
         frame_ns = source.known_frame_ns if isinstance(source, PathMarket) else clock.step_ns
         self.trailing_liquidity = TrailingLiquidity(self.source, frame_ns)
@@ -106,6 +116,10 @@ class MarketWindow:
         """Return the complete bars with ``start_ns <= ts_open < end_ns`` that closed at or before now."""
         end_ns = min(end_ns, self.clock.market_ns - frame_ns + 1)
         return self._read(kind, symbol, frame_ns, start_ns, end_ns) if start_ns < end_ns else BarBlock.empty()
+
+    def recorded_book(self, symbol: str) -> BookView | None:
+        """Return the recorded order book as it stands now; ``None`` where none is known."""
+        return None if self.recording is None else self.recording.book(symbol, self.clock.market_ns)
 
     def liquidity(self, symbol: str) -> tuple[float, float]:
         """Return (trailing daily turnover in USDT, daily volatility in basis points) as known now; 0.0 where unknown."""

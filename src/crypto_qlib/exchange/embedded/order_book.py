@@ -14,6 +14,7 @@ from crypto_qlib.core.costs import BPS, default_half_spread_bps
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.exchange.embedded.candle_pages import tick_decimals
 from crypto_qlib.exchange.embedded.wire import num, plain
+from crypto_qlib.venue.depth import Depth, FloatArray
 
 Level = list[str]
 
@@ -68,3 +69,18 @@ class BookModel:
                 bids.append([plain(f"{(best_bid - k * width) * tick:.{decimals}f}"), size, "0", orders])
             asks.append([plain(f"{(best_ask + k * width) * tick:.{decimals}f}"), size, "0", orders])
         return bids, asks
+
+
+def recorded_levels(instrument: Instrument, book: Depth, depth: int) -> tuple[list[Level], list[Level]]:
+    """Return (bids, asks) of a recorded book, best first, as :meth:`BookModel.levels`; sizes below a lot are left out."""
+    return _rows(instrument, book.bids)[:depth], _rows(instrument, book.asks)[:depth]
+
+
+def _rows(instrument: Instrument, levels: FloatArray) -> list[Level]:
+    decimals = tick_decimals(instrument.tick_size)
+    lots = [(price, math.floor(qty / instrument.base_per_lot + 1e-9)) for price, qty in levels.tolist()]
+    return [
+        [plain(f"{price:.{decimals}f}"), num(round(count * instrument.lot_size, 10)), "0", "1"]
+        for price, count in lots
+        if count
+    ]

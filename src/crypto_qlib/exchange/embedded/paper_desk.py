@@ -42,9 +42,8 @@ class Surroundings:
     @staticmethod
     def of(window: MarketWindow) -> Surroundings:
         """Return the surroundings of a desk on this market."""
-        return Surroundings(
-            window, VenueBarFeed(window.source, window.clock.step_ns, window.trailing_liquidity, window.switches)
-        )
+        feed = VenueBarFeed(window.source, window.clock.step_ns, window.trailing_liquidity, window.switches, window.recording)
+        return Surroundings(window, feed)
 
     def named(self) -> dict[str, Any]:
         """Return name -> object."""

@@ -24,14 +24,15 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from crypto_qlib.core.clock import FRAME_NS, NS_PER_DAY, NS_PER_HOUR, iso
+from crypto_qlib.core.clock import FRAME_NS, NS_PER_DAY, NS_PER_S, iso
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.market import BarBlock, FundingBlock
 from crypto_qlib.core.tiers import TierHistory
+from crypto_qlib.exchange.embedded.recording import Recording, recorded_bars
+from crypto_qlib.exchange.embedded.replay_contracts import specification
 from crypto_qlib.exchange.embedded.replay_files import SymbolRows, Wanted, read_rows
 from crypto_qlib.venue.bar_aggregation import aggregate_bars, rows_between
-from crypto_qlib.venue.contract_shapes import Listing, class_by_turnover, shaped_contract
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -40,8 +41,7 @@ _CANDLES: Final = Wanted("candles", (*_PRICES, ("volume",)), ("quote_volume",))
 _MARKS: Final = Wanted("mark candles", _PRICES)
 _FUNDING: Final = Wanted("funding rates", (("funding_rate", "rate", "realized_rate"),))
 _CAPS: Final = Wanted("market caps", (("market_cap", "market_cap_usd", "cap"),))
-_SPEC_DAYS: Final = 30
-_MAX_DECIMALS: Final = 12
+_SECONDS: Final = tuple(n * NS_PER_S for n in (1, 5, 10, 15, 30))
 _CAP_MAX_AGE_NS: Final = 45 * NS_PER_DAY
 """A market cap older than this is not known any more (monthly snapshots stay usable)."""
 _MULTIPLES: Final = ("1000000", "1000", "1M")
@@ -87,7 +87,8 @@ class ReplayMarket:
     candles : Path
         File or folder with columns symbol, ts (open time), open, high, low, close, volume (base coins) and, where known,
         quote_volume (USDT). A folder that has ``candles/1h`` and the like (our lake) is read at its finest frame,
-        with the funding and marks beside it.
+        with the funding and marks beside it. A folder of recordings (``recording``) has candles made from its trades, and
+        order books.
     funding : Path, optional
         Columns symbol, ts (settlement), funding_rate.
     mark : Path, optional
@@ -100,6 +101,11 @@ class ReplayMarket:
         A symbol whose rows end more than this before the global end is delisted at its end; ``None``: never.
     caps_known_after_ns : int
         How long after its stamp a market cap is known.
+
+    Attributes
+    ----------
+    recording : Recording | None
+        Recorded order books and trades, where there are some.
 
     Raises
     ------
@@ -118,8 +124,10 @@ class ReplayMarket:
         delisted_after_ns: int | None = NS_PER_DAY,
         caps_known_after_ns: int = NS_PER_DAY,
     ) -> None:
-        path = _finest_lake_folder(candles)
-        if path != candles:
+        bars = recorded_bars(candles)
+        self.recording = Recording(candles) if bars is not None else None
+        path = bars or _finest_lake_folder(candles)
+        if bars is None and path != candles:
             funding, mark = funding or _existing(candles / "funding" / "event"), mark or _existing(candles / "mark" / path.name)
         symbols = read_rows(path, _CANDLES)
         for rows in symbols:
@@ -243,48 +251,9 @@ class ReplayMarket:
         has_left = n < rows.ts.size or is_silent
         life = (int(bars.ts_open[0]), ended_ns if has_left else None)
         block = rates if rates is not None else FundingBlock(np.empty(0, np.int64), np.empty(0))
-        instrument, tiers = _specification(rows.base, bars, life, block, known)
+        instrument, tiers = specification(rows.base, bars, life, block, known)
         mark_block = BarBlock.empty() if marks is None else rows_between(_bar_block(marks, marks.ts.size), life[0], ended_ns)
         return _History(instrument, tiers, bars, mark_block, block)
-
-
-def _specification(
-    base: str, bars: BarBlock, life: tuple[int, int | None], funding: FundingBlock, known: Mapping[str, Instrument]
-) -> tuple[Instrument, TierHistory]:
-    """Return the contract: derived from the first 30 days' price and turnover, or the given one with the data's life span."""
-    early = rows_between(bars, life[0], life[0] + _SPEC_DAYS * NS_PER_DAY)
-    price = float(np.median(early.close))
-    days = aggregate_bars(early, NS_PER_DAY)
-    listing = Listing(
-        base=base,
-        price=price,
-        decimals=price_decimals(np.concatenate([bars.open, bars.high, bars.low, bars.close])),
-        liquidity=class_by_turnover(float(np.median(days.quote_volume))),
-        listed_ns=life[0],
-        delisted_ns=life[1],
-        funding_interval_h=_usual_interval_h(funding),
-    )
-    derived, tiers = shaped_contract(listing)
-    true = known.get(derived.symbol)
-    if true is None:
-        return derived, tiers
-    fields = {name: getattr(true, name) for name in Instrument.__slots__} | {"listed_ns": life[0], "delisted_ns": life[1]}
-    return Instrument(**fields), tiers
-
-
-def price_decimals(prices: FloatArray) -> int:
-    """Return the fewest decimals (0..12) that write every price exactly, up to float noise of 1e-9 relative."""
-    for decimals in range(_MAX_DECIMALS):
-        scaled = prices * 10.0**decimals
-        if np.all(np.abs(scaled - np.rint(scaled)) <= 1e-9 * scaled):
-            return decimals
-    return _MAX_DECIMALS
-
-
-def _usual_interval_h(funding: FundingBlock) -> int:
-    if len(funding) < 2:  # noqa: PLR2004 - an interval needs two
-        return 8
-    return max(round(float(np.median(np.diff(funding.ts))) / NS_PER_HOUR), 1)
 
 
 def _single_coin(base: str) -> str:
@@ -341,14 +310,17 @@ def _base_frame(path: Path, symbols: list[SymbolRows]) -> int:
         raise UserError(f"{path}: no symbol has two rows, so the bar length is unknown")
     values, counts = np.unique(steps, return_counts=True)
     frame = int(values[int(np.argmax(counts))])
-    if frame not in FRAME_NS.values():
-        raise UserError(f"{path}: rows are {frame / 60e9:g} minutes apart", f"bars must be one of {', '.join(FRAME_NS)}")
+    if frame not in (*FRAME_NS.values(), *_SECONDS):
+        raise UserError(
+            f"{path}: rows are {frame / 60e9:g} minutes apart",
+            f"bars must be one of {', '.join(FRAME_NS)}, or of {', '.join(str(s // NS_PER_S) for s in _SECONDS)} seconds",
+        )
     for rows in symbols:
         off = np.flatnonzero(rows.ts % frame)
         if off.size:
             k = int(off[0])
             raise UserError(
-                f"{path}: {rows.base} row {k + 1} ({iso(int(rows.ts[k]))}) is not on the {frame // 60_000_000_000}-minute grid"
+                f"{path}: {rows.base} row {k + 1} ({iso(int(rows.ts[k]))}) is not on the {frame / 60e9:g}-minute grid"
             )
     return frame
 

@@ -43,6 +43,7 @@ from crypto_qlib.exchange.embedded.public_api import PublicApi
 from crypto_qlib.exchange.embedded.push_hub import PushHub
 from crypto_qlib.exchange.embedded.rate_limits import RateLimiter
 from crypto_qlib.exchange.embedded.recovery import Keeper
+from crypto_qlib.exchange.embedded.replay_market import ReplayMarket
 from crypto_qlib.exchange.embedded.router import API_ROOT, Answer, Endpoint, Router
 from crypto_qlib.exchange.embedded.routes import Routes, account_routes, changes_of, market_routes
 from crypto_qlib.exchange.embedded.rubik_api import RubikApi
@@ -155,12 +156,13 @@ class EmbeddedExchange:
     ) -> None:
         self.options = options or EmbeddedOptions()
         _check_address(self.options)
+        recording = source.recording if isinstance(source, ReplayMarket) else None
         step_ns = self.options.step_frame_ns
         self.source = source = PathMarket(source, step_ns) if step_ns and step_ns < source.base_frame_ns else source
         self.credentials = credentials or ApiCredentials.generate()
         self._wall = wall_clock or SystemClock()
         self.clock = self._clock(state)
-        self._window = MarketWindow(source, self.clock)
+        self._window = MarketWindow(source, self.clock, recording=recording)
         self._around = Surroundings.of(self._window)
         self._keeper = Keeper(state, self._around, self._fresh_desk, changes_of)
         self.clock.resume_at(self.clock.market_ns)

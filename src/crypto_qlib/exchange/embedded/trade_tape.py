@@ -10,6 +10,7 @@ from typing import Final
 
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.market import BarBlock
+from crypto_qlib.exchange.embedded.recording import TapeRows
 from crypto_qlib.exchange.embedded.wire import Row, ms, num, plain
 
 TRADES_PER_BAR: Final = 100
@@ -44,6 +45,19 @@ def bar_trades(item: Instrument, bars: BarBlock, k: int, span_ns: int) -> list[R
         )  # fmt: skip
         before = price
     return rows
+
+
+def tape_rows(item: Instrument, tape: TapeRows) -> list[Row]:
+    """Return recorded trades as OKX shows them, oldest first; a trade below a lot counts as one."""
+    columns = (tape.ts.tolist(), tape.trade_id.tolist(), tape.price.tolist(), tape.qty.tolist(), tape.side.tolist())
+    return [
+        {
+            "instId": item.inst_id, "tradeId": str(number), "px": plain(item.format_price(price)),
+            "sz": num(round(max(round(qty / item.base_per_lot), 1) * item.lot_size, 10)),
+            "side": "buy" if side > 0 else "sell", "count": "1", "source": "0", "ts": ms(ts),
+        }
+        for ts, number, price, qty, side in zip(*columns, strict=True)
+    ]  # fmt: skip
 
 
 def _path(item: Instrument, ohlc: tuple[float, ...], count: int) -> list[float]:
