@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.postgres_server import Postgres, postgres_server
 
 # The first call of a compiled function takes seconds when its cache is cold: time says nothing about a property.
 settings.register_profile("no_deadline", deadline=None)
@@ -20,3 +23,10 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the shared reference and data folder is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """Return a running PostgreSQL server of the tests' own, or skip where none is installed."""
+    with postgres_server() as server:
+        yield server

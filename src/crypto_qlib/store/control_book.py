@@ -1,7 +1,8 @@
 """What people asked of a running session, kept in its ledger until the session has answered.
 
-The command line writes a row, the session reads it, obeys, and writes its answer: no port is open, and who may write the file
-may command the session. So the file must belong to the user of the session, and nobody else may write it.
+The command line writes a row, the session reads it, obeys, and writes its answer: no port is open, and who may write the
+ledger may command the session. So an SQLite file must belong to the user of the session, and nobody else may write it; a
+PostgreSQL database lets in whom its keeper lets in.
 """
 
 from __future__ import annotations
@@ -13,24 +14,12 @@ from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import DatabaseError, DBAPIError
 
 from crypto_qlib.core.errors import HaltTrading, RetryLater, UserError
-from crypto_qlib.store.ledger import sqlite_engine
+from crypto_qlib.store.ledger_database import LedgerPlace, prepare_schema, unusable
+from crypto_qlib.store.ledger_schema import CONTROLS
 
-_META: Final = sa.MetaData()
-_CONTROLS: Final = sa.Table(
-    "controls",
-    _META,
-    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("session_id", sa.String, nullable=False, index=True),
-    sa.Column("asked_ns", sa.BigInteger, nullable=False),
-    sa.Column("verb", sa.String, nullable=False),
-    sa.Column("argument", sa.String, nullable=False),
-    sa.Column("asked_by", sa.String, nullable=False),
-    sa.Column("answered_ns", sa.BigInteger),
-    sa.Column("answer", sa.String, nullable=False),
-)
 _WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -68,8 +57,8 @@ class ControlBook:
 
     Parameters
     ----------
-    path : Path
-        SQLite ledger of the session.
+    place : LedgerPlace or Path
+        Ledger of the session.
     session_id : str
         Whose rows.
 
@@ -79,14 +68,16 @@ class ControlBook:
         If the file belongs to another user, others may write it, or it is no database.
     """
 
-    def __init__(self, path: Path, session_id: str) -> None:
-        require_private(path)
-        self._engine = sqlite_engine(path)
+    def __init__(self, place: LedgerPlace | Path, session_id: str) -> None:
+        found = LedgerPlace.of(place)
+        if found.path is not None:
+            require_private(found.path)
+        self._engine = found.engine()
         self._session_id = session_id
         try:
-            _META.create_all(self._engine)
+            prepare_schema(self._engine)
         except DatabaseError as e:
-            raise UserError(f"cannot use the ledger {path}: {e.orig}", "move the file away or mend it") from e
+            raise unusable(self._engine, e) from e
 
     def close(self) -> None:
         """Release the database."""
@@ -95,11 +86,11 @@ class ControlBook:
     def ask(self, ts_ns: int, verb: str, argument: str, asked_by: str) -> int:
         """Write what is asked and return the number of its row."""
         values = {"session_id": self._session_id, "asked_ns": ts_ns, "verb": verb, "argument": argument}
-        insert = _CONTROLS.insert().values(**values, asked_by=asked_by, answer="")
+        insert = CONTROLS.insert().values(**values, asked_by=asked_by, answer="")
         try:
             with self._engine.begin() as db:
                 key = db.execute(insert).inserted_primary_key
-        except OperationalError as e:
+        except DBAPIError as e:
             raise UserError(
                 f"cannot write to the ledger: {e.orig}", "use the kill file, see `crypto-qlib live halt --help`"
             ) from e
@@ -108,11 +99,11 @@ class ControlBook:
 
     def waiting(self) -> list[ControlRow]:
         """Return what the session has not answered yet, oldest first; raises ``RetryLater`` where the database refuses."""
-        return self._rows(_CONTROLS.c.answered_ns.is_(None))
+        return self._rows(CONTROLS.c.answered_ns.is_(None))
 
     def row(self, seq: int) -> ControlRow | None:
         """Return one row, or ``None``."""
-        found = self._rows(_CONTROLS.c.seq == seq)
+        found = self._rows(CONTROLS.c.seq == seq)
         return found[0] if found else None
 
     def answer(self, seq: int, ts_ns: int, answer: str) -> None:
@@ -123,20 +114,20 @@ class ControlBook:
         HaltTrading
             If the database refuses.
         """
-        update = _CONTROLS.update().where(_CONTROLS.c.seq == seq).values(answered_ns=ts_ns, answer=answer)
+        update = CONTROLS.update().where(CONTROLS.c.seq == seq).values(answered_ns=ts_ns, answer=answer)
         try:
             with self._engine.begin() as db:
                 db.execute(update)
-        except OperationalError as e:
+        except DBAPIError as e:
             raise HaltTrading(f"cannot write the ledger: {e.orig}", "free disk space or unlock the database") from e
 
     def _rows(self, *where: sa.ColumnElement[bool]) -> list[ControlRow]:
-        columns = [c for c in _CONTROLS.c if c.name != "session_id"]
-        query = sa.select(*columns).where(_CONTROLS.c.session_id == self._session_id, *where).order_by(_CONTROLS.c.seq)
+        columns = [c for c in CONTROLS.c if c.name != "session_id"]
+        query = sa.select(*columns).where(CONTROLS.c.session_id == self._session_id, *where).order_by(CONTROLS.c.seq)
         try:
             with self._engine.connect() as db:
                 return [ControlRow(**dict(row)) for row in db.execute(query).mappings()]
-        except OperationalError as e:
+        except DBAPIError as e:
             raise RetryLater(f"cannot read the ledger: {e.orig}", "unlock the database") from e
 
 

@@ -1,198 +1,38 @@
 """Where a live or paper session writes what it meant to do, what it did, and what came of it.
 
-One SQLite file (or any database SQLAlchemy speaks to). Everything is written *before* it is acted on and committed at once,
-so a session that is killed at any moment finds in here which orders may exist at the exchange. Rows are only added or, for
-an order's state, moved forward; nothing is deleted.
-
-=============  ==========================================================================================
-table          one row is
-=============  ==========================================================================================
-``sessions``   one start of a session: mode, run identity
-``journal``    one event or instruction of the session machine, in order, as JSON
-``intents``    one order that was decided, before it was sent (keyed by client order id)
-``orders``     the last known state of that order
-``fills``      one execution
-``equity``     the account at one bar close
-``controls``   what people asked of the session, and its answer (``store.control_book``)
-``state``      small facts that outlive a restart (tripped limits, peak equity, cool-downs), as JSON
-=============  ==========================================================================================
+One SQLite file, or a PostgreSQL database by its address (``store.ledger_database``). Everything is written *before* it is acted
+on and committed at once, so a session that is killed at any moment finds in here which orders may exist at the exchange. Rows
+are only added or, for an order's state, moved forward; nothing is deleted. The tables are in ``store.ledger_schema``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 import sqlalchemy as sa
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import DatabaseError, DBAPIError
 
+from crypto_qlib.core.clock import NS_PER_DAY
 from crypto_qlib.core.errors import HaltTrading, UserError
 from crypto_qlib.core.order import ExitKind, Fill, OrderStatus, next_status
+from crypto_qlib.store.ledger_database import LedgerPlace, prepare_schema, sqlite_engine, unusable
+from crypto_qlib.store.ledger_rows import EquityRow, FundingRow, IntentRow, OrderRow, PositionRow, Recorded, SessionRow
+from crypto_qlib.store.ledger_schema import EQUITY, FILLS, FUNDING, INTENTS, JOURNAL, ORDERS, POSITIONS, SESSIONS, STATE
+from crypto_qlib.store.plain_values import plain
 
-_META: Final = sa.MetaData()
-_SESSIONS: Final = sa.Table(
-    "sessions",
-    _META,
-    sa.Column("session_id", sa.String, primary_key=True),
-    sa.Column("started_ns", sa.BigInteger, nullable=False),
-    sa.Column("mode", sa.String, nullable=False),
-    sa.Column("identity", sa.String, nullable=False),
-)
-_JOURNAL: Final = sa.Table(
-    "journal",
-    _META,
-    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("session_id", sa.String, nullable=False, index=True),
-    sa.Column("ts_ns", sa.BigInteger, nullable=False),
-    sa.Column("kind", sa.String, nullable=False),
-    sa.Column("payload", sa.String, nullable=False),
-)
-_INTENTS: Final = sa.Table(
-    "intents",
-    _META,
-    sa.Column("client_order_id", sa.String, primary_key=True),
-    sa.Column("session_id", sa.String, nullable=False, index=True),
-    sa.Column("decided_ns", sa.BigInteger, nullable=False),
-    sa.Column("symbol", sa.String, nullable=False),
-    sa.Column("signed_lots", sa.BigInteger, nullable=False),
-    sa.Column("is_entry", sa.Boolean, nullable=False),
-    sa.Column("exit_kind", sa.String),
-    sa.Column("leverage", sa.Float),
-    sa.Column("stop_price", sa.Float),
-    sa.Column("take_profit_price", sa.Float),
-    sa.Column("entry_score", sa.Float),
-)
-_ORDERS: Final = sa.Table(
-    "orders",
-    _META,
-    sa.Column("client_order_id", sa.String, primary_key=True),
-    sa.Column("exchange_order_id", sa.String, nullable=False),
-    sa.Column("status", sa.String, nullable=False),
-    sa.Column("filled_lots", sa.BigInteger, nullable=False),
-    sa.Column("average_price", sa.Float),
-    sa.Column("fee", sa.Float, nullable=False),
-    sa.Column("updated_ns", sa.BigInteger, nullable=False),
-    sa.Column("note", sa.String, nullable=False),
-)
-_FILLS: Final = sa.Table(
-    "fills",
-    _META,
-    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("session_id", sa.String, nullable=False),
-    sa.Column("ts_ns", sa.BigInteger, nullable=False),
-    sa.Column("symbol", sa.String, nullable=False),
-    sa.Column("client_order_id", sa.String, nullable=False),
-    sa.Column("signed_lots", sa.BigInteger, nullable=False),
-    sa.Column("price", sa.Float, nullable=False),
-    sa.Column("copy", sa.Integer, nullable=False),  # the n-th of executions that look exactly alike
-    sa.Column("fee", sa.Float, nullable=False),
-    sa.Column("is_maker", sa.Boolean, nullable=False),
-    sa.Column("exit_kind", sa.String),
-    sa.UniqueConstraint("session_id", "ts_ns", "symbol", "client_order_id", "signed_lots", "price", "copy"),
-)
-_EQUITY: Final = sa.Table(
-    "equity",
-    _META,
-    sa.Column("session_id", sa.String, primary_key=True),
-    sa.Column("ts_ns", sa.BigInteger, primary_key=True),
-    sa.Column("equity", sa.Float, nullable=False),
-    sa.Column("available", sa.Float, nullable=False),
-    sa.Column("margin_ratio", sa.Float),
-    sa.Column("gross", sa.Float, nullable=False),
-    sa.Column("net", sa.Float, nullable=False),
-    sa.Column("open_count", sa.Integer, nullable=False),
-)
-_STATE: Final = sa.Table(
-    "state",
-    _META,
-    sa.Column("session_id", sa.String, primary_key=True),
-    sa.Column("name", sa.String, primary_key=True),
-    sa.Column("value", sa.String, nullable=False),
-)
+__all__ = [
+    "EquityRow", "FundingRow", "IntentRow", "Ledger", "LedgerPlace", "OrderRow", "PositionRow", "Recorded", "SessionRow",
+    "sqlite_engine",
+]  # fmt: skip
 
-
-@dataclass(frozen=True, slots=True)
-class SessionRow:
-    """One session.
-
-    Parameters
-    ----------
-    session_id : str
-        Names one account at one exchange over restarts; part of every client order id.
-    started_ns : int
-        First start.
-    mode : str
-        ``embedded``, ``demo`` or ``live``.
-    identity : dict
-        The run identity the model and settings came from.
-    """
-
-    session_id: str
-    started_ns: int
-    mode: str
-    identity: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class IntentRow:
-    """One decided order.
-
-    Parameters
-    ----------
-    client_order_id : str
-        Deterministic id of the decision.
-    decided_ns : int
-        ``as_of`` of the decision.
-    signed_lots : int
-        + buy, - sell.
-    is_entry : bool
-        Whether it opens a position.
-    exit_kind : ExitKind | None
-        Why it closes one; ``None`` for entries.
-    leverage, stop_price, take_profit_price, entry_score : float | None
-        Terms of an entry; ``None`` where there are none.
-    """
-
-    client_order_id: str
-    decided_ns: int
-    symbol: str
-    signed_lots: int
-    is_entry: bool
-    exit_kind: ExitKind | None = None
-    leverage: float | None = None
-    stop_price: float | None = None
-    take_profit_price: float | None = None
-    entry_score: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class OrderRow:
-    """Last known state of one order (prices in quote units, fee in USDT; ``note`` says why it was refused)."""
-
-    client_order_id: str
-    status: OrderStatus
-    updated_ns: int
-    exchange_order_id: str = ""
-    filled_lots: int = 0
-    average_price: float | None = None
-    fee: float = 0.0
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class EquityRow:
-    """The account at one bar close, USDT; ``margin_ratio`` is ``None`` without positions."""
-
-    ts_ns: int
-    equity: float
-    available: float
-    margin_ratio: float | None
-    gross: float
-    net: float
-    open_count: int
+_FINAL: Final = tuple(status.value for status in OrderStatus if status.is_final)
+_FILLS_SHOWN_WITHIN_NS: Final = 7 * NS_PER_DAY
+"""How long after its decision an order may be reported filled while its executions are not in the ledger yet."""
 
 
 class Ledger:
@@ -214,43 +54,48 @@ class Ledger:
     def __init__(self, engine: sa.Engine, session: SessionRow) -> None:
         self._engine = engine
         self.session_id = session.session_id
+        self._held: dict[str, int] = {}
+        self._held_seq = 0
         try:
-            _META.create_all(engine)
+            prepare_schema(engine)
             with engine.begin() as db:
-                known = db.execute(sa.select(_SESSIONS.c.mode).where(_SESSIONS.c.session_id == session.session_id)).scalar()
+                known = db.execute(sa.select(SESSIONS.c.mode).where(SESSIONS.c.session_id == session.session_id)).scalar()
                 if known is None:
                     row = asdict(session) | {"identity": orjson.dumps(session.identity).decode()}
-                    db.execute(_SESSIONS.insert().values(row))
+                    db.execute(SESSIONS.insert().values(row))
         except DatabaseError as e:
-            raise UserError(f"cannot use the ledger {engine.url}: {e.orig}", "move the file away or mend it") from e
+            raise unusable(engine, e) from e
         if known is not None and known != session.mode:
             raise UserError(
                 f"session {session.session_id} was started in mode {known}, not {session.mode}", "use another session id"
             )
 
     @staticmethod
-    def open(path: Path, session: SessionRow) -> Ledger:
-        """Open the SQLite ledger at ``path``, creating it where absent, for its owner alone (every commit synced to disk)."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        engine = sqlite_engine(path)
-        return Ledger(engine, session)
+    def open(place: LedgerPlace | Path, session: SessionRow) -> Ledger:
+        """Open the ledger at ``place``; an SQLite file is created where absent, for its owner alone."""
+        return Ledger(LedgerPlace.of(place).engine(create=True), session)
 
     @staticmethod
-    def new_session_id(path: Path, prefix: str) -> str:
-        """Return ``prefix`` followed by the number of sessions of that prefix already in the ledger at ``path``."""
-        if not path.exists():
+    def new_session_id(place: LedgerPlace | Path, prefix: str) -> str:
+        """Return ``prefix`` followed by the number of sessions of that prefix already in the ledger at ``place``."""
+        found = LedgerPlace.of(place)
+        if not found.exists():
             return f"{prefix}n0"
-        engine = sa.create_engine(f"sqlite:///{path}")
+        engine = found.engine()
         try:
-            _META.create_all(engine)
+            prepare_schema(engine)
             with engine.connect() as db:
-                count = sa.select(sa.func.count()).where(_SESSIONS.c.session_id.startswith(f"{prefix}n", autoescape=True))
+                count = sa.select(sa.func.count()).where(SESSIONS.c.session_id.startswith(f"{prefix}n", autoescape=True))
                 return f"{prefix}n{db.execute(count).scalar_one()}"
         except DatabaseError as e:
-            raise UserError(f"cannot use the ledger {path}: {e.orig}", "move the file away or mend it") from e
+            raise unusable(engine, e) from e
         finally:
             engine.dispose()
+
+    @property
+    def engine(self) -> sa.Engine:
+        """Return the database, for what is kept beside the session's own rows (``store.notice_box``)."""
+        return self._engine
 
     def close(self) -> None:
         """Release the database."""
@@ -264,33 +109,112 @@ class Ledger:
         HaltTrading
             If the database refuses: without a journal nothing may be sent.
         """
+        with self._writing() as db:
+            for statement in statements:
+                db.execute(statement)
+
+    @contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
         try:
             with self._engine.begin() as db:
-                for statement in statements:
-                    db.execute(statement)
-        except OperationalError as e:
+                yield db
+        except DBAPIError as e:
             raise HaltTrading(f"cannot write the ledger: {e.orig}", "free disk space or unlock the database") from e
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.connect() as db:
+                yield db
+        except DBAPIError as e:  # not RetryLater: whoever asks may have sent an order, which must not be sent again
+            raise HaltTrading(f"cannot read the ledger: {e.orig}", "free disk space or unlock the database") from e
+
+    @contextmanager
+    def _alone(self) -> Iterator[sa.Connection]:
+        """Write with nobody else writing for this session: the first statement takes the session's row."""
+        with self._writing() as db:
+            mine = SESSIONS.c.session_id == self.session_id
+            db.execute(SESSIONS.update().where(mine).values(session_id=self.session_id))
+            yield db
 
     def append_journal(self, ts_ns: int, kind: str, payload: object) -> None:
         """Append one event or instruction (a dataclass or JSON-able value)."""
-        text = orjson.dumps(payload, default=_jsonable, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS).decode()
-        self._write(_JOURNAL.insert().values(session_id=self.session_id, ts_ns=ts_ns, kind=kind, payload=text))
+        text = orjson.dumps(plain(payload), option=orjson.OPT_NON_STR_KEYS).decode()
+        self._write(JOURNAL.insert().values(session_id=self.session_id, ts_ns=ts_ns, kind=kind, payload=text))
 
     def journal(self) -> list[tuple[int, str, Any]]:
         """Return ``(ts_ns, kind, payload)`` of this session in order."""
-        query = sa.select(_JOURNAL.c.ts_ns, _JOURNAL.c.kind, _JOURNAL.c.payload)
-        with self._engine.connect() as db:
-            rows = db.execute(query.where(_JOURNAL.c.session_id == self.session_id).order_by(_JOURNAL.c.seq)).all()
+        query = sa.select(JOURNAL.c.ts_ns, JOURNAL.c.kind, JOURNAL.c.payload)
+        with self._reading() as db:
+            rows = db.execute(query.where(JOURNAL.c.session_id == self.session_id).order_by(JOURNAL.c.seq)).all()
         return [(int(ts), str(kind), orjson.loads(payload)) for ts, kind, payload in rows]
 
     def record_intent(self, intent: IntentRow) -> bool:
         """Write one decided order in state ``INTENT``; return ``False`` if this very decision was written before."""
         if self.intent(intent.client_order_id) is not None:
             return False
-        row = asdict(intent) | {"session_id": self.session_id, "exit_kind": intent.exit_kind and intent.exit_kind.value}
         order = OrderRow(intent.client_order_id, OrderStatus.INTENT, intent.decided_ns)
-        self._write(_INTENTS.insert().values(row), _ORDERS.insert().values(_order_values(order)))
+        self._write(INTENTS.insert().values(self._intent_values(intent)), ORDERS.insert().values(_order_values(order)))
         return True
+
+    def record_entry(self, intent: IntentRow, max_open: int) -> Recorded:
+        """Write a decided entry if fewer than ``max_open`` symbols are held or being entered, whoever else writes meanwhile.
+
+        Looking and writing are one transaction that begins by taking the session's row for itself, so two writers come one
+        after the other. Without a slot the entry is written as ``REJECTED``, with the reason as its note.
+        """
+        with self._alone() as db:
+            known = sa.select(INTENTS.c.client_order_id).where(INTENTS.c.client_order_id == intent.client_order_id)
+            if db.execute(known).first() is not None:
+                return Recorded.KNOWN
+            taken = self._slots(db, intent.decided_ns) - {intent.symbol}
+            order = OrderRow(intent.client_order_id, OrderStatus.INTENT, intent.decided_ns)
+            if len(taken) >= max_open:
+                note = f"not sent: {len(taken)} symbols are held or being entered, and max_open is {max_open}"
+                order = replace(order, status=OrderStatus.REJECTED, note=note)
+            db.execute(INTENTS.insert().values(self._intent_values(intent)))
+            db.execute(ORDERS.insert().values(_order_values(order)))
+        return Recorded.NO_SLOT if order.status is OrderStatus.REJECTED else Recorded.NEW
+
+    def slots_taken(self, as_of_ns: int) -> frozenset[str]:
+        """Return the symbols that are held or being entered, by what the ledger knows."""
+        with self._reading() as db:
+            return frozenset(self._slots(db, as_of_ns))
+
+    def _slots(self, db: sa.Connection, as_of_ns: int) -> set[str]:
+        """Return the symbols that are held or entered; what an order reports as filled counts before its fills are shown."""
+        ours = INTENTS.c.session_id == self.session_id
+        known = sa.case((INTENTS.c.client_order_id.is_not(None), 1), else_=0)
+        fills = (
+            sa.select(FILLS.c.seq, FILLS.c.symbol, FILLS.c.signed_lots, known)
+            .join(INTENTS, INTENTS.c.client_order_id == FILLS.c.client_order_id, isouter=True)
+            .where(FILLS.c.session_id == self.session_id, FILLS.c.seq > self._held_seq)
+            .order_by(FILLS.c.seq)
+        )
+        for seq, symbol, lots, is_ours in db.execute(fills):
+            self._held_seq = max(self._held_seq, seq)
+            self._held[symbol] = size_after(self._held.get(symbol, 0), lots, is_ours=bool(is_ours))
+        seen = sa.func.coalesce(sa.func.sum(FILLS.c.signed_lots), 0)
+        reported = (
+            sa.select(INTENTS.c.symbol, INTENTS.c.signed_lots, ORDERS.c.filled_lots, seen)
+            .join(ORDERS, ORDERS.c.client_order_id == INTENTS.c.client_order_id)
+            .join(FILLS, FILLS.c.client_order_id == INTENTS.c.client_order_id, isouter=True)
+            .where(ours, INTENTS.c.decided_ns > as_of_ns - _FILLS_SHOWN_WITHIN_NS, ORDERS.c.filled_lots > 0)
+            .group_by(INTENTS.c.client_order_id, INTENTS.c.symbol, INTENTS.c.signed_lots, ORDERS.c.filled_lots)
+        )
+        held = dict(self._held)
+        for symbol, wanted, filled, shown in db.execute(reported):
+            ahead = max(filled - abs(int(shown)), 0)
+            held[symbol] = held.get(symbol, 0) + (ahead if wanted > 0 else -ahead)
+        entering = (
+            sa.select(INTENTS.c.symbol)
+            .join(ORDERS, ORDERS.c.client_order_id == INTENTS.c.client_order_id)
+            .where(ours, INTENTS.c.is_entry, ORDERS.c.status.not_in(_FINAL))
+        )
+        return {symbol for symbol, lots in held.items() if lots} | set(db.execute(entering).scalars())
+
+    def _intent_values(self, intent: IntentRow) -> dict[str, Any]:
+        return asdict(intent) | {"session_id": self.session_id, "exit_kind": intent.exit_kind and intent.exit_kind.value}
 
     def record_order(self, order: OrderRow) -> None:
         """Move an order forward along the life-cycle table; a repeated report of the same state only updates its figures.
@@ -305,27 +229,26 @@ class Ledger:
             raise ValueError(f"order {order.client_order_id} was never written as an intent")
         if order.status is not current.status:
             next_status(current.status, order.status)
-        where = _ORDERS.c.client_order_id == order.client_order_id
-        self._write(_ORDERS.update().where(where).values(_order_values(order)))
+        where = ORDERS.c.client_order_id == order.client_order_id
+        self._write(ORDERS.update().where(where).values(_order_values(order)))
 
     def intent(self, client_order_id: str) -> IntentRow | None:
         """Return the decided order of that id, or ``None``."""
-        found = self._intents(_INTENTS.c.client_order_id == client_order_id)
+        found = self._intents(INTENTS.c.client_order_id == client_order_id)
         return found[0] if found else None
 
     def intents(self) -> list[IntentRow]:
         """Return every decided order of this session, oldest first."""
-        return self._intents(_INTENTS.c.session_id == self.session_id)
+        return self._intents(INTENTS.c.session_id == self.session_id)
 
     def unresolved(self) -> list[IntentRow]:
         """Return decided orders whose last known state is not final: they may exist at the exchange."""
-        final = [status.value for status in OrderStatus if status.is_final]
-        open_ids = sa.select(_ORDERS.c.client_order_id).where(_ORDERS.c.status.not_in(final))
-        return self._intents(_INTENTS.c.session_id == self.session_id, _INTENTS.c.client_order_id.in_(open_ids))
+        open_ids = sa.select(ORDERS.c.client_order_id).where(ORDERS.c.status.not_in(_FINAL))
+        return self._intents(INTENTS.c.session_id == self.session_id, INTENTS.c.client_order_id.in_(open_ids))
 
     def _intents(self, *where: sa.ColumnElement[bool]) -> list[IntentRow]:
-        query = sa.select(_INTENTS).where(*where).order_by(_INTENTS.c.decided_ns, _INTENTS.c.client_order_id)
-        with self._engine.connect() as db:
+        query = sa.select(INTENTS).where(*where).order_by(INTENTS.c.decided_ns, INTENTS.c.client_order_id)
+        with self._reading() as db:
             rows = [dict(row) for row in db.execute(query).mappings()]
         for row in rows:
             row.pop("session_id")
@@ -334,8 +257,8 @@ class Ledger:
 
     def order(self, client_order_id: str) -> OrderRow | None:
         """Return the last known state of the order, or ``None`` if it was never intended."""
-        with self._engine.connect() as db:
-            row = db.execute(sa.select(_ORDERS).where(_ORDERS.c.client_order_id == client_order_id)).mappings().first()
+        with self._reading() as db:
+            row = db.execute(sa.select(ORDERS).where(ORDERS.c.client_order_id == client_order_id)).mappings().first()
         return None if row is None else OrderRow(**(dict(row) | {"status": OrderStatus(row["status"])}))
 
     def record_fills(self, fills: Sequence[Fill]) -> list[Fill]:
@@ -345,30 +268,29 @@ class Ledger:
         """
         copies: dict[tuple[object, ...], int] = {}
         fresh: list[Fill] = []
-        rows = []
-        known = self._fill_keys({f.ts_ns for f in fills})
-        for fill in fills:
-            key = (fill.ts_ns, fill.symbol, fill.client_order_id, fill.signed_lots, fill.price)
-            copies[key] = copies.get(key, -1) + 1
-            if (*key, copies[key]) in known:
-                continue
-            row = asdict(fill) | {"session_id": self.session_id, "copy": copies[key]}
-            rows.append(row | {"exit_kind": fill.exit_kind and fill.exit_kind.value})
-            fresh.append(fill)
-        if rows:
-            self._write(*(_FILLS.insert().values(row) for row in rows))
+        if not fills:
+            return fresh
+        with self._alone() as db:
+            known = self._fill_keys(db, {f.ts_ns for f in fills})
+            for fill in fills:
+                key = (fill.ts_ns, fill.symbol, fill.client_order_id, fill.signed_lots, fill.price)
+                copies[key] = copies.get(key, -1) + 1
+                if (*key, copies[key]) in known:
+                    continue
+                row = asdict(fill) | {"session_id": self.session_id, "copy": copies[key]}
+                db.execute(FILLS.insert().values(row | {"exit_kind": fill.exit_kind and fill.exit_kind.value}))
+                fresh.append(fill)
         return fresh
 
-    def _fill_keys(self, instants: Iterable[int]) -> set[tuple[object, ...]]:
-        columns = [_FILLS.c[name] for name in ("ts_ns", "symbol", "client_order_id", "signed_lots", "price", "copy")]
-        query = sa.select(*columns).where(_FILLS.c.session_id == self.session_id, _FILLS.c.ts_ns.in_(list(instants)))
-        with self._engine.connect() as db:
-            return {tuple(row) for row in db.execute(query)}
+    def _fill_keys(self, db: sa.Connection, instants: Iterable[int]) -> set[tuple[object, ...]]:
+        columns = [FILLS.c[name] for name in ("ts_ns", "symbol", "client_order_id", "signed_lots", "price", "copy")]
+        query = sa.select(*columns).where(FILLS.c.session_id == self.session_id, FILLS.c.ts_ns.in_(list(instants)))
+        return {tuple(row) for row in db.execute(query)}
 
     def fills(self) -> list[Fill]:
         """Return every execution of this session, oldest first, those of one instant in the order they were told."""
-        query = sa.select(_FILLS).where(_FILLS.c.session_id == self.session_id).order_by(_FILLS.c.ts_ns, _FILLS.c.seq)
-        with self._engine.connect() as db:
+        query = sa.select(FILLS).where(FILLS.c.session_id == self.session_id).order_by(FILLS.c.ts_ns, FILLS.c.seq)
+        with self._reading() as db:
             rows = [dict(row) for row in db.execute(query).mappings()]
         for row in rows:
             del row["seq"], row["session_id"], row["copy"]
@@ -377,53 +299,84 @@ class Ledger:
 
     def record_equity(self, row: EquityRow) -> None:
         """Write the account at one bar close; the first snapshot of an instant stands."""
-        where = sa.and_(_EQUITY.c.session_id == self.session_id, _EQUITY.c.ts_ns == row.ts_ns)
-        with self._engine.connect() as db:
-            if db.execute(sa.select(_EQUITY.c.ts_ns).where(where)).first() is not None:
+        where = sa.and_(EQUITY.c.session_id == self.session_id, EQUITY.c.ts_ns == row.ts_ns)
+        with self._reading() as db:
+            if db.execute(sa.select(EQUITY.c.ts_ns).where(where)).first() is not None:
                 return
-        self._write(_EQUITY.insert().values(asdict(row) | {"session_id": self.session_id}))
+        self._write(EQUITY.insert().values(asdict(row) | {"session_id": self.session_id}))
 
     def equity(self) -> list[EquityRow]:
         """Return the account at every bar close of this session, oldest first."""
-        query = sa.select(_EQUITY).where(_EQUITY.c.session_id == self.session_id).order_by(_EQUITY.c.ts_ns)
-        with self._engine.connect() as db:
+        query = sa.select(EQUITY).where(EQUITY.c.session_id == self.session_id).order_by(EQUITY.c.ts_ns)
+        with self._reading() as db:
             rows = [dict(row) for row in db.execute(query).mappings()]
         return [EquityRow(**{k: v for k, v in row.items() if k != "session_id"}) for row in rows]
 
+    def record_positions(self, rows: Sequence[PositionRow]) -> None:
+        """Write the open positions at one bar close; the first snapshot of an instant stands."""
+        if not rows:
+            return
+        where = sa.and_(POSITIONS.c.session_id == self.session_id, POSITIONS.c.ts_ns == rows[0].ts_ns)
+        with self._reading() as db:
+            if db.execute(sa.select(POSITIONS.c.ts_ns).where(where)).first() is not None:
+                return
+        self._write(*(POSITIONS.insert().values(asdict(row) | {"session_id": self.session_id}) for row in rows))
+
+    def positions(self, ts_ns: int | None = None) -> list[PositionRow]:
+        """Return the open positions at the bar close ``ts_ns``, or at every one, oldest first and by symbol."""
+        where = [POSITIONS.c.session_id == self.session_id]
+        where += [] if ts_ns is None else [POSITIONS.c.ts_ns == ts_ns]
+        query = sa.select(POSITIONS).where(*where).order_by(POSITIONS.c.ts_ns, POSITIONS.c.symbol)
+        with self._reading() as db:
+            rows = [dict(row) for row in db.execute(query).mappings()]
+        return [PositionRow(**{k: v for k, v in row.items() if k != "session_id"}) for row in rows]
+
+    def record_funding(self, rows: Sequence[FundingRow]) -> list[FundingRow]:
+        """Write settlements not yet in the ledger and return them; asking the exchange twice never doubles one."""
+        asked = [row.bill_id for row in rows]
+        known_ids = sa.select(FUNDING.c.bill_id).where(FUNDING.c.session_id == self.session_id, FUNDING.c.bill_id.in_(asked))
+        with self._reading() as db:
+            known = set(db.execute(known_ids).scalars())
+        fresh = [row for row in rows if row.bill_id not in known]
+        if fresh:
+            self._write(*(FUNDING.insert().values(asdict(row) | {"session_id": self.session_id}) for row in fresh))
+        return fresh
+
+    def funding(self) -> list[FundingRow]:
+        """Return every settlement of this session, oldest first."""
+        query = sa.select(FUNDING).where(FUNDING.c.session_id == self.session_id).order_by(FUNDING.c.ts_ns, FUNDING.c.bill_id)
+        with self._reading() as db:
+            rows = [dict(row) for row in db.execute(query).mappings()]
+        return [FundingRow(**{k: v for k, v in row.items() if k != "session_id"}) for row in rows]
+
     def put_state(self, name: str, value: object) -> None:
         """Keep a small JSON-able fact under ``name``, replacing the last one."""
-        where = sa.and_(_STATE.c.session_id == self.session_id, _STATE.c.name == name)
-        text = orjson.dumps(value, default=_jsonable).decode()
-        insert = _STATE.insert().values(session_id=self.session_id, name=name, value=text)
-        self._write(_STATE.delete().where(where), insert)
+        where = sa.and_(STATE.c.session_id == self.session_id, STATE.c.name == name)
+        text = orjson.dumps(plain(value)).decode()
+        insert = STATE.insert().values(session_id=self.session_id, name=name, value=text)
+        self._write(STATE.delete().where(where), insert)
 
     def state(self, name: str) -> Any:
         """Return the fact kept under ``name``, or ``None``."""
-        where = sa.and_(_STATE.c.session_id == self.session_id, _STATE.c.name == name)
-        with self._engine.connect() as db:
-            text = db.execute(sa.select(_STATE.c.value).where(where)).scalar()
+        where = sa.and_(STATE.c.session_id == self.session_id, STATE.c.name == name)
+        with self._reading() as db:
+            text = db.execute(sa.select(STATE.c.value).where(where)).scalar()
         return None if text is None else orjson.loads(text)
 
 
-def sqlite_engine(path: Path) -> sa.Engine:
-    """Return an engine on the SQLite file at ``path``: write-ahead log, every commit synced, 5 s of patience with others."""
-    engine = sa.create_engine(f"sqlite:///{path}")
+def size_after(before: int, signed_lots: int, *, is_ours: bool) -> int:
+    """Return the signed size of a position of ours after one execution in its symbol.
 
-    @sa.event.listens_for(engine, "connect")
-    def _pragmas(connection: Any, _record: Any) -> None:
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    return engine
+    What is not ours (a stop or liquidation by the exchange, somebody's own trade) can only shrink it: what lies beyond flat, or
+    opens or adds, is theirs.
+    """
+    after = before + signed_lots
+    if is_ours:
+        return after
+    if before * signed_lots >= 0:
+        return before
+    return after if before * after >= 0 else 0
 
 
 def _order_values(order: OrderRow) -> dict[str, Any]:
     return asdict(order) | {"status": order.status.value}
-
-
-def _jsonable(value: object) -> object:
-    if isinstance(value, frozenset | set | tuple):
-        return sorted(value) if isinstance(value, frozenset | set) else list(value)
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} cannot be written to the journal")

@@ -1,0 +1,1 @@
+"""How the tables of an existing ledger become those of the present."""
