@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 export MPLBACKEND := Agg
 
-.PHONY: help install demo test check lint types contracts format bench docs clean distclean
+.PHONY: help install demo test check lint types contracts format bench docs audit clean distclean
 
 help: ## Show this list
 	@echo "crypto-qlib: make TARGET"
@@ -73,6 +73,9 @@ bench: $(STAMP) ## Run the benchmarks
 docs: $(STAMP) ## Write the pages made from the code (settings, features), and check what the documentation names
 	@$(BIN)/python docs/build.py
 	@$(BIN)/pytest -q tests/architecture/test_docs.py
+
+audit: $(STAMP) ## Known vulnerabilities of the installed libraries (asks the package index; says so when it cannot)
+	@.ci/audit
 
 clean: ## Remove caches and build leftovers
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -17,7 +17,7 @@ import pytest
 
 from crypto_qlib.store.ledger_database import LedgerPlace
 
-USER, PASSWORD = "keeper", "planted-PG-password-7Q"  # noqa: S105 - made for this server
+USER, PASSWORD = "keeper", "planted-PG-password-7Q"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from crypto_qlib.core.tiers import TierHistory, TierTable
 from crypto_qlib.exchange.gateway import OrderReport, PriceKind
 from crypto_qlib.live_trading.signal_processor import Contracts
 from crypto_qlib.portfolio.rules import Rules
+from crypto_qlib.store.ledger import FundingRow
 
 SYMBOLS = ("AAAUSDT", "BBBUSDT", "BTCUSDT", "CCCUSDT")
 START_NS = 1_700_006_400_000_000_000 - 1_700_006_400_000_000_000 % (24 * NS_PER_HOUR)
@@ -180,6 +181,9 @@ class FakeExchange:
 
     async def fills(self, since_ns: int) -> list[Fill]:
         return [f for f in self.executed if f.ts_ns >= since_ns]
+
+    async def funding_paid(self, since_ns: int) -> list[FundingRow]:
+        return []
 
     async def candles(self, symbol: str, frame: str, start_ns: int, end_ns: int, kind: PriceKind = PriceKind.LAST) -> BarBlock:
         ts = self.tape.ts_open

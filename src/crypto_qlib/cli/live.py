@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import math
 import time
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -34,7 +33,7 @@ def status(context: typer.Context) -> None:
     from crypto_qlib.live_trading.session_status import session_status
 
     console = out()
-    for line in session_status(*found).lines():
+    for line in session_status(*found, asked(context).secrets().ledger_password).lines():
         console.print(escape(line))
 
 
@@ -112,12 +111,10 @@ def _tell(context: typer.Context, verb: str, argument: str, wait_s: float, *, ne
     if needs_running and not is_running:
         raise UserError(f"session {card.session_id} does not run", "positions can be closed on the exchange itself")
     from crypto_qlib.core.clock import SystemClock
+    from crypto_qlib.live_trading.session_status import ledger_of
     from crypto_qlib.store.control_book import ControlBook
 
-    path = Path(card.ledger)
-    if not path.exists():
-        raise UserError(f"the ledger {path} is gone", "start the session anew")
-    book = ControlBook(path, card.session_id)
+    book = ControlBook(ledger_of(card, asked(context).secrets().ledger_password), card.session_id)
     try:
         seq = book.ask(SystemClock().now_ns(), verb, argument, getpass.getuser())
         if not is_running:

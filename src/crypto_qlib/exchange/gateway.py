@@ -19,6 +19,7 @@ from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.market import BarBlock, FundingBlock
 from crypto_qlib.core.order import Fill, MarginMode, OrderRequest, OrderStatus, Protection
 from crypto_qlib.core.tiers import TierTable
+from crypto_qlib.store.ledger_rows import FundingRow
 
 
 class PriceKind(StrEnum):
@@ -197,6 +198,10 @@ class Gateway(Protocol):
 
     async def fills(self, since_ns: int) -> list[Fill]:
         """Return the account's fills since ``since_ns``, oldest first."""
+        ...
+
+    async def funding_paid(self, since_ns: int) -> list[FundingRow]:
+        """Return what each settlement booked to the account since ``since_ns``, oldest first."""
         ...
 
     async def close(self) -> None:

@@ -22,8 +22,11 @@ from crypto_qlib.exchange.okx_parsing import Row
 from crypto_qlib.exchange.okx_safety import OkxSafety
 from crypto_qlib.exchange.okx_session import Connection
 from crypto_qlib.settings.schema import ExchangeSettings
+from crypto_qlib.store.ledger_rows import FundingRow
 
-_FILLS_PAGE: Final = 100
+_PAGE: Final = 100
+"""Rows of a page of executions or bills, the most OKX gives."""
+_FUNDING_BILL: Final = "8"
 _GONE: Final = frozenset({"51400", "51401", "51402", "51405", "51603"})
 """Cancel refused because there is nothing to cancel any more: not an error."""
 _UNKNOWN_ORDER: Final = frozenset({"51603", "51001"})
@@ -156,11 +159,11 @@ class OkxGateway(OkxSafety):
     async def fills(self, since_ns: int) -> list[Fill]:
         """Return the account's fills since ``since_ns``, oldest first."""
         found: list[Row] = []
-        query: Row = {"instType": "SWAP", "begin": str(since_ns // NS_PER_MS), "limit": str(_FILLS_PAGE)}
+        query: Row = {"instType": "SWAP", "begin": str(since_ns // NS_PER_MS), "limit": str(_PAGE)}
         while True:
             rows = await self._session.private("read the fills", "privateGetTradeFillsHistory", query)
             found.extend(rows)
-            if len(rows) < _FILLS_PAGE:
+            if len(rows) < _PAGE:
                 break
             query = query | {"after": str(rows[-1]["billId"])}
         kinds = await self._exit_kinds(found)
@@ -169,6 +172,27 @@ class OkxGateway(OkxSafety):
             item = await self._instrument_of(str(row["instId"]))
             fills.append(parse.fill_from(row, item, kinds.get(str(row["ordId"]))))
         return [fill for fill in fills if fill.ts_ns >= since_ns]
+
+    async def funding_paid(self, since_ns: int) -> list[FundingRow]:
+        """Return what each settlement booked since ``since_ns`` (three months at most), oldest first.
+
+        Source: OKX API v5, ``GET /account/bills-archive``, type 8; the amount is ``balChg``, of an isolated position
+        ``posBalChg``.
+        """
+        found: list[Row] = []
+        query: Row = {"instType": "SWAP", "type": _FUNDING_BILL, "begin": str(since_ns // NS_PER_MS), "limit": str(_PAGE)}
+        while True:
+            rows = await self._session.private("read the bills", "privateGetAccountBillsArchive", query)
+            found.extend(rows)
+            if len(rows) < _PAGE:
+                break
+            query = query | {"after": str(rows[-1]["billId"])}
+        booked = []
+        for row in reversed(found):
+            item = await self._instrument_of(str(row["instId"]))
+            amount = float(row.get("balChg") or 0.0) or float(row.get("posBalChg") or 0.0)
+            booked.append(FundingRow(str(row["billId"]), int(row["ts"]) * NS_PER_MS, item.symbol, amount))
+        return [bill for bill in booked if bill.ts_ns >= since_ns]
 
     async def _order_body(self, request: OrderRequest, item: Instrument) -> Row:
         body: Row = {

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Final, TypeVar
 
-from crypto_qlib.core.account import AccountState
 from crypto_qlib.core.clock import Clock
-from crypto_qlib.core.errors import HaltTrading, RetryLater, SkipCycle
+from crypto_qlib.core.errors import DoNotRetry, HaltTrading, RetryLater, SkipCycle
 from crypto_qlib.live_trading import events as ev
+from crypto_qlib.live_trading.account_record import record_account
 from crypto_qlib.live_trading.controls import Controls, Verb
 from crypto_qlib.live_trading.dead_man import DeadManSwitch
 from crypto_qlib.live_trading.paper_view import PaperView, position_lines
@@ -20,7 +20,6 @@ from crypto_qlib.live_trading.session import Session
 from crypto_qlib.live_trading.session_parts import SessionLog, SessionParts, Show
 from crypto_qlib.live_trading.trade_executor_okx import TradeExecutor
 from crypto_qlib.store.control_book import ControlRow
-from crypto_qlib.store.ledger import EquityRow
 from crypto_qlib.store.live_events import EventKind, LiveEvent, Severity
 
 _T = TypeVar("_T")
@@ -50,7 +49,7 @@ class Dispatcher:
         self._parts = parts
         self._show = show
         self._wall = wall
-        self._executor = TradeExecutor(parts.gateway, parts.ledger, parts.clock, parts.sleep)
+        self._executor = TradeExecutor(parts.gateway, parts.ledger, parts.clock, parts.sleep, parts.config.rules.max_open)
         rules, ledger = parts.config.rules, parts.ledger
         self.tracker = PositionTracker.rebuild(rules.frame_ns, rules.cooldown_ns, ledger.intents(), ledger.fills())
         risk = risk_from_json(ledger.state(RISK))
@@ -98,6 +97,7 @@ class Dispatcher:
                     self._parts.ledger.put_state(DECIDED, instruction.ts_ns)
                 case ev.CycleDone():
                     self._end_cycle(instruction)
+                    return await self._read_funding(instruction)
         except HaltTrading as e:
             return ev.ModeVoiced(self.now_ns(), "gateway", Mode.HALTED, str(e))
         return None
@@ -118,12 +118,24 @@ class Dispatcher:
         account = await self._retried(self._parts.gateway.account)
         if purpose is ev.Purpose.DECIDE and self.log.market is not None:
             self.log.decision_account = account
-            self._parts.ledger.record_equity(_equity_row(account, self.log.market.ts_ns))
+            record_account(self._parts.ledger, account, self.log.market.ts_ns)
         return ev.AccountRead(self.now_ns(), account, purpose)
 
     async def _read_fills(self, since_ns: int) -> ev.FillsRead:
         fills = await self._retried(lambda: self._parts.gateway.fills(since_ns))
         return ev.FillsRead(self.now_ns(), tuple(self._parts.ledger.record_fills(fills)))
+
+    async def _read_funding(self, done: ev.CycleDone) -> ev.FundingRead | None:
+        """Ask what settlements booked since the last one known, where anything was held; the next cycle asks again."""
+        before = self.log.decision_account
+        if not done.account.positions and (before is None or not before.positions):
+            return None
+        since = max((row.ts_ns for row in self._parts.ledger.funding()), default=self._parts.ledger.started_ns)
+        try:
+            fresh = self._parts.ledger.record_funding(await self._parts.gateway.funding_paid(since))
+        except (RetryLater, DoNotRetry):
+            return None
+        return ev.FundingRead(self.now_ns(), tuple(fresh)) if fresh else None
 
     async def _retried(self, read: Callable[[], Awaitable[_T]]) -> _T:
         for _ in range(_READ_TRIES - 1):
@@ -207,11 +219,3 @@ def journal_form(step: ev.Event | ev.Instruction) -> object:
     if isinstance(step, ev.BarClosed):
         return {"ts_ns": step.ts_ns, "scores": step.scores, "freshness": step.freshness, "is_last": step.is_last}
     return step
-
-
-def _equity_row(account: AccountState, ts_ns: int) -> EquityRow:
-    notionals = [p.side * p.qty * p.mark for p in account.positions]
-    ratio = None if account.margin_ratio == float("inf") else account.margin_ratio
-    return EquityRow(
-        ts_ns, account.equity, account.available, ratio, sum(abs(n) for n in notionals), sum(notionals), len(notionals)
-    )

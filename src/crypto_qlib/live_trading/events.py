@@ -15,7 +15,7 @@ from crypto_qlib.core.signal import Scores
 from crypto_qlib.live_trading.risk_control import Mode
 from crypto_qlib.portfolio.market_state import MarketState
 from crypto_qlib.portfolio.veto import Veto
-from crypto_qlib.store.ledger import IntentRow
+from crypto_qlib.store.ledger import FundingRow, IntentRow
 from crypto_qlib.store.live_events import EventKind, Severity
 
 
@@ -97,6 +97,14 @@ class FillsRead:
 
     ts_ns: int
     fills: tuple[Fill, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FundingRead:
+    """Settlements the exchange booked, not seen before, oldest first."""
+
+    ts_ns: int
+    settlements: tuple[FundingRow, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +210,7 @@ Event = (
     | BarClosed
     | AccountRead
     | FillsRead
+    | FundingRead
     | LeverageSet
     | LeverageRefused
     | OrderReported

@@ -1,4 +1,4 @@
-"""What executions mean to a person: opened, closed, stopped out, liquidated; several executions of one order are one line."""
+"""What executions and settlements mean to a person: opened, closed, stopped out, paid; one line for what belongs together."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from crypto_qlib.core.clock import iso
 from crypto_qlib.core.order import ExitKind, Fill
 from crypto_qlib.live_trading import events as ev
 from crypto_qlib.live_trading.position_tracker import PositionTracker
+from crypto_qlib.store.ledger import FundingRow
 from crypto_qlib.store.live_events import EventKind, Severity
 
 _KINDS: Final[dict[ExitKind, EventKind]] = {
@@ -57,3 +59,20 @@ def _line(symbol: str, kind: EventKind, deal: _Deal, left: int) -> ev.Alert:
     facts: dict[str, object] = {"lots": deal.lots, "price": price, "fee": deal.fee, "lots_left": left}
     severity = Severity.WARNING if kind is EventKind.LIQUIDATION else Severity.INFO
     return ev.Alert(severity, text, kind, symbol, facts)
+
+
+def funding_news(settlements: Sequence[FundingRow]) -> list[ev.Instruction]:
+    """Return what to tell of the settlements the exchange booked: one line for all of an instant."""
+    at: dict[int, list[FundingRow]] = {}
+    for row in settlements:
+        at.setdefault(row.ts_ns, []).append(row)
+    out: list[ev.Instruction] = []
+    for ts_ns, rows in at.items():
+        total = sum(row.amount for row in rows)
+        largest = max(rows, key=lambda row: abs(row.amount))
+        text = (
+            f"funding of {iso(ts_ns)}: {total:+.4g} USDT over {len(rows)} symbols, most {largest.symbol} {largest.amount:+.4g}"
+        )
+        facts: dict[str, object] = {"amount": total, "positions": len(rows)}
+        out.append(ev.Alert(Severity.INFO, text, EventKind.FUNDING, facts=facts))
+    return out

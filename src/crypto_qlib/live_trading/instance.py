@@ -33,7 +33,7 @@ class SessionCard:
     mode : str
         ``embedded``, ``demo`` or ``live``.
     ledger : str
-        Path of the SQLite ledger.
+        Path of the SQLite ledger, or address of the database, without a password.
     pid : int
         Its process.
     started_ns : int

@@ -27,7 +27,7 @@ from crypto_qlib.core.account import AccountState
 from crypto_qlib.core.order import ExitKind
 from crypto_qlib.core.signal import Scores
 from crypto_qlib.live_trading import events as ev
-from crypto_qlib.live_trading.fill_news import note_fills
+from crypto_qlib.live_trading.fill_news import funding_news, note_fills
 from crypto_qlib.live_trading.order_desk import OrderDesk, closing
 from crypto_qlib.live_trading.position_tracker import PositionTracker
 from crypto_qlib.live_trading.reconcile import reconcile
@@ -99,6 +99,8 @@ class Session:
                 return self._on_final_account(event.account)
             case ev.FillsRead():
                 return note_fills(self._state.tracker, event.fills)
+            case ev.FundingRead():
+                return funding_news(event.settlements)
             case ev.LeverageSet():
                 return self._desk.on_leverage_set(event)
             case ev.LeverageRefused():

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from crypto_qlib.core.clock import iso
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.live_trading.instance import SessionCard
 from crypto_qlib.live_trading.risk_control import RiskState, risk_from_json
 from crypto_qlib.store.control_book import ControlBook
-from crypto_qlib.store.ledger import EquityRow, IntentRow, Ledger, SessionRow
+from crypto_qlib.store.ledger import EquityRow, IntentRow, Ledger, LedgerPlace, SessionRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +64,32 @@ class SessionStatus:
         yield f"  ledger     {card.ledger}"
 
 
-def session_status(card: SessionCard, is_running: bool) -> SessionStatus:
-    """Return how the session of ``card`` stands.
+def ledger_of(card: SessionCard, password: str = "") -> LedgerPlace:
+    """Return the place of the session's ledger.
+
+    Raises
+    ------
+    UserError
+        If its file is gone.
+    """
+    place = LedgerPlace(card.ledger, password)
+    if not place.exists():
+        raise UserError(f"the ledger {card.ledger} is gone", "start the session anew")
+    return place
+
+
+def session_status(card: SessionCard, is_running: bool, password: str = "") -> SessionStatus:
+    """Return how the session of ``card`` stands; ``password`` opens a ledger on PostgreSQL.
 
     Raises
     ------
     UserError
         If its ledger is gone or cannot be read.
     """
-    path = Path(card.ledger)
-    if not path.exists():
-        raise UserError(f"the ledger {path} is gone", "start the session anew")
+    place = ledger_of(card, password)
     ledger, book = (
-        Ledger.open(path, SessionRow(card.session_id, card.started_ns, card.mode, {})),
-        ControlBook(path, card.session_id),
+        Ledger.open(place, SessionRow(card.session_id, card.started_ns, card.mode, {})),
+        ControlBook(place, card.session_id),
     )
     try:
         equity = ledger.equity()

@@ -22,7 +22,7 @@ from crypto_qlib.core.errors import DoNotRetry, OutcomeUnknown, RetryLater
 from crypto_qlib.core.order import OrderStatus
 from crypto_qlib.exchange.gateway import Gateway, OrderReport
 from crypto_qlib.live_trading import events as ev
-from crypto_qlib.store.ledger import Ledger, OrderRow
+from crypto_qlib.store.ledger import IntentRow, Ledger, OrderRow, Recorded
 
 LOOKUP_PAUSE_S: Final = 0.5
 """Pause before the second look-up of an order; it doubles with each further one."""
@@ -43,11 +43,14 @@ class TradeExecutor:
         Stamps events and ledger rows.
     sleep : callable
         ``asyncio.sleep``, or a fake.
+    max_open : int
+        Symbols that may be held or be entered at once, counted in the ledger as the entry is written.
     max_tries : int
         Tries of a request that was not carried out.
     """
 
-    def __init__(self, gateway: Gateway, ledger: Ledger, clock: Clock, sleep: Sleep, max_tries: int = 4) -> None:
+    def __init__(self, gateway: Gateway, ledger: Ledger, clock: Clock, sleep: Sleep, max_open: int, max_tries: int = 4) -> None:
+        self._max_open = max_open
         self._gateway = gateway
         self._ledger = ledger
         self._clock = clock
@@ -72,8 +75,13 @@ class TradeExecutor:
     async def place(self, instruction: ev.PlaceOrder) -> ev.Event:
         """Write the intent, then send the order; a decision already in the ledger is looked up instead of sent."""
         coid = instruction.intent.client_order_id
-        if not self._ledger.record_intent(instruction.intent):
+        recorded = self._record(instruction.intent)
+        if recorded is Recorded.KNOWN:
             return ev.OrderUnknown(self._clock.now_ns(), coid)
+        if recorded is Recorded.NO_SLOT:
+            refused = self._ledger.order(coid)
+            note = refused.note if refused is not None else ""
+            return ev.OrderReported(self._clock.now_ns(), coid, OrderStatus.REJECTED, 0, note)
         self._ledger.record_order(OrderRow(coid, OrderStatus.SENT, self._clock.now_ns()))
         reason = ""
         for _ in range(self._max_tries):
@@ -87,6 +95,11 @@ class TradeExecutor:
             except OutcomeUnknown:
                 return ev.OrderUnknown(self._clock.now_ns(), coid)
         return self._ended(coid, f"given up after {self._max_tries} tries: {reason}")
+
+    def _record(self, intent: IntentRow) -> Recorded:
+        if intent.is_entry:
+            return self._ledger.record_entry(intent, self._max_open)
+        return Recorded.NEW if self._ledger.record_intent(intent) else Recorded.KNOWN
 
     def withhold(self, instruction: ev.PlaceOrder, reason: str) -> ev.Event:
         """Write an order that must not be sent any more as refused by ourselves; one already in the ledger is looked up."""

@@ -37,8 +37,10 @@ from crypto_qlib.modeling.artefact import TrainedModel
 from crypto_qlib.modeling.train_model import predict_row
 from crypto_qlib.portfolio.rules import rules_from_settings
 from crypto_qlib.settings.schema import Settings
+from crypto_qlib.settings.secrets import Secrets
 from crypto_qlib.store.control_book import ControlBook
-from crypto_qlib.store.ledger import Ledger, SessionRow
+from crypto_qlib.store.ledger import Ledger, LedgerPlace, SessionRow
+from crypto_qlib.store.paths import Paths
 
 Show = Callable[[PaperView], None]
 Step = Callable[[], int]
@@ -56,8 +58,8 @@ class SessionInputs:
         Bars up to now, at least :func:`window_bars` of them where there are so many.
     instruments, tiers : dict
         Specification and tiers by symbol.
-    ledger : Path
-        SQLite file of the session.
+    ledger : LedgerPlace
+        Where the session writes; a session on an embedded market that is stepped begins its SQLite file anew.
     session_id : str
         Names one account at one exchange.
     identity : dict
@@ -67,19 +69,26 @@ class SessionInputs:
     side : callable
         Gives what is known beside the bars by now; asked again at every bar.
     live : Path, optional
-        Folder of the session's card and kill file; beside the ledger where not given.
+        Folder of the session's card, kill file and figures; beside the ledger where not given.
     """
 
     model: TrainedModel
     history: MarketPanel
     instruments: dict[str, Instrument]
     tiers: dict[str, TierHistory]
-    ledger: Path
+    ledger: LedgerPlace
     session_id: str
     identity: dict[str, Any]
     members: Membership | None = None
     side: Callable[[], SideData] = SideData
     live: Path | None = None
+
+
+def session_ledger(settings: Settings, secrets: Secrets, run_folder: Path) -> LedgerPlace:
+    """Return where the session writes: one ledger for the account, but of the embedded exchange one for each run."""
+    if settings.exchange.mode == "embedded":
+        return LedgerPlace.of(run_folder / "paper_ledger.sqlite")
+    return LedgerPlace(settings.store.ledger or str(Paths(settings.store.root).ledger), secrets.ledger_password)
 
 
 def model_scorer(model: TrainedModel, side: Callable[[], SideData] = SideData) -> Scorer:
@@ -131,15 +140,16 @@ async def trade_bars(
         {s: i.funding_interval_h for s, i in inputs.instruments.items()},
         inputs.members,
     )
-    mode, folder = settings.exchange.mode, inputs.live or inputs.ledger.parent
-    card = SessionCard(inputs.session_id, mode, str(inputs.ledger.resolve()), os.getpid(), SystemClock().now_ns())
+    mode, file = settings.exchange.mode, inputs.ledger.path
+    folder = inputs.live or (file.parent if file is not None else Path())
+    card = SessionCard(inputs.session_id, mode, inputs.ledger.absolute(), os.getpid(), SystemClock().now_ns())
     account = await gateway.account_id() if step is None else ""
     with ExitStack() as stack:
         stack.enter_context(one_instance(folder, card))
         if account:
             stack.enter_context(one_session_of(mode, account))
-        if step is not None:  # the embedded account is born anew with the exchange, and so is its ledger
-            for leftover in inputs.ledger.parent.glob(f"{inputs.ledger.name}*"):
+        if step is not None and file is not None:  # the embedded account is born anew with the exchange, and so is its ledger
+            for leftover in file.parent.glob(f"{file.name}*"):
                 leftover.unlink()
         ledger = Ledger.open(inputs.ledger, SessionRow(inputs.session_id, first_close_ns, mode, inputs.identity))
         stack.callback(ledger.close)
@@ -163,7 +173,7 @@ async def trade_bars(
         )
         result = await run_session(parts, _bar_waiter(step, now_ns), first_close_ns, settings.live.paper_bars, show)
         figures = session_figures(ledger, feed.panel, inputs.instruments, rules)
-        write_session_figures(figures, inputs.ledger.parent, inputs.identity)
+        write_session_figures(figures, file.parent if file is not None else folder, inputs.identity)
         return result
 
 

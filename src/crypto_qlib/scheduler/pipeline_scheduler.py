@@ -314,7 +314,7 @@ class Pipeline:
 
     async def _session(self, gateway: Gateway, model: TrainedModel, stamp: dict[str, Any]) -> PaperResult:
         instruments, tiers = self.data.contracts()
-        ledger = self._session_ledger(stamp["run_id"])
+        ledger = session_ledger(self.settings, self._secrets, self.paths.reports / stamp["run_id"])
         session_id = f"{self.settings.exchange.mode}-paper"
         side = partial(load_side, self.paths, self.settings, self.data.collected.symbols)
         inputs = SessionInputs(
@@ -322,9 +322,3 @@ class Pipeline:
         )
         step = self._space.access.embedded().step if self._space.access.is_embedded else None
         return await trade_bars(gateway, self.settings, inputs, step, self._show_paper)
-
-    def _session_ledger(self, run_id: str) -> Path:
-        """Return the ledger's file: one for the account, but of the embedded exchange one for each run."""
-        if not self._space.access.is_embedded:
-            return self.paths.ledger
-        return self.paths.reports / run_id / "paper_ledger.sqlite"

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,9 @@ from crypto_qlib.settings.secrets import Secrets, looks_secret
 from crypto_qlib.settings.sources import Given, from_environ, from_file, from_flags
 
 __all__ = ["DEFAULT_FILE", "Secrets", "load_settings", "require_okx_keys", "with_overrides"]
+
+_PASSWORD = re.compile(r"(?<=://)[^/@\s]*:[^/\s]*(?=@)|(?<=password=)[^&\s]+", re.IGNORECASE)
+"""User and password in an address: a setting with one is refused, and shown without it."""
 
 DEFAULT_FILE = Path("config.yaml")
 """Read from the current folder when no file is named and it is there."""
@@ -199,4 +203,6 @@ def _problem(key: str, given: Given | None, allowed: str) -> str:
 def _shown(value: Value) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return "empty" if value is None or value == "" else str(value)
+    if value is None or value == "":
+        return "empty"
+    return _PASSWORD.sub("***", str(value))

@@ -6,10 +6,11 @@ Secrets are never settings: they come from the environment only (``settings.load
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from crypto_qlib.settings.model_schema import ModelSettings
 from crypto_qlib.settings.section import Fraction, Frame, IsoTime, Names, Section
@@ -365,6 +366,18 @@ class StoreSettings(Section):
         description="Where the lake lies, if not below root: a folder, or an address such as s3://bucket/lake "
         "(S3-compatible; needs crypto-qlib[s3]).",
     )
+    ledger: str = Field(
+        "",
+        description="PostgreSQL database of the ledger, such as postgresql://bot@host/trading (needs crypto-qlib[postgres]; "
+        "the password comes from LEDGER_PASSWORD); empty = an SQLite file below root.",
+    )
+
+    @field_validator("ledger")
+    @classmethod
+    def _names_a_database(cls, address: str) -> str:
+        if address and not re.fullmatch(r"postgres(ql)?://([^:/?@\s]+@)?[^/?@\s]+/[^/?\s]+(\?(?!.*password)\S*)?", address):
+            raise ValueError("must be postgresql://USER@HOST:PORT/DATABASE; the password comes from LEDGER_PASSWORD")
+        return address
 
 
 class Settings(Section):

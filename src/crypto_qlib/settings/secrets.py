@@ -29,6 +29,8 @@ class Secrets:
     coinmarketcap_api_key: str = ""
     telegram_bot_token: str = ""
     telegram_chat_id: str = ""
+    alert_urls: str = ""
+    ledger_password: str = ""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Secrets:

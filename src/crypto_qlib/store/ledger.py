@@ -59,15 +59,17 @@ class Ledger:
         try:
             prepare_schema(engine)
             with engine.begin() as db:
-                known = db.execute(sa.select(SESSIONS.c.mode).where(SESSIONS.c.session_id == session.session_id)).scalar()
+                known = db.execute(sa.select(SESSIONS).where(SESSIONS.c.session_id == session.session_id)).mappings().first()
                 if known is None:
                     row = asdict(session) | {"identity": orjson.dumps(session.identity).decode()}
                     db.execute(SESSIONS.insert().values(row))
         except DatabaseError as e:
             raise unusable(engine, e) from e
-        if known is not None and known != session.mode:
+        self.started_ns = session.started_ns if known is None else int(known["started_ns"])
+        if known is not None and known["mode"] != session.mode:
             raise UserError(
-                f"session {session.session_id} was started in mode {known}, not {session.mode}", "use another session id"
+                f"session {session.session_id} was started in mode {known['mode']}, not {session.mode}",
+                "use another session id",
             )
 
     @staticmethod

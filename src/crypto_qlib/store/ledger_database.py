@@ -54,6 +54,10 @@ class LedgerPlace:
         """Return the SQLite file; ``None`` for a server."""
         return None if "://" in self.address else Path(self.address)
 
+    def absolute(self) -> str:
+        """Return the address for those who look from another folder."""
+        return self.address if self.path is None else str(self.path.resolve())
+
     def exists(self) -> bool:
         """Return whether the file is there; a server always is, as far as anybody knows without asking."""
         return self.path is None or self.path.exists()
@@ -101,7 +105,10 @@ def server_engine(address: str, password: str = "") -> sa.Engine:
     if problem:
         raise UserError(f"store.ledger {problem}", f"for example postgresql://bot@host/trading, with {LEDGER_PASSWORD} set")
     url = sa.make_url(address).set(drivername=_DRIVER, password=password or None)
-    return sa.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 10}, hide_parameters=True)
+    try:
+        return sa.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 10}, hide_parameters=True)
+    except ModuleNotFoundError as e:
+        raise UserError("a ledger on PostgreSQL needs psycopg, which is not installed", "install crypto-qlib[postgres]") from e
 
 
 def address_problem(address: str) -> str:
@@ -119,7 +126,7 @@ def address_problem(address: str) -> str:
 
 def unusable(engine: sa.Engine, error: DatabaseError) -> UserError:
     """Return the one line a person gets where the database cannot be used (its address is shown without a password)."""
-    where = engine.url.database if engine.dialect.name == "sqlite" else engine.url.set(drivername=_SERVER)
+    where = engine.url.database if engine.dialect.name == "sqlite" else engine.url._replace(drivername=_SERVER, password=None)
     mend = "move the file away or mend it" if engine.dialect.name == "sqlite" else "check that the server runs and lets you in"
     return UserError(f"cannot use the ledger {where}: {' '.join(str(error.orig).split())}", mend)
 
