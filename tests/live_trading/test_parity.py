@@ -196,6 +196,14 @@ async def test_backtest_and_live_session_trade_the_same(seed: int, tmp_path: Pat
 def assert_the_same_figures(tape: Tape, tested: BacktestResult, ledger: Ledger) -> None:
     """The ledger of the session through the report's own function: the figures of the backtest."""
     mine = session_figures(ledger, tape.panel, tape.items, RULES)
+    booked = ledger.funding()
+    assert len(booked) > 20
+    assert sum(row.amount for row in booked) == pytest.approx(mine["attribution"]["funding"], rel=1e-6)
+    for row in ledger.equity():
+        held = ledger.positions(row.ts_ns)
+        assert len(held) == row.open_count
+        assert sum(p.margin for p in held) == pytest.approx(row.used_margin)
+        assert all(p.liquidation_price is not None and p.stop_price is not None for p in held)
     theirs = performance(tested, tape.panel, "simulated", None)
     ledger.close()
     for section in ("returns", "trades", "exposure"):

@@ -70,9 +70,8 @@ def funding_news(settlements: Sequence[FundingRow]) -> list[ev.Instruction]:
     for ts_ns, rows in at.items():
         total = sum(row.amount for row in rows)
         largest = max(rows, key=lambda row: abs(row.amount))
-        text = (
-            f"funding of {iso(ts_ns)}: {total:+.4g} USDT over {len(rows)} symbols, most {largest.symbol} {largest.amount:+.4g}"
-        )
+        most = f"most {largest.symbol} {largest.amount:+.4g}"
+        text = f"funding of {iso(ts_ns)}: {total:+.4g} USDT over {len(rows)} symbols, {most}"
         facts: dict[str, object] = {"amount": total, "positions": len(rows)}
         out.append(ev.Alert(Severity.INFO, text, EventKind.FUNDING, facts=facts))
     return out

@@ -54,7 +54,7 @@ from crypto_qlib.scheduler.data_steps import DataSteps
 from crypto_qlib.scheduler.feature_build import built_features
 from crypto_qlib.scheduler.feature_study import FeatureStudy
 from crypto_qlib.scheduler.model_shelf import Market, ModelShelf
-from crypto_qlib.scheduler.paper_session import SessionInputs, trade_bars
+from crypto_qlib.scheduler.paper_session import SessionInputs, session_ledger, trade_bars
 from crypto_qlib.scheduler.pipeline_results import Said, paper_lines, performance_lines
 from crypto_qlib.scheduler.reporter import Reporter
 from crypto_qlib.scheduler.steps import key_of
@@ -314,7 +314,7 @@ class Pipeline:
 
     async def _session(self, gateway: Gateway, model: TrainedModel, stamp: dict[str, Any]) -> PaperResult:
         instruments, tiers = self.data.contracts()
-        ledger = session_ledger(self.settings, self._secrets, self.paths.reports / stamp["run_id"])
+        ledger = session_ledger(self.settings, self._space.secrets, self.paths.reports / stamp["run_id"])
         session_id = f"{self.settings.exchange.mode}-paper"
         side = partial(load_side, self.paths, self.settings, self.data.collected.symbols)
         inputs = SessionInputs(

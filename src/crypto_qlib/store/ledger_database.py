@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 from sqlalchemy.exc import ArgumentError, DatabaseError
 
 from crypto_qlib.core.errors import UserError
@@ -208,9 +210,6 @@ def _back_up(engine: sa.Engine, revision: str) -> None:
 
 def _migrate(db: sa.Connection, found: str | None) -> None:
     """Run the steps after ``found``; a ledger older than the steps has the tables of the first one."""
-    from alembic import command  # noqa: PLC0415 - a quarter of a second that a ledger of the present schema does not need
-    from alembic.config import Config  # noqa: PLC0415
-
     config = Config()
     config.set_main_option("script_location", "crypto_qlib.store:migrations")
     config.attributes["connection"] = db
