@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import workload as w
-from crypto_qlib.backtest.bookkeeping import Execution
+from crypto_qlib.backtest.desk import Execution
 from crypto_qlib.backtest.engine import run_backtest
 from crypto_qlib.backtest.inputs import BacktestInputs
 from crypto_qlib.core.instrument import Instrument

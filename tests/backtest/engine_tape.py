@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from crypto_qlib.backtest.bookkeeping import Execution
+from crypto_qlib.backtest.desk import Execution
 from crypto_qlib.backtest.inputs import BacktestInputs
 from crypto_qlib.core.clock import NS_PER_HOUR
 from crypto_qlib.core.market import MarketPanel

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crypto_qlib.backtest.bookkeeping import Execution
+from crypto_qlib.backtest.desk import Execution
 from crypto_qlib.backtest.engine import run_backtest
 from crypto_qlib.backtest.inputs import BacktestInputs
 from crypto_qlib.backtest.performance_report import performance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,25 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from crypto_qlib.backtest.desk import Execution
 from crypto_qlib.backtest.engine import run_backtest
 from crypto_qlib.backtest.inputs import BacktestInputs
 from crypto_qlib.backtest.reference import ReferenceRun, run_reference
 from crypto_qlib.backtest.result import BacktestResult
-from crypto_qlib.core.clock import NS_PER_HOUR, NS_PER_MS
+from crypto_qlib.core.clock import NS_PER_HOUR, NS_PER_MINUTE, NS_PER_MS
+from crypto_qlib.core.costs import FeeSchedule
+from crypto_qlib.core.fees import FeeHistory
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.market import MarketPanel
 from crypto_qlib.core.order import ExitKind
 from crypto_qlib.core.signal import ScorePanel
 from crypto_qlib.core.tiers import TierHistory, TierTable
-from crypto_qlib.portfolio.rules import Rules
+from crypto_qlib.portfolio.rules import AT_MARKET, BY_LIMIT, POST_ONLY, Rules
 from crypto_qlib.venue.matching import EXIT_KIND_BY_CODE
-from tests.backtest.backtest_tapes import LOOSE, Tape, inputs
+from tests.backtest.backtest_tapes import LOOSE, START_NS, Tape, inputs
 
 Row = tuple[float, ...]
+EXIT_CODES = {kind: code for code, kind in EXIT_KIND_BY_CODE.items()}
 
 
 def grouped(rows: list[tuple[tuple[int, str], Row]]) -> dict[tuple[int, str], list[Row]]:
@@ -50,9 +55,11 @@ def assert_parity(run: BacktestInputs) -> tuple[BacktestResult, ReferenceRun]:
         return (ts_ns - t0) // frame
 
     f = fast.fills
-    engine_fills = [((int(r["bar"]), fast.symbols[r["symbol"]]), (r["lots"], r["price"], r["fee"], r["kind"])) for r in f]
+    engine_fills = [
+        ((int(r["bar"]), fast.symbols[r["symbol"]]), (r["lots"], r["price"], r["fee"], r["kind"], r["is_maker"])) for r in f
+    ]
     venue_fills = [
-        ((bar(x.ts_ns), x.symbol), (x.signed_lots, x.price, x.fee, codes[x.exit_kind] if x.exit_kind else 0))
+        ((bar(x.ts_ns), x.symbol), (x.signed_lots, x.price, x.fee, codes[x.exit_kind] if x.exit_kind else 0, x.is_maker))
         for x in slow.fills
     ]
     assert_same(grouped(engine_fills), grouped(venue_fills))
@@ -97,6 +104,15 @@ TAPES = [
     ("cluster caps", Tape(seed=14, n_bars=260), {"max_cluster": 1.0, "cluster_correlation": 0.3}),
     ("large positions near their stops", Tape(seed=15, volatility=0.03),
      {"position_fraction": 1.0, "leverage": 50.0, "min_stop_distance": 0.01, "liquidation_buffer": 0.5}),
+    ("limit entries that take and rest", Tape(seed=20, thin=True),
+     {"entry_order": BY_LIMIT, "entry_offset": 0.0, "decide_every_bars": 4, "entry_bars": 3, "replace_margin": 1.0}),
+    ("post-only entries filled in parts", Tape(seed=21, thin=True, basis=0.01),
+     {"entry_order": POST_ONLY, "entry_offset": 0.004, "decide_every_bars": 4, "entry_bars": 4, "trailing_atr": 2.0}),
+    ("post-only entries in a crash, bars missing", Tape(seed=22, crash_at=60, missing=0.1, volatility=0.03),
+     {"entry_order": POST_ONLY, "entry_offset": 0.02, "decide_every_bars": 6, "entry_bars": 6, "max_stop_distance": 0.6,
+      "min_stop_distance": 0.6, "liquidation_buffer": -1.0}),
+    ("limit entries on the mark, a symbol ends", Tape(seed=23, delist=True, basis=0.01),
+     {"entry_order": BY_LIMIT, "entry_offset": 0.01, "decide_every_bars": 2, "entry_bars": 2, "stop_on_mark": True}),
 ]  # fmt: skip
 
 
@@ -106,6 +122,46 @@ def test_engine_and_exchange_give_the_same_run(tape: Tape, changes: dict[str, fl
     equity = 200_000.0 if tape.seed == 9 else 10_000.0
     fast, _ = assert_parity(inputs(tape, LOOSE._replace(**changes, cross=cross), equity))
     assert fast.fills.size > 10, "a tape on which nothing happens proves nothing"
+
+
+@pytest.mark.parametrize("cross", [False, True], ids=["isolated", "cross"])
+def test_fee_rates_that_change_within_a_run_give_the_same_run(cross: bool) -> None:
+    """A new level half-way: fees, margin ratios, liquidation marks and the decisions' own costs follow it at once."""
+    run = inputs(Tape(seed=3, crash_at=90), LOOSE._replace(cross=cross, entry_order=BY_LIMIT, entry_offset=0.0), 10_000.0)
+    change = START_NS + 50 * NS_PER_HOUR
+    fees = FeeHistory([FeeSchedule(0.0002, 0.0005), FeeSchedule(-0.0001, 0.0003, change)])
+    fast, _ = assert_parity(replace(run, fees=fees))
+    f = fast.fills
+    price = f["price"] * np.abs(f["lots"]) * 0.1
+    late = fast.ts_open[f["bar"]] >= change
+    for is_late, maker, taker in ((False, 0.0002, 0.0005), (True, -0.0001, 0.0003)):
+        ours = f["kind"] != EXIT_CODES[ExitKind.LIQUIDATION]
+        for is_maker, rate in ((0, taker), (1, maker)):
+            rows = (late == is_late) & ours & (f["is_maker"] == is_maker)
+            assert rows.any()
+            np.testing.assert_allclose(f["fee"][rows], rate * price[rows], rtol=1e-12)
+
+
+@pytest.mark.parametrize("cross", [False, True], ids=["isolated", "cross"])
+def test_the_deleveraging_stress_gives_the_same_run(cross: bool) -> None:
+    run = inputs(Tape(seed=3, crash_at=60), LOOSE._replace(cross=cross), 10_000.0)
+    fast, _ = assert_parity(replace(run, execution=Execution(adl_stress_move=0.05)))
+    assert (fast.fills["kind"] == EXIT_CODES[ExitKind.ADL]).any()
+
+
+def test_the_tapes_reach_resting_entries_of_every_fate() -> None:
+    """Filled at once, as a maker, in parts, in vain, and refused because it would have taken."""
+    at_once = makers = parts = expired = rejected = 0
+    for _name, tape, changes in TAPES:
+        if "entry_order" in changes:
+            result = run_backtest(inputs(tape, LOOSE._replace(**changes), 10_000.0))
+            opened = result.fills[result.fills["kind"] == 0]
+            at_once += int((opened["is_maker"] == 0).sum())
+            makers += int(opened["is_maker"].sum())
+            parts += opened.size - np.unique(opened["trade"]).size
+            expired += result.entries_expired
+            rejected += result.entries_rejected if changes["entry_order"] == POST_ONLY else 0
+    assert min(at_once, makers, parts, expired, rejected) > 0, (at_once, makers, parts, expired, rejected)
 
 
 def test_the_tapes_reach_every_way_a_position_can_end() -> None:
@@ -132,15 +188,18 @@ def test_the_tapes_reach_every_way_a_position_can_end() -> None:
     cross=st.booleans(),
     trailing=st.sampled_from([0.0, 0.5, 3.0]),
     on_mark=st.booleans(),
+    entry=st.sampled_from([AT_MARKET, BY_LIMIT, POST_ONLY]),
+    every=st.sampled_from([1, 3]),
 )
 def test_random_markets_give_the_same_run(
     seed: int, volatility: float, crash_at: int, missing: float, basis: float, leverage: float, stop: float, cross: bool,
-    trailing: float, on_mark: bool,
+    trailing: float, on_mark: bool, entry: int, every: int,
 ) -> None:  # fmt: skip
     tape = Tape(seed, 80, 4, volatility, crash_at, -0.3, missing, basis)
     rules = LOOSE._replace(
         leverage=leverage, min_stop_distance=0.6 * stop, max_stop_distance=stop, liquidation_buffer=-1.0, cross=cross,
-        trailing_atr=trailing, stop_on_mark=on_mark,
+        trailing_atr=trailing, stop_on_mark=on_mark, entry_order=entry, entry_offset=0.003, entry_bars=every,
+        decide_every_bars=every,
     )  # fmt: skip
     assert_parity(inputs(tape, rules, 50_000.0))
 
@@ -150,6 +209,60 @@ def test_random_markets_give_the_same_run(
 @pytest.mark.parametrize("cross", [False, True], ids=["isolated", "cross"])
 def test_real_hours_of_the_april_2025_sell_off_give_the_same_run(shared: Path, cross: bool) -> None:
     assert_parity(real_slice(shared, LOOSE._replace(cross=cross, max_open=5)))
+
+
+MINUTE_RULES = [
+    ("isolated market", {}),
+    ("cross, post-only behind the price", {"cross": True, "entry_order": POST_ONLY, "entry_offset": 0.001}),
+    ("isolated, limits at the close", {"entry_order": BY_LIMIT, "entry_offset": 0.0, "trailing_atr": 1.5}),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+@pytest.mark.parametrize("changes", [c for _, c in MINUTE_RULES], ids=[name for name, _ in MINUTE_RULES])
+def test_real_minutes_of_the_april_2025_sell_off_give_the_same_run(shared: Path, changes: dict[str, float]) -> None:
+    """Two days of OKX minutes under hourly scores, with the settlements that took place; execution on every minute."""
+    rules = LOOSE._replace(max_open=5, holding_bars=6, leverage=40.0, **changes)
+    fast, _ = assert_parity(real_minutes(shared, rules))
+    assert fast.frame_ns == NS_PER_MINUTE
+    assert fast.fills.size > 100
+    assert fast.funding.size > 0
+
+
+def real_minutes(shared: Path, rules: Rules) -> BacktestInputs:
+    """Return 5 to 8 April 2025, traded on minutes from noon of the 6th on."""
+    hourly, minutes = (_real_panel(shared, f"okx_perp_{frame}.parquet", frame) for frame in ("1h", "1m"))
+    rng = np.random.default_rng(5)
+    known = hourly.ts_open + NS_PER_HOUR
+    nothing = np.full(hourly.close.shape, np.nan)
+    scores = ScorePanel(known, hourly.symbols, rng.normal(0.0, 0.03, nothing.shape), nothing + 0.6, nothing)
+    table = TierTable(np.array([1e5, 1e7]), np.array([0.004, 0.01]), np.array([0.01, 0.02]), np.array([50.0, 25.0]))
+    listed = {s: Instrument(s, s, s[:-4], 0.1, 0.00001, 1.0, 1.0) for s in hourly.symbols}
+    start = int(pd.Timestamp("2025-04-06T12:00Z").value)
+    return BacktestInputs(
+        minutes, scores, listed, dict.fromkeys(hourly.symbols, TierHistory([table])), rules, 100_000.0,
+        state_panel=hourly, start_ns=start,
+    )  # fmt: skip
+
+
+def _real_panel(shared: Path, file: str, frame: str) -> MarketPanel:
+    start, end = pd.Timestamp("2025-04-05", tz="UTC"), pd.Timestamp("2025-04-08", tz="UTC")
+    rows = pd.read_parquet(shared / "data" / file, filters=[("ts", ">=", start), ("ts", "<", end)])
+    rates = pd.read_parquet(shared / "data" / "okx_funding.parquet", filters=[("ts", ">=", start), ("ts", "<", end)])
+    names = sorted(set(pd.read_parquet(shared / "data" / "okx_perp_1m.parquet", columns=["symbol"]).symbol) & set(rates.symbol))
+    index = pd.date_range(start, end, freq=frame.replace("m", "min"), inclusive="left")
+    o, h, lo, c, v = (
+        np.ascontiguousarray(rows.pivot_table(index="ts", columns="symbol", values=k).reindex(index, columns=names), np.float64)
+        for k in ("open", "high", "low", "close", "volume")
+    )
+    funding = rates.pivot_table(index="ts", columns="symbol", values="funding_rate").reindex(index, columns=names)
+    symbols = tuple(n.split("/")[0] + "USDT" for n in names)
+    frame_ns = NS_PER_HOUR if frame == "1h" else NS_PER_MINUTE
+    return MarketPanel(
+        symbols, frame_ns, index.as_unit("ns").asi8, o, h, lo, c, v, v * c, o, h, lo, c,
+        np.ascontiguousarray(funding, np.float64), np.zeros(len(symbols), bool),
+    )  # fmt: skip
 
 
 def real_slice(shared: Path, rules: Rules) -> BacktestInputs:

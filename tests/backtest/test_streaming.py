@@ -16,6 +16,7 @@ from crypto_qlib.core.clock import NS_PER_HOUR, NS_PER_MINUTE
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.market import PANEL_FIELDS, BarBlock, FundingBlock
 from crypto_qlib.data_collector.panel import load_panel
+from crypto_qlib.portfolio.rules import BY_LIMIT
 from crypto_qlib.store.lake import Kind, Lake
 from tests.backtest.backtest_tapes import LOOSE, Tape, inputs, quarters_under_hours
 
@@ -36,7 +37,8 @@ TABLES = (
 def assert_identical(a: BacktestResult, b: BacktestResult) -> None:
     for name in TABLES:
         assert getattr(a, name).tobytes() == getattr(b, name).tobytes(), name
-    assert (a.ended, a.veto_counts, a.entries_rejected) == (b.ended, b.veto_counts, b.entries_rejected)
+    assert (a.ended, a.veto_counts) == (b.ended, b.veto_counts)
+    assert (a.entries_rejected, a.entries_expired) == (b.entries_rejected, b.entries_expired)
 
 
 def coarse(run: BacktestInputs) -> BacktestInputs:
@@ -53,8 +55,9 @@ def coarse(run: BacktestInputs) -> BacktestInputs:
         (Tape(4, n_bars=240, crash_at=100, basis=0.005), {}),
         (Tape(7, n_bars=240, delist=True, missing=0.05), {"trailing_atr": 1.5}),
         (Tape(9, n_bars=240, crash_at=90, volatility=0.03), {"cross": True, "stop_on_mark": True}),
+        (Tape(10, n_bars=240, thin=True), {"entry_order": BY_LIMIT, "entry_offset": 0.005}),
     ],
-    ids=["isolated", "a symbol ends, trailing", "cross"],
+    ids=["isolated", "a symbol ends, trailing", "cross", "entries that rest"],
 )
 def test_stretches_give_the_run_of_all_bars(tape: Tape, changes: dict[str, float], stretch_ns: int) -> None:
     run = dataclasses.replace(quarters_under_hours(tape, LOOSE._replace(**changes)), with_exposure=True)

@@ -6,7 +6,7 @@ import pytest
 
 from crypto_qlib.core.clock import parse_utc
 from crypto_qlib.core.costs import FeeSchedule
-from crypto_qlib.core.fees import OKX_SWAP_2019, FeeHistory, FeeTable, fees_of_level
+from crypto_qlib.core.fees import OKX_SWAP_2019, FeeHistory, FeeTable, account_fees, fees_of_level
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,30 @@ def test_a_history_needs_a_schedule() -> None:
     with pytest.raises(ValueError, match="at least one"):
         FeeHistory([])
     assert FeeHistory([FeeSchedule()]).at(5) == FeeSchedule(0.0002, 0.0005)
+
+
+def test_an_account_begins_with_its_rates_and_rises_through_levels() -> None:
+    """From its own two rates to a level, then to rates agreed on, in whatever order the changes are told."""
+    march, june = parse_utc("2026-03-01"), parse_utc("2026-06-01T12:00")
+    fees = account_fees(FeeSchedule(0.0002, 0.0005), "", ("2026-06-01T12:00=-0.0001/0.0002", "2026-03-01=VIP2"))
+    assert [(fees.at(ts).maker, fees.at(ts).taker) for ts in (0, march - 1, march, june - 1, june)] == [
+        (0.0002, 0.0005), (0.0002, 0.0005), (0.00005, 0.0003), (0.00005, 0.0003), (-0.0001, 0.0002),
+    ]  # fmt: skip
+    assert [s.valid_from_ns for s in fees.after(march)] == [june]
+    assert [s.valid_from_ns for s in fees.after(0)] == [march, june]
+    assert account_fees(FeeSchedule(), "vip7").at(0).maker == -0.00015
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (("2026-03-01=VIP99",), "VIP99"),
+        (("soon=VIP1",), "soon"),
+        (("2026-03-01=0.02/0.05",), "fractions"),  # per cent taken for fractions
+        (("2026-03-01=a/b",), "DATE="),
+        (("2026-03-01=VIP1", "2026-03-01=VIP2"), "one instant"),
+    ],
+)
+def test_a_change_that_cannot_be_meant_is_refused(changes: tuple[str, ...], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        account_fees(FeeSchedule(), "", changes)

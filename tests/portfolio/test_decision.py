@@ -12,10 +12,19 @@ from hypothesis import strategies as st
 
 from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_HOUR
 from crypto_qlib.core.margin import liquidation_price_isolated
-from crypto_qlib.core.order import ExitKind, Side
+from crypto_qlib.core.order import ExitKind, OrderKind, Side
 from crypto_qlib.portfolio.decision import decide
 from crypto_qlib.portfolio.plan import client_order_id
-from crypto_qlib.portfolio.rules import EQUAL_RISK, KELLY, SCORE_WEIGHTED, Rules, build_rules
+from crypto_qlib.portfolio.rules import (
+    AT_MARKET,
+    BY_LIMIT,
+    EQUAL_RISK,
+    KELLY,
+    POST_ONLY,
+    SCORE_WEIGHTED,
+    Rules,
+    build_rules,
+)
 from crypto_qlib.portfolio.veto import VetoRule
 from crypto_qlib.settings.schema import BacktestSettings, StrategySettings
 from tests.portfolio.portfolio_market import NOW, PLAIN, account, market, position, scores
@@ -165,6 +174,35 @@ def test_a_large_position_gets_the_leverage_of_its_tier() -> None:
     (order,) = decide(scores([0.03, NAN, NAN, NAN]), account(1_000_000.0), market(), rules).entries
     assert order.leverage == 2.0
     assert order.lots * 0.01 * 100.0 <= 0.3 * 1_000_000.0 * 2.0
+
+
+def test_an_entry_by_limit_waits_behind_the_close_until_the_next_decision() -> None:
+    """0.25 % below 100 for the buy, above it for the sell, on the tick; wanted for two of the three bars between decisions."""
+    rules = PLAIN._replace(entry_order=POST_ONLY, entry_offset=0.0025, decide_every_bars=3, entry_bars=2)
+    buy, sell = decide(scores([0.02, -0.01, NAN, NAN]), account(), market(), rules).entries
+    assert (buy.kind, buy.limit_price, sell.limit_price) == (OrderKind.POST_ONLY, 99.75, 100.25)
+    assert buy.expires_ns == NOW + 2 * NS_PER_HOUR
+    assert buy.reference_price == 99.75
+    assert buy.stop_price == pytest.approx(0.95 * 99.75, abs=0.01)
+    assert buy.lots == 3007  # 3,000 USDT at 99.75 USDT and 0.01 coins a lot
+    (market_order,) = decide(scores([0.02, NAN, NAN, NAN]), account(), market(), PLAIN).entries
+    assert (market_order.kind, market_order.limit_price, market_order.expires_ns) == (OrderKind.MARKET, None, None)
+
+
+def test_a_post_only_entry_is_judged_by_what_it_will_pay() -> None:
+    """Maker in, taker out: 0.02 + 0.05 %; a limit order may take, so it is judged as a market order is, by 0.10 %."""
+    floor = PLAIN._replace(maker_fee=0.0002, taker_fee=0.0005, min_net_return=0.0)
+    for kind, entries in ((POST_ONLY, 1), (BY_LIMIT, 0), (AT_MARKET, 0)):
+        plan = decide(scores([0.0008, NAN, NAN, NAN]), account(), market(), floor._replace(entry_order=kind))
+        assert len(plan.entries) == entries
+
+
+def test_pending_entries_take_slots_and_are_not_planned_again() -> None:
+    state = account(pending_symbols=("AUSDT",), positions=(position("BUSDT"),))
+    plan = decide(scores([0.01, 0.05, 0.05, 0.02]), state, market(), PLAIN._replace(max_open=3, replace_margin=1.0))
+    assert [o.symbol for o in plan.entries] == ["CUSDT"]
+    full = decide(scores([0.01, 0.05, 0.05, 0.02]), state, market(), PLAIN._replace(max_open=2, replace_margin=1.0))
+    assert full.entries == ()
 
 
 def test_scores_from_the_future_are_an_error() -> None:

@@ -4,9 +4,11 @@ For each bar ``t``:
 
 1. Plan: at the close of ``t - 1``, with scores known at the open of ``t`` and the account as it stands, run
    :func:`crypto_qlib.portfolio.decision.plan_orders` (without new scores: time exits alone).
-2. Delisted symbols are closed at their last mark.
-3. At the open: funding, gap tests, passed stops and take-profits; then the plan's exits; then its entries.
-4. Inside: joint adverse extremes (cross), then per position adverse before favourable.
+2. Entries whose time is up are cancelled; delisted symbols are closed at their last mark.
+3. At the open: funding, gap tests, passed stops and take-profits, resting entries the open trades through; then the plan's
+   exits; then its entries, at the market or as orders that rest (:mod:`crypto_qlib.backtest.resting_entries`).
+4. Inside: resting entries the bar trades through, joint adverse extremes (cross), then per position adverse before
+   favourable.
 5. Mark at the close; write the account's row.
 
 Nothing in the loop draws random numbers, reads a clock or depends on the number of threads: the same inputs give the same
@@ -23,24 +25,16 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from crypto_qlib.backtest.bar_events import (
-    any_touched,
-    close_delisted,
-    cross_at_open,
-    cross_inside,
-    fill_entries,
-    fill_exits,
-    fund_cross,
-    fund_isolated,
-    is_cross_safe,
-    meet_levels,
-    ratchet_stops,
-    refresh_all,
-)
-from crypto_qlib.backtest.bookkeeping import Bars, Desk, Execution, cross_account, execution_record
+from crypto_qlib.backtest.bar_events import any_touched, close_delisted, deleverage, meet_levels, ratchet_stops
+from crypto_qlib.backtest.desk import Bars, Desk, Execution, execution_record
+from crypto_qlib.backtest.desk_margin import cross_account, is_cross_safe, refresh_all
 from crypto_qlib.backtest.inputs import BacktestInputs, PreparedRun, prepare
-from crypto_qlib.backtest.ledger_arrays import POSITION, SERIES, TOTALS, new_ledgers, rows_used
+from crypto_qlib.backtest.ledger_arrays import POSITION, RESTING, SERIES, TOTALS, new_ledgers, rows_used
+from crypto_qlib.backtest.planned_orders import fill_entries, fill_exits
+from crypto_qlib.backtest.resting_entries import expire_entries, fill_resting
 from crypto_qlib.backtest.result import BacktestResult, RunPath, gather
+from crypto_qlib.backtest.settlements import fund_cross, fund_isolated
+from crypto_qlib.backtest.takeovers import cross_at_open, cross_inside
 from crypto_qlib.core.jit import njit_leaf, njit_lent
 from crypto_qlib.core.margin import initial_margin_cross, unrealised_pnl
 from crypto_qlib.portfolio.contract_table import NEVER_NS
@@ -134,18 +128,30 @@ def mark_bar(
     total.peak = max(total.peak, equity)
 
 
+@njit_leaf
+def take_rates(rules: Any, change: Any) -> None:
+    """Write the fee rates of a change into the record of the rules, which this run alone reads."""
+    rules.maker_fee = change.maker
+    rules.taker_fee = change.taker
+
+
 @njit_lent
 def follow_clock(
-    rules: Rules, state: StateArrays, day_start: IntArray, version_start: IntArray, desk: Desk, ts_ns: int
+    rules: Rules, state: StateArrays, day_start: IntArray, version_start: IntArray, fees: RecordArray, desk: Desk, ts_ns: int
 ) -> None:
-    """Step to the daily figures and tiers in force at ``ts_ns``."""
+    """Step to the daily figures, tiers and fee rates in force at ``ts_ns``."""
     totals = desk.totals[0]
     while totals.day + 1 < day_start.size and day_start[totals.day + 1] <= ts_ns:
         totals.day += 1
     old = totals.version
     while totals.version + 1 < version_start.size and version_start[totals.version + 1] <= ts_ns:
         totals.version += 1
-    if totals.version != old:
+    is_new = totals.version != old
+    while totals.fee_row < fees.size and fees[totals.fee_row].start_ns <= ts_ns:
+        take_rates(rules, fees[totals.fee_row])
+        totals.fee_row += 1
+        is_new = True
+    if is_new:
         refresh_all(rules, state, totals.version, desk)
 
 
@@ -157,9 +163,12 @@ def is_nearly_full(used: IntArray, n_rows: int, room: int) -> bool:
 
 
 @njit_lent
-def next_change(day_start: IntArray, version_start: IntArray, day: int, version: int) -> int:
-    """Return the next instant at which daily figures or tiers change; the largest integer where there is none."""
+def next_change(day_start: IntArray, version_start: IntArray, fees: RecordArray, totals: RecordArray) -> int:
+    """Return the next instant at which daily figures, tiers or fees change; the largest integer where there is none."""
     change = NEVER_NS
+    day, version, fee_row = totals[0].day, totals[0].version, totals[0].fee_row
+    if fee_row < fees.size:
+        change = fees[fee_row].start_ns
     if day + 1 < day_start.size:
         change = min(change, day_start[day + 1])
     if version + 1 < version_start.size:
@@ -196,6 +205,7 @@ def run_bars(  # noqa: PLR0912, PLR0915 - the numbered algorithm of the module
     state_as_of: IntArray,
     day_start: IntArray,
     version_start: IntArray,
+    fees: RecordArray,
     delisted_ns: IntArray,
     bars: Bars,
     frame_ns: int,
@@ -228,8 +238,11 @@ def run_bars(  # noqa: PLR0912, PLR0915 - the numbered algorithm of the module
         ts = bars.ts_open[t]
         bar_close_ns = ts + frame_ns
         if ts >= totals.next_change:
-            follow_clock(rules, state, day_start, version_start, desk, ts)
-            totals.next_change = next_change(day_start, version_start, totals.day, totals.version)
+            follow_clock(rules, state, day_start, version_start, fees, desk, ts)
+            totals.next_change = next_change(day_start, version_start, fees, desk.totals)
+        if totals.n_resting > 0:
+            expire_entries(desk, ts, delisted_ns)
+        is_waiting = totals.n_resting > 0
         n_exits = 0
         n_entries = 0
         while totals.score_row < score_as_of.size and score_as_of[totals.score_row] < ts:
@@ -252,7 +265,7 @@ def run_bars(  # noqa: PLR0912, PLR0915 - the numbered algorithm of the module
         is_touched = False
         if totals.n_open > 0:
             if rules.cross:
-                is_touched = bars.settles[t] or n_exits + n_entries > 0 or not is_cross_safe(
+                is_touched = bars.settles[t] or n_exits + n_entries > 0 or is_waiting or not is_cross_safe(
                     rules, totals.cash, book, columns, totals.n_open, bars.mark_low, bars.mark_high, t
                 )  # fmt: skip
                 if is_touched:
@@ -265,18 +278,23 @@ def run_bars(  # noqa: PLR0912, PLR0915 - the numbered algorithm of the module
             )
             if is_touched:
                 meet_levels(rules, execution, state, bars, t, totals.day, totals.version, desk, bar_close_ns, True)
+        was_filled = is_waiting and fill_resting(rules, execution, state, bars, t, totals.version, desk, bar_close_ns, True)
         if n_exits > 0:
             fill_exits(rules, state, bars, t, totals.day, desk, rows, held, n_exits)
         if n_entries > 0:
             fill_entries(
                 rules, execution, state, bars, t, ts, totals.day, totals.version, desk, rows, n_entries, delisted_ns
             )  # fmt: skip
-        if totals.n_open > 0 and (is_touched or n_entries > 0):
+        if totals.n_resting > 0:
+            was_filled |= fill_resting(rules, execution, state, bars, t, totals.version, desk, bar_close_ns, False)
+        if totals.n_open > 0 and (is_touched or n_entries > 0 or was_filled):
             if rules.cross:
                 cross_inside(rules, execution, state, bars, t, totals.version, desk, marks, worst, bar_close_ns)
             meet_levels(rules, execution, state, bars, t, totals.day, totals.version, desk, bar_close_ns, False)
         if rules.trailing_atr > 0.0:
             ratchet_stops(rules, execution, state, bars, t, totals.day, desk, bar_close_ns)
+        if execution.adl_stress_move < math.inf:
+            deleverage(rules, execution, bars, t, desk)
         mark_bar(book, columns, desk.totals, bars.close, bars.mark_close, t, rules.cross, series, exposure)
     return stop
 
@@ -291,6 +309,8 @@ def new_desk(n_symbols: int, capacity: int, n_ledger_rows: int, equity: float) -
         np.zeros(capacity, np.int64),
         np.zeros(n_symbols, np.bool_),
         np.zeros(n_symbols, np.int64),
+        np.zeros(n_symbols, RESTING),
+        np.zeros(capacity, np.int64),
         new_ledgers(n_ledger_rows),
     )
 
@@ -319,8 +339,8 @@ def run_stretches(run: PreparedRun, stretches: Iterable[Bars], first: int = 0) -
     """
     rules, n_symbols = run.rules, len(run.symbols)
     capacity = min(rules.max_open, n_symbols) + 1
-    # Every open position may close and be replaced in one bar, and be cut at every tier on the way.
-    room = capacity * (4 + run.state.tier_max.shape[2])
+    # Every open position may close and be replaced in one bar, be filled in parts, and be cut at every tier on the way.
+    room = capacity * (6 + run.state.tier_max.shape[2])
     n_rows = max(_LEDGER_ROWS, 4 * room)
     desk = new_desk(n_symbols, capacity, n_rows, run.initial_equity)
     held, rows, scratch = new_held(capacity), new_plan_rows(capacity), new_scratch(n_symbols, capacity)
@@ -335,9 +355,9 @@ def run_stretches(run: PreparedRun, stretches: Iterable[Bars], first: int = 0) -
         t = start
         while t < n_bars:
             t = run_bars(
-                rule_row, execution_row, run.state, run.state_as_of, run.day_start, run.version_start, run.delisted_ns, bars,
-                run.frame_ns, run.score_as_of, run.expected_return, run.win_probability, desk, held, scratch, rows,
-                log, marks, worst, series, exposure, t, n_bars, room, int(run.delisted_ns.min()),
+                rule_row, execution_row, run.state, run.state_as_of, run.day_start, run.version_start, run.fee_changes,
+                run.delisted_ns, bars, run.frame_ns, run.score_as_of, run.expected_return, run.win_probability, desk, held,
+                scratch, rows, log, marks, worst, series, exposure, t, n_bars, room, int(run.delisted_ns.min()),
             )  # fmt: skip
             path.ledgers.append(rows_used(desk.ledgers, origin))
             desk = desk._replace(ledgers=new_ledgers(n_rows))

@@ -20,10 +20,10 @@ from typing import Any, Final
 import numpy as np
 
 from crypto_qlib.analytics.performance import equity_statistics, last_of_each, returns_from_equity
-from crypto_qlib.backtest.bookkeeping import Execution
 from crypto_qlib.backtest.engine import run_backtest
 from crypto_qlib.backtest.inputs import BacktestInputs
 from crypto_qlib.backtest.result import BacktestResult
+from crypto_qlib.backtest.run_backtest_leveraged import execution_of
 from crypto_qlib.core.clock import NS_PER_DAY
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.market import FloatArray
@@ -160,7 +160,8 @@ def run_one(inputs: BacktestInputs, run: GridRun) -> RunRow:
         inputs,
         rules=rules_from_settings(run.settings),
         initial_equity=backtest.initial_equity,
-        execution=Execution(max_bar_volume_share=backtest.max_bar_volume_share),
+        execution=execution_of(backtest),
+        fees=backtest.costs.fees(),
         blacklist=run.settings.strategy.blacklist,
         with_exposure=False,
         veto_log_rows=0,

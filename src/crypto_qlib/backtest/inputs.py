@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from crypto_qlib.backtest.bookkeeping import Bars, Execution
+from crypto_qlib.backtest.desk import Bars, Execution
+from crypto_qlib.backtest.ledger_arrays import FEE_CHANGE
 from crypto_qlib.core.clock import NS_PER_DAY, iso
 from crypto_qlib.core.errors import UserError
+from crypto_qlib.core.fees import FeeHistory
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.jit import njit
 from crypto_qlib.core.market import FloatArray, IntArray, MarketPanel
@@ -70,6 +72,8 @@ class BacktestInputs:
         Refusals kept one by one; all are counted.
     require_funding : bool
         Refuse a symbol that trades for more than two days on end without a settlement.
+    fees : FeeHistory | None
+        Rates the account pays over time; ``None`` = those of ``rules`` all the time.
     """
 
     panel: MarketPanel
@@ -86,6 +90,7 @@ class BacktestInputs:
     with_exposure: bool = False
     veto_log_rows: int = 20_000
     require_funding: bool = True
+    fees: FeeHistory | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,7 @@ class PreparedRun:
     state_as_of: IntArray
     day_start: IntArray
     version_start: IntArray
+    fee_changes: npt.NDArray[Any]
     delisted_ns: IntArray
     ended: tuple[str, ...]
     score_as_of: IntArray
@@ -137,6 +143,7 @@ def prepare(inputs: BacktestInputs) -> PreparedRun:
     if inputs.require_funding:
         _check_funding(panel, first, stop)
     delisted, ended = _ends(panel, inputs.instruments)
+    rules, fee_changes = _fees(inputs, int(panel.ts_open[first]))
     return PreparedRun(
         symbols=panel.symbols,
         rules=rules,
@@ -150,6 +157,7 @@ def prepare(inputs: BacktestInputs) -> PreparedRun:
         state_as_of=states.as_of_ns,
         day_start=states.day_start_ns,
         version_start=states.contracts.valid_from_ns,
+        fee_changes=fee_changes,
         delisted_ns=delisted,
         ended=ended,
         score_as_of=score_as_of,
@@ -221,6 +229,15 @@ def check_panel(panel: MarketPanel) -> None:
             raise UserError(
                 f"{panel.symbols[column]} at {iso(int(panel.ts_open[row]))}: {stream} {_FAULTS[fault]}", "clean the data"
             )
+
+
+def _fees(inputs: BacktestInputs, start_ns: int) -> tuple[Rules, npt.NDArray[Any]]:
+    """Return the rules with the rates in force at ``start_ns``, and the later changes, ``(n_changes,)`` FEE_CHANGE."""
+    if inputs.fees is None:
+        return inputs.rules, np.zeros(0, FEE_CHANGE)
+    first = inputs.fees.at(start_ns)
+    later = [(s.valid_from_ns, s.maker, s.taker) for s in inputs.fees.after(start_ns)]
+    return inputs.rules._replace(maker_fee=first.maker, taker_fee=first.taker), np.array(later, FEE_CHANGE)
 
 
 def _check_frames(panel: MarketPanel, state_panel: MarketPanel, rules: Rules) -> None:

@@ -40,9 +40,11 @@ FILL: Final = np.dtype(
         ("raw_price", np.float64),
         ("fee", np.float64),
         ("pnl", np.float64),
+        ("is_maker", np.int64),
     ]
 )
-"""One execution: signed ``lots``; ``raw_price`` before slippage; ``trade`` numbers the position it belongs to."""
+"""One execution: signed ``lots``; ``raw_price`` before slippage; ``trade`` numbers the position it belongs to; ``is_maker`` is
+1 for a resting order's fill, which pays the maker fee."""
 
 TRADE: Final = np.dtype(
     [
@@ -151,6 +153,26 @@ POSITION: Final = np.dtype(
 ``touched_bar`` is the bar in which it was opened or cut last: no take-profit in that bar. ``trail`` is the ratio of a trailing
 stop (NaN: none), ``best`` the price it follows, ``guard`` the nearer of stop and trailing stop and ``guard_kind`` which one."""
 
+RESTING: Final = np.dtype(
+    [
+        ("lots", np.int64),
+        ("rank", np.int64),
+        ("expires_ns", np.int64),
+        ("has_filled", np.int64),
+        ("side", np.float64),
+        ("limit", np.float64),
+        ("leverage", np.float64),
+        ("stop", np.float64),
+        ("take", np.float64),
+        ("trail", np.float64),
+        ("score", np.float64),
+    ]
+)
+"""An entry that waits at its limit: ``lots`` not filled yet, its protection, and the instant from which it is not wanted."""
+
+FEE_CHANGE: Final = np.dtype([("start_ns", np.int64), ("maker", np.float64), ("taker", np.float64)])
+"""Fee rates that come into force during a run."""
+
 TOTALS: Final = np.dtype(
     [
         ("cash", np.float64),
@@ -160,10 +182,13 @@ TOTALS: Final = np.dtype(
         ("n_trades", np.int64),
         ("n_rejected", np.int64),
         ("n_cut", np.int64),
+        ("n_expired", np.int64),
+        ("n_resting", np.int64),
         ("score_row", np.int64),
         ("state_row", np.int64),
         ("day", np.int64),
         ("version", np.int64),
+        ("fee_row", np.int64),
         ("next_change", np.int64),
         ("next_due", np.int64),
     ]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crypto_qlib.backtest.bookkeeping import maintenance_rate
+from crypto_qlib.backtest.desk_margin import maintenance_rate
 from crypto_qlib.backtest.inputs import PreparedRun
 from crypto_qlib.backtest.ledger_arrays import OPENING
 from crypto_qlib.backtest.result import BacktestResult

@@ -114,6 +114,7 @@ def performance(
         "vetoes": {rule.label: n for rule, n in result.veto_counts.items() if n},
         "entries_rejected": result.entries_rejected,
         "entries_cut_to_volume": result.entries_cut,
+        "entries_expired": result.entries_expired,
         "ambiguous_bars": _ambiguous(result),
         "delisted_in_the_run": list(result.ended),
         "positions_closed_by_delisting": _delisted(result),

@@ -16,6 +16,7 @@ from crypto_qlib.backtest.inputs import BacktestInputs, PreparedRun, prepare
 from crypto_qlib.core.account import AccountState, OpenPosition
 from crypto_qlib.core.costs import BPS, FeeSchedule
 from crypto_qlib.core.errors import UserError
+from crypto_qlib.core.fees import FeeHistory
 from crypto_qlib.core.margin import initial_margin_cross
 from crypto_qlib.core.market import FloatArray
 from crypto_qlib.core.order import ExitKind, Fill, MarginMode, OrderRequest, Protection, TriggerSource
@@ -84,14 +85,19 @@ class _Driver:
             VenueInstrument(replace(inputs.instruments[s], delisted_ns=_end(run, j)), inputs.tiers[s])
             for j, s in enumerate(run.symbols)
         ]
+        fees = inputs.fees or FeeHistory([FeeSchedule(rules.maker_fee, rules.taker_fee)])
+        self._fees = fees
         config = VenueConfig(
             impact_y=rules.impact_y,
             half_spread_bps=rules.half_spread_bps,
             max_bar_volume_share=inputs.execution.max_bar_volume_share,
             partial_liquidation=inputs.execution.partial_liquidation,
+            adl_stress_move=inputs.execution.adl_stress_move,
         )
         self._exchange = SimulatedExchange(listing, config, int(run.bars.ts_open[run.first_bar]))
-        self._exchange.open_account(ACCOUNT, run.initial_equity, FeeSchedule(taker=rules.taker_fee))
+        self._exchange.open_account(ACCOUNT, run.initial_equity, fees)
+        self._waiting: dict[str, PlannedOrder] = {}
+        self._filled: set[str] = set()
         self._peak = run.initial_equity
         self._cooldown: dict[str, int] = {}
 
@@ -102,12 +108,12 @@ class _Driver:
         n_fills = 0
         for t in range(run.first_bar, run.bars.ts_open.size):
             ts = int(run.bars.ts_open[t])
+            self._cancel_unwanted(ts)
             plan = self._plan(ts)
             self._exchange.begin_bar(self._bar(t))
             for order in plan:
-                n_open = len(self._exchange.snapshot(ACCOUNT).positions)
                 # A replaced position without a bar could not leave: its successor must wait too.
-                if order.reduce_only or n_open < run.rules.max_open:
+                if order.reduce_only or self._taken_slots() < run.rules.max_open:
                     self._send(ts, order)
             self._exchange.end_bar()
             snapshot = self._exchange.snapshot(ACCOUNT)
@@ -115,6 +121,7 @@ class _Driver:
             self._peak = max(self._peak, snapshot.equity)
             fills = self._exchange.fills(ACCOUNT)
             self._pause(fills[n_fills:], ts + run.frame_ns)
+            self._filled |= {fill.client_order_id for fill in fills[n_fills:]}
             n_fills = len(fills)
             events += self._exchange.drain_events()
         return ReferenceRun(
@@ -126,7 +133,8 @@ class _Driver:
         )
 
     def _plan(self, ts: int) -> Iterable[PlannedOrder]:
-        run, rules = self._run, self._run.rules
+        run, fees = self._run, self._fees.at(ts)
+        rules = run.rules._replace(maker_fee=fees.maker, taker_fee=fees.taker)
         snapshot = self._exchange.snapshot(ACCOUNT)
         row = int(np.searchsorted(run.score_as_of, ts))
         has_scores = row < run.score_as_of.size and run.score_as_of[row] == ts
@@ -212,11 +220,40 @@ class _Driver:
             order.symbol,
             order.side,
             order.lots,
+            order.kind,
+            order.limit_price,
             margin_mode=self._mode,
             reduce_only=order.reduce_only,
             protection=protection,
         )
-        self._exchange.submit(ACCOUNT, request, exit_kind=order.reason)
+        sent = self._exchange.submit(ACCOUNT, request, exit_kind=order.reason)
+        if not sent.status.is_final:
+            self._waiting[request.client_order_id] = order
+
+    def _taken_slots(self) -> int:
+        """Return how many symbols have a position or an entry that waits."""
+        held = {s.position.symbol for s in self._exchange.snapshot(ACCOUNT).positions}
+        return len(held | {self._waiting[coid].symbol for coid in self._pending()})
+
+    def _pending(self) -> set[str]:
+        """Return the ids of the entries that still wait."""
+        if not self._waiting:
+            return set()
+        return {order.client_order_id for order in self._exchange.orders(ACCOUNT) if not order.status.is_final}
+
+    def _cancel_unwanted(self, ts: int) -> None:
+        """Cancel entries whose time is up, and what is left of one whose position has closed again."""
+        if not self._waiting:
+            return
+        pending = self._pending()
+        held = {s.position.symbol for s in self._exchange.snapshot(ACCOUNT).positions}
+        for coid, order in list(self._waiting.items()):
+            is_over = coid in self._filled and order.symbol not in held
+            if coid in pending and (is_over or (order.expires_ns is not None and ts >= order.expires_ns)):
+                self._exchange.cancel(ACCOUNT, order.symbol, coid)
+                pending.discard(coid)
+            if coid not in pending:
+                del self._waiting[coid]
 
     def _pause(self, fills: Iterable[Fill], bar_close_ns: int) -> None:
         for fill in fills:

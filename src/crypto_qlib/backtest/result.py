@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from crypto_qlib.backtest.bookkeeping import Desk
+from crypto_qlib.backtest.desk import Desk
 from crypto_qlib.backtest.inputs import PreparedRun
 from crypto_qlib.backtest.ledger_arrays import OPENING, POSITION, joined
 from crypto_qlib.core.market import FloatArray, IntArray
@@ -56,8 +56,9 @@ class BacktestResult:
         Limit and actual value of each.
     exposure : (n_bars, n_symbols) float64
         Signed notional at each close; no rows unless asked for.
-    entries_rejected, entries_cut : int
-        Planned entries the venue did not take (no price, margin, tier) and those cut to a share of the bar's volume.
+    entries_rejected, entries_cut, entries_expired : int
+        Planned entries the venue did not take (no price, margin, tier), those cut to a share of the bar's volume, and those
+        that waited at their limit in vain.
     ended : tuple of str
         Symbols that stopped trading before the end.
     unmarked : tuple of str
@@ -85,6 +86,7 @@ class BacktestResult:
     entries_cut: int
     ended: tuple[str, ...]
     unmarked: tuple[str, ...]
+    entries_expired: int = 0
 
     @property
     def equity(self) -> FloatArray:
@@ -222,6 +224,7 @@ def gather(run: PreparedRun, path: RunPath, desk: Desk, log: VetoLog, origin: in
         exposure=path.exposure[0] if len(path.exposure) == 1 else np.concatenate(path.exposure),
         entries_rejected=int(totals["n_rejected"]),
         entries_cut=int(totals["n_cut"]),
+        entries_expired=int(totals["n_expired"]),
         ended=run.ended,
         unmarked=tuple(s for s, known in zip(run.symbols, run.has_mark, strict=True) if not known),
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
-from crypto_qlib.backtest.bookkeeping import Execution
+from crypto_qlib.backtest.desk import Execution
 from crypto_qlib.backtest.engine import run_backtest
 from crypto_qlib.backtest.inputs import BacktestInputs
 from crypto_qlib.backtest.result import BacktestResult
@@ -13,7 +14,7 @@ from crypto_qlib.core.market import MarketPanel
 from crypto_qlib.core.signal import ScorePanel
 from crypto_qlib.core.tiers import TierHistory
 from crypto_qlib.portfolio.rules import rules_from_settings
-from crypto_qlib.settings.schema import Settings
+from crypto_qlib.settings.schema import BacktestSettings, Settings
 
 
 def run_backtest_leveraged(
@@ -65,9 +66,18 @@ def leveraged_inputs(
         tiers=tiers,
         rules=rules_from_settings(settings),
         initial_equity=settings.backtest.initial_equity,
-        execution=Execution(max_bar_volume_share=settings.backtest.max_bar_volume_share),
+        execution=execution_of(settings.backtest),
+        fees=settings.backtest.costs.fees(),
         blacklist=settings.strategy.blacklist,
         with_exposure=True,
         veto_log_rows=200_000,
         require_funding=require_funding,
+    )
+
+
+def execution_of(backtest: BacktestSettings) -> Execution:
+    """Return how orders execute under the settings."""
+    return Execution(
+        max_bar_volume_share=backtest.max_bar_volume_share,
+        adl_stress_move=backtest.adl_stress_move or math.inf,
     )

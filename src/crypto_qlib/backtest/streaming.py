@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from crypto_qlib.backtest.bookkeeping import Bars
+from crypto_qlib.backtest.desk import Bars
 from crypto_qlib.backtest.engine import run_stretches
 from crypto_qlib.backtest.inputs import BacktestInputs, bars_of, check_panel, prepare
 from crypto_qlib.backtest.result import BacktestResult

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
 from crypto_qlib.core.clock import parse_utc
 from crypto_qlib.core.costs import FeeSchedule
+
+_MOST: Final = 0.01
+"""Largest rate that can be meant: more is a per cent figure taken for a fraction."""
 
 
 class FeeHistory:
@@ -38,6 +41,10 @@ class FeeHistory:
     def at(self, ts_ns: int) -> FeeSchedule:
         """Return the rates in force at ``ts_ns``; before the first schedule, the first one."""
         return self._schedules[max(bisect_right(self._starts, ts_ns) - 1, 0)]
+
+    def after(self, ts_ns: int) -> tuple[FeeSchedule, ...]:
+        """Return the schedules that come into force later than ``ts_ns``, oldest first."""
+        return tuple(self._schedules[max(bisect_right(self._starts, ts_ns), 1) :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,3 +120,50 @@ def fees_of_level(level: str, tables: Sequence[FeeTable] = (OKX_SWAP_2019,)) -> 
     if not known:
         raise ValueError(f"no fee level {level!r}; known: {', '.join(sorted({n for t in tables for n in t.levels}))}")
     return FeeHistory(known)
+
+
+def account_fees(first: FeeSchedule, level: str = "", changes: Sequence[str] = ()) -> FeeHistory:
+    """Return what one account pays over time: its rates or level at first, then every change.
+
+    Parameters
+    ----------
+    first : FeeSchedule
+        Rates at first, where ``level`` is empty.
+    level : str
+        Fee level at first: its published rates over time.
+    changes : sequence of str
+        ``DATE=LEVEL`` or ``DATE=MAKER/TAKER`` each (``2026-03-01=VIP2``, ``2026-06-01=0.0001/0.0003``), an ISO date or time
+        in UTC: from then on that level's published rates over time, or those rates.
+
+    Raises
+    ------
+    ValueError
+        If a date cannot be read, comes twice, a level is unknown, or rates are no two fractions within 1 %.
+    """
+    parts = [(0, FeeHistory([first]) if not level else fees_of_level(level))]
+    for text in changes:
+        when, _, what = text.partition("=")
+        parts.append((parse_utc(when.strip()), _rates_of(text, what.strip())))
+    starts = [start for start, _ in parts]
+    if len(set(starts)) < len(starts):
+        raise ValueError(f"two fee changes at one instant: {', '.join(changes)}")
+    parts.sort(key=lambda part: part[0])
+    ends = [start for start, _ in parts[1:]] + [None]
+    schedules: list[FeeSchedule] = []
+    for (start, history), end in zip(parts, ends, strict=True):
+        later = [s for s in history.after(start) if end is None or s.valid_from_ns < end]
+        schedules += [replace(history.at(start), valid_from_ns=start), *later]
+    return FeeHistory(schedules)
+
+
+def _rates_of(text: str, what: str) -> FeeHistory:
+    if "/" not in what:
+        return fees_of_level(what)
+    maker, _, taker = what.partition("/")
+    try:
+        schedule = FeeSchedule(float(maker), float(taker))
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no DATE=LEVEL or DATE=MAKER/TAKER") from error
+    if not (abs(schedule.maker) <= _MOST and 0.0 <= schedule.taker <= _MOST):
+        raise ValueError(f"{text!r}: rates are fractions of notional within {_MOST:g}, the taker's not negative")
+    return FeeHistory([schedule])

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from crypto_qlib.core.account import AccountState, OpenPosition
 from crypto_qlib.core.jit import njit_leaf, njit_lent
-from crypto_qlib.core.order import ExitKind, Side
+from crypto_qlib.core.order import ExitKind, OrderKind, Side
 from crypto_qlib.core.signal import Scores
 from crypto_qlib.portfolio.book import beta_of, cluster_exposure, staying_book, with_position, without_position
 from crypto_qlib.portfolio.lookup import column
@@ -32,7 +32,7 @@ from crypto_qlib.portfolio.market_panel import StateArrays, state_arrays
 from crypto_qlib.portfolio.market_state import MarketState
 from crypto_qlib.portfolio.plan import Plan, PlannedOrder
 from crypto_qlib.portfolio.plan_arrays import Held, PlanRows, Scratch, new_held, new_plan_rows, new_scratch
-from crypto_qlib.portfolio.rules import Rules, rules_record
+from crypto_qlib.portfolio.rules import AT_MARKET, BY_LIMIT, POST_ONLY, Rules, rules_record
 from crypto_qlib.portfolio.selection import (
     OUT,
     VetoLog,
@@ -53,6 +53,9 @@ EXIT_TIME: Final = 0
 EXIT_REPLACED: Final = 1
 EXIT_REASONS: Final = (ExitKind.TIME, ExitKind.REPLACED)
 """Exit kinds by the codes compiled plans use."""
+
+ORDER_KINDS: Final = {AT_MARKET: OrderKind.MARKET, BY_LIMIT: OrderKind.LIMIT, POST_ONLY: OrderKind.POST_ONLY}
+"""Kinds of entry orders by their codes in :class:`Rules`."""
 
 _NO_EQUITY: Final = int(VetoRule.NO_EQUITY)
 _DRAWDOWN: Final = int(VetoRule.DRAWDOWN)
@@ -289,7 +292,7 @@ def decide(scores: Scores, account: AccountState, market: MarketState, rules: Ru
         new_scratch(n, capacity), rows, log,
     )  # fmt: skip
     exits = [_exit_order(positions[rows.exit_slot[k]], EXIT_REASONS[rows.exit_reason[k]]) for k in range(n_exits)]
-    entries = [_entry_order(market.symbols, rows, k, expected, win) for k in range(n_entries)]
+    entries = [_entry_order(market, rules, rows, k, expected, win) for k in range(n_entries)]
     return Plan(market.as_of_ns, tuple(exits + entries), _vetoes(log, market.symbols))
 
 
@@ -323,10 +326,13 @@ def _exit_order(position: OpenPosition, reason: ExitKind) -> PlannedOrder:
     return PlannedOrder(position.symbol, Side.of(-lots), abs(lots), position.leverage, True, reason=reason)
 
 
-def _entry_order(symbols: tuple[str, ...], rows: PlanRows, k: int, expected: FloatArray, win: FloatArray) -> PlannedOrder:
+def _entry_order(
+    market: MarketState, rules: Rules, rows: PlanRows, k: int, expected: FloatArray, win: FloatArray
+) -> PlannedOrder:
     j = int(rows.symbol[k])
+    rests = rules.entry_order != AT_MARKET
     return PlannedOrder(
-        symbol=symbols[j],
+        symbol=market.symbols[j],
         side=Side.of(float(rows.side[k])),
         lots=int(rows.lots[k]),
         leverage=float(rows.leverage[k]),
@@ -339,6 +345,9 @@ def _entry_order(symbols: tuple[str, ...], rows: PlanRows, k: int, expected: Flo
         expected_return=float(expected[j]),
         win_probability=float(win[j]),
         reference_price=float(rows.price[k]),
+        kind=ORDER_KINDS[rules.entry_order],
+        limit_price=float(rows.price[k]) if rests else None,
+        expires_ns=market.as_of_ns + rules.entry_ns if rests else None,
     )
 
 

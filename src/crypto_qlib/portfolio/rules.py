@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from crypto_qlib.core.clock import FRAME_NS
+from crypto_qlib.core.costs import BPS
 from crypto_qlib.settings.schema import BacktestSettings, CostSettings, Settings, StrategySettings
 
 EQUAL_RISK: Final = 0
@@ -21,6 +22,12 @@ SIZING_CODES: Final[dict[str, int]] = {
     "kelly": KELLY,
 }
 """Sizing names of the settings and their codes in :class:`Rules`."""
+
+AT_MARKET: Final = 0
+BY_LIMIT: Final = 1
+POST_ONLY: Final = 2
+ENTRY_CODES: Final[dict[str, int]] = {"market": AT_MARKET, "limit": BY_LIMIT, "post_only": POST_ONLY}
+"""Kinds of entry orders of the settings and their codes in :class:`Rules`."""
 
 CAP_OFF: Final = 100.0
 """``max_beta`` or ``max_cluster`` from which the cap is off, so that betas or clusters need not be known."""
@@ -45,6 +52,12 @@ class Rules(NamedTuple):
         Sides that may be opened.
     min_net_return, min_win_probability, min_daily_turnover, min_listing_days, max_data_age_bars, max_correlation : float
         Filters of an entry; see :mod:`crypto_qlib.portfolio.selection`.
+    entry_order : int
+        ``AT_MARKET``, ``BY_LIMIT`` or ``POST_ONLY``.
+    entry_offset : float
+        How far a limit entry waits behind the last close, fraction.
+    entry_bars : int
+        Bars a limit entry may wait; at most until the next decision.
     replace_margin : float
         Least advantage of a replacement, fraction of notional after costs; infinite = never replace.
     cooldown_bars, holding_bars : int
@@ -67,8 +80,8 @@ class Rules(NamedTuple):
         Mean correlation from which coins are one cluster; see :mod:`crypto_qlib.portfolio.clusters`.
     liquidation_buffer, max_drawdown : float
         Distance from stop to liquidation in stop distances; drawdown at which entries end.
-    taker_fee, impact_y, half_spread_bps : float
-        Costs; a negative half spread means "by turnover".
+    taker_fee, maker_fee, impact_y, half_spread_bps : float
+        Costs; a negative half spread means "by turnover", a negative maker fee is a rebate.
     expect_funding : bool
         Whether expected funding over the holding time counts as a cost of an entry.
     cross : bool
@@ -86,6 +99,9 @@ class Rules(NamedTuple):
     min_listing_days: float = 7.0
     max_data_age_bars: int = 2
     max_correlation: float = 1.0
+    entry_order: int = AT_MARKET
+    entry_offset: float = 0.0005
+    entry_bars: int = 1
     replace_margin: float = 0.002
     cooldown_bars: int = 12
     holding_bars: int = 24
@@ -111,6 +127,7 @@ class Rules(NamedTuple):
     liquidation_buffer: float = 0.5
     max_drawdown: float = 0.5
     taker_fee: float = 0.0005
+    maker_fee: float = 0.0002
     impact_y: float = 0.8
     half_spread_bps: float = -1.0
     expect_funding: bool = True
@@ -125,6 +142,11 @@ class Rules(NamedTuple):
     def cooldown_ns(self) -> int:
         """Return the pause after a stop-out, nanoseconds, counted from the close of the bar of the stop."""
         return self.cooldown_bars * self.frame_ns
+
+    @property
+    def entry_ns(self) -> int:
+        """Return how long a limit entry may wait, nanoseconds: no longer than to the next decision."""
+        return min(self.entry_bars, self.decide_every_bars) * self.frame_ns
 
 
 RULES: Final = np.dtype([(name, _NUMPY_OF[type(value)]) for name, value in Rules._field_defaults.items()])
@@ -146,10 +168,14 @@ def build_rules(strategy: StrategySettings, backtest: BacktestSettings, frame_ns
     costs: CostSettings = backtest.costs
     same = {name: getattr(strategy, name) for name in Rules._fields if name in type(strategy).model_fields}
     same["sizing"] = SIZING_CODES[strategy.sizing]
+    same["entry_order"] = ENTRY_CODES[strategy.entry_order]
+    fees = costs.fees().at(0)
     return Rules(
         **same,
         frame_ns=frame_ns,
-        taker_fee=costs.taker_fee,
+        entry_offset=strategy.entry_offset_bps * BPS,
+        taker_fee=fees.taker,
+        maker_fee=fees.maker,
         impact_y=costs.impact_y,
         half_spread_bps=costs.half_spread_bps,
         cross=backtest.margin_mode == "cross",

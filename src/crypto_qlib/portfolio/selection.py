@@ -7,7 +7,10 @@ pending. Its direction is the sign of ``r``. With ``p`` the win probability (1/2
     net  = |r| - cost
     rank = net * 2 p
 
-so without probabilities, funding forecasts and per-symbol costs the order is that of ``|r|``. Ties go to the lower column.
+A post-only entry pays the maker fee and no slippage on its way in; the gain of its better price is not counted, for it is
+filled where the market moves against it.
+
+So without probabilities, funding forecasts and per-symbol costs the order is that of ``|r|``. Ties go to the lower column.
 Refused, in this order: switched-off side, blacklist, delisted, stale data, listing age, thin turnover, cool-down, low win
 probability, low net return; later, per pick, correlation with a chosen name of the same side, and every limit of
 :mod:`crypto_qlib.portfolio.sizing`.
@@ -26,7 +29,7 @@ from crypto_qlib.core.jit import njit_leaf, njit_lent
 from crypto_qlib.portfolio.lookup import row_in
 from crypto_qlib.portfolio.market_columns import CORRELATION_BARS
 from crypto_qlib.portfolio.market_panel import StateArrays
-from crypto_qlib.portfolio.rules import Rules
+from crypto_qlib.portfolio.rules import POST_ONLY, Rules
 from crypto_qlib.portfolio.sizing import expected_slippage
 from crypto_qlib.portfolio.veto import VetoRule
 
@@ -189,7 +192,8 @@ def rank_candidates(
         if p < min_win:
             note_veto(log, as_of_ns, _MIN_WIN, j, min_win, p)
             continue
-        cost = 2.0 * (taker_fee + expected_slippage(daily[j].half_spread, adv, daily[j].sigma, impact_y, notional))
+        cost = taker_fee + expected_slippage(daily[j].half_spread, adv, daily[j].sigma, impact_y, notional)
+        cost = cost + rules.maker_fee if rules.entry_order == POST_ONLY else 2.0 * cost
         value = abs(r) - cost - expected_funding_cost(side, funding_rates[j], settlements[j])
         if value < min_net:
             note_veto(log, as_of_ns, _MIN_NET, j, min_net, value)

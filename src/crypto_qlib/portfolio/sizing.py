@@ -34,7 +34,7 @@ from crypto_qlib.core.tiers import NO_TIER, tier_index
 from crypto_qlib.portfolio.book import Book, beta_of, need_at_stop
 from crypto_qlib.portfolio.lookup import column, tier_count, today
 from crypto_qlib.portfolio.market_panel import StateArrays
-from crypto_qlib.portfolio.rules import CAP_OFF, EQUAL_RISK, KELLY, SCORE_WEIGHTED, Rules
+from crypto_qlib.portfolio.rules import AT_MARKET, CAP_OFF, EQUAL_RISK, KELLY, SCORE_WEIGHTED, Rules
 from crypto_qlib.portfolio.veto import VetoRule
 
 MARGIN_SLACK: Final = 0.01
@@ -104,6 +104,12 @@ def clamped_distance(atrs: float, atr: float, low: float, high: float) -> float:
     if low == high:
         return low
     return min(max(atrs * atr, low), high) if not math.isnan(atr) else math.nan
+
+
+@njit_leaf
+def entry_limit(close: float, side: float, offset: float, tick_size: float) -> float:
+    """Return the limit of an entry that waits ``offset`` (a fraction) behind ``close``, on the tick away from the market."""
+    return max(round_price_against(close * (1.0 - side * offset), tick_size, -side), tick_size)
 
 
 @njit_leaf
@@ -276,8 +282,12 @@ def size_position(  # noqa: PLR0911 - one return for each rule that refuses
         return refused(_UNKNOWN_VOLATILITY, math.nan, math.nan)
     risk_cap = book.equity * rules.risk_per_trade / loss
     notional = min(wish, risk_cap, room)
-    # The slippage of the final size is not above that of the room it was first worked out for.
-    price = slipped_price(close, side, expected_slippage(half, adv, sigma, rules.impact_y, notional) / BPS)
+    tick = state.contracts[j].tick_size
+    if rules.entry_order == AT_MARKET:
+        # The slippage of the final size is not above that of the room it was first worked out for.
+        price = slipped_price(close, side, expected_slippage(half, adv, sigma, rules.impact_y, notional) / BPS)
+    else:
+        price = entry_limit(close, side, rules.entry_offset, tick)
     per_leverage = math.inf
     if rules.sizing not in (EQUAL_RISK, KELLY):
         per_leverage = wanted_notional(rules, book.equity, 1.0, loss, weight, net, sigma)
@@ -297,7 +307,6 @@ def size_position(  # noqa: PLR0911 - one return for each rule that refuses
         return refused(_STOPS, 0.0, book.at_stops / book.equity)
     if lots < smallest:
         return refused(_MIN_SIZE, smallest, notional / price / per_lot)
-    tick = state.contracts[j].tick_size
     stop = round_price_against(price * (1.0 - side * distance), tick, side)
     target = price * (1.0 + side * take)
     target = round_price_against(target, tick, -side) if tick < target < math.inf else math.nan

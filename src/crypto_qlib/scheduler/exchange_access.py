@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from crypto_qlib.core.clock import FRAME_NS, NS_PER_MS, NS_PER_S, floor_ts, iso, parse_utc
-from crypto_qlib.core.costs import FeeSchedule
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.exchange.credentials import ApiCredentials, load_or_create_credentials
 from crypto_qlib.exchange.embedded.faults import Fault, FaultOptions, FaultRule
@@ -161,8 +160,9 @@ def embedded_exchange(settings: Settings) -> EmbeddedExchange:
 def embedded_options(settings: Settings, source: MarketSource) -> EmbeddedOptions:
     """Return how the embedded exchange of ``settings`` runs on ``source``."""
     exchange, costs = settings.exchange, settings.backtest.costs
+    start_ns = session_start_ns(settings, source)
     return EmbeddedOptions(
-        start_ns=session_start_ns(settings, source),
+        start_ns=start_ns,
         step_frame_ns=step_ns(settings, source),
         rate_limits=exchange.rate_limits,
         is_demo=exchange.demo_key,
@@ -170,7 +170,7 @@ def embedded_options(settings: Settings, source: MarketSource) -> EmbeddedOption
         host=exchange.host,
         port=exchange.port,
         paper_equity=exchange.paper_equity,
-        fees=FeeSchedule(costs.maker_fee, costs.taker_fee),
+        fees=costs.fees().at(start_ns),
         venue=VenueConfig(costs.impact_y, costs.half_spread_bps, settings.backtest.max_bar_volume_share),
         # Wider than OKX on purpose: a first run downloads a year of everything.
         funding_retention_days=None,

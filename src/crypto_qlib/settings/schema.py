@@ -12,6 +12,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from crypto_qlib.core.costs import FeeSchedule
+from crypto_qlib.core.fees import FeeHistory, account_fees
 from crypto_qlib.settings.model_schema import ModelSettings
 from crypto_qlib.settings.section import Fraction, Frame, IsoTime, Names, Section
 
@@ -156,6 +158,15 @@ class StrategySettings(Section):
     max_correlation: float = Field(1.0, gt=0, le=1, description="Largest trailing return correlation between two chosen "
                                    "names on the same side; 1 = off.")  # fmt: skip
     blacklist: Names = Field((), description="Symbols never entered, e.g. [LUNAUSDT].")
+    entry_order: Literal["market", "limit", "post_only"] = Field(
+        "market",
+        description="How positions are opened: at the market; by a limit order that takes what it may and rests; or post-only, "
+        "which pays the maker fee and is missed where the price does not come.",
+    )
+    entry_offset_bps: float = Field(
+        5.0, ge=0, lt=5_000, description="How far a limit entry waits behind the last close, basis points (below it for a buy)."
+    )
+    entry_bars: int = Field(1, ge=1, description="Bars a limit entry may wait; at most decide_every_bars.")
     replace_margin: float = Field(0.002, ge=0, description="By how much (fraction of notional, after the switch's cost) a new "
                                   "signal must beat the worst open position to replace it.")  # fmt: skip
     cooldown_bars: int = Field(12, ge=0, description="Bars a symbol is not re-entered after a stop-out.")
@@ -197,6 +208,11 @@ class StrategySettings(Section):
     def _agree(self) -> StrategySettings:
         if not (self.allow_long or self.allow_short):
             raise ValueError("allow_long and allow_short are both false: nothing could ever be traded")
+        if self.entry_order != "market" and self.entry_bars > self.decide_every_bars:
+            raise ValueError(
+                f"entry_bars = {self.entry_bars} is above decide_every_bars = {self.decide_every_bars}: a decision plans every "
+                "entry anew"
+            )
         if self.min_stop_distance > self.max_stop_distance:
             raise ValueError(
                 f"min_stop_distance = {self.min_stop_distance:g} is above max_stop_distance = {self.max_stop_distance:g}"
@@ -211,6 +227,19 @@ class CostSettings(Section):
     taker_fee: float = Field(0.0005, ge=0, le=0.01, description="Taker fee, fraction of notional.")
     impact_y: float = Field(0.8, ge=0, description="Prefactor Y of the square-root impact.")
     half_spread_bps: float = Field(-1.0, description="Half spread in basis points; negative = by turnover (see core.costs).")
+    fee_level: str = Field("", description="Fee level of the account (LV1 to LV5, VIP1 to VIP7): its published rates over time "
+                           "instead of maker_fee and taker_fee; empty = those two.")  # fmt: skip
+    fee_changes: Names = Field((), description="Later levels or rates with the date (UTC) from which they hold, e.g. "
+                               "[2026-03-01=VIP2, 2026-06-01=0.0001/0.0003] (maker/taker).")  # fmt: skip
+
+    @model_validator(mode="after")
+    def _agree(self) -> CostSettings:
+        self.fees()
+        return self
+
+    def fees(self) -> FeeHistory:
+        """Return what the account pays over time."""
+        return account_fees(FeeSchedule(self.maker_fee, self.taker_fee), self.fee_level, self.fee_changes)
 
 
 class BacktestSettings(Section):
@@ -220,6 +249,12 @@ class BacktestSettings(Section):
     margin_mode: Literal["isolated", "cross"] = Field("isolated", description="Margin mode of all positions.")
     costs: CostSettings = Field(CostSettings(), description="Fees and slippage.")
     max_bar_volume_share: Fraction = Field(0.05, description="Largest share of a bar's volume one order may take.")
+    adl_stress_move: float = Field(
+        0.0,
+        ge=0,
+        description="Stress: a mark move of this fraction within one bar closes the positions that gain from it at the bar's "
+        "mark close (auto-deleveraging); 0 = off.",
+    )
     segment: Literal["test", "valid+test", "all"] = Field("test", description="Which part of the history is traded.")
 
 
