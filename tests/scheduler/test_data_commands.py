@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from crypto_qlib.core.errors import UserError
+from crypto_qlib.data_collector.qlib_store import write_qlib_store
 from crypto_qlib.store.lake import Kind, Lake, Series
+from crypto_qlib.store.panel_store import PanelStore
 from tests.scheduler.conftest import MakePipeline
 
 pytestmark = pytest.mark.slow
+
+
+def test_what_the_watch_collects_is_at_once_in_the_hot_store_and_the_panel_stays_what_was_checked(
+    make_pipeline: MakePipeline,
+) -> None:
+    wanted = ("exchange.simulated_symbols=4", "exchange.simulated_days=25", "data.history_days=20", "universe.size=2")
+    collected = make_pipeline(*wanted)
+    for step in (collected.data.universe, collected.data.update, collected.data.check):
+        step()
+    collected.data.renew_hot(partial(write_qlib_store, collected.paths.qlib))
+    checked = collected.data.panel()
+    watching = make_pipeline(*wanted)
+    watching.data.watch(rounds=2, stream=False)
+    store = PanelStore.open(watching.paths.panels / "1h")
+    assert len(store) == checked.n_bars + 2
+    newest = watching.workspace.lake.read_bars(Kind.CANDLES, "1h", "BTCUSDT")
+    np.testing.assert_array_equal(store.field("close")[-2:, store.layout.symbols.index("BTCUSDT")], newest.close[-2:])
+    np.testing.assert_array_equal(watching.data.panel().close, checked.close)
+    assert "and 2 newer ones as collected" in watching.data.files.verify().lines[-1]
 
 
 def test_collect_watch_look_and_mend(make_pipeline: MakePipeline, tmp_path: Path) -> None:

@@ -108,9 +108,10 @@ def test_running_again_fetches_and_builds_nothing(finished: tuple[Pipeline, list
     root = finished[0].settings.store.root
     before = {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file() and "paper_ledger" not in p.name}
     again = Pipeline(finished[0].settings, Secrets(), SilentReporter())
+    assert again.data.is_hot(), "a run leaves the panel mapped: whoever comes next does not open the lake's month files"
     lines = again.run().summary_lines()
     assert next(line for line in lines if line.startswith("data:")).endswith("0 new rows, 0 corrected")
-    unchanged = {line.partition(":")[0] for line in again._space.reporter.lines if line.endswith("unchanged")}  # type: ignore[attr-defined]
+    unchanged = {line.partition(":")[0] for line in again.workspace.reporter.lines if line.endswith("unchanged")}  # type: ignore[attr-defined]
     assert unchanged >= {"data check", "qlib store", "features", "train", "backtest and report"}
     rebuilt = [
         p for p, mtime in before.items() if p.stat().st_mtime_ns != mtime and p.suffix in (".npy", ".txt", ".html", ".bin")
@@ -127,7 +128,7 @@ def test_a_changed_strategy_repeats_the_backtest_and_not_the_training(finished: 
     assert "2 runs over" in compared
     assert "strategy.max_open=2" in compared
     shutil.rmtree(changed.paths.reports / json.loads((changed.paths.steps / "backtest.json").read_text())["key"])
-    said = changed._space.reporter.lines  # type: ignore[attr-defined]
+    said = changed.workspace.reporter.lines  # type: ignore[attr-defined]
     assert "train: unchanged" in said
     assert "backtest and report: unchanged" not in said
 

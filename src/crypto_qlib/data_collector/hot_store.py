@@ -19,6 +19,7 @@ The lake stays the archive; :func:`build_hot_store` makes the hot store from it,
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,7 +31,7 @@ from crypto_qlib.core.clock import NS_PER_DAY, iso
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.market import PANEL_FIELDS, FloatArray, MarketPanel
 from crypto_qlib.data_collector.qlib_bins import QlibBins, write_instruments
-from crypto_qlib.data_collector.qlib_store import bins_that_differ, freq_of, whole_days, write_qlib_store
+from crypto_qlib.data_collector.qlib_store import FIELDS, bins_that_differ, freq_of, whole_days, write_qlib_store
 from crypto_qlib.data_collector.qlib_tail import remember_hot_panel
 from crypto_qlib.store.append_log import AppendLog
 from crypto_qlib.store.hold import held
@@ -41,7 +42,11 @@ LOG_LIMIT: Final = 16 * 2**20
 FLUSH_BARS: Final = 256
 """Bars after which Qlib's files are brought up to the panel."""
 _MAX_GAP_BARS: Final = 100_000
+_OTHER_FILES: Final = 256
+"""Descriptors left for everything else in the process."""
 _STEP: Final = 65_536
+_PATIENCE_S: Final = 20.0
+"""A collector holds the store for as long as it takes to append a bar."""
 
 
 class HotStore:
@@ -65,7 +70,7 @@ class HotStore:
     def __init__(self, folder: Path, qlib_root: Path, flush_bars: int = FLUSH_BARS) -> None:
         self._flush_bars = flush_bars
         self._holding = ExitStack()
-        self._holding.enter_context(held(_lock_of(folder)))
+        self._holding.enter_context(held(lock_of(folder)))
         with ExitStack() as undo:
             undo.push(self._holding)
             self.panel = PanelStore.open(folder, is_writable=True)
@@ -77,6 +82,7 @@ class HotStore:
         self._skipped = int(-layout.origin_ns % NS_PER_DAY // layout.frame_ns)
         self._bins = QlibBins(qlib_root, freq_of(self.panel.market_panel(0, 0)))
         self._day_bins = None if layout.frame_ns == NS_PER_DAY else QlibBins(qlib_root, "day")
+        _allow_open_files(len(self._all_bins()) * len(layout.symbols) * len(FIELDS))
         for bins in self._all_bins():
             bins.hold(layout.symbols)
         remember_hot_panel(qlib_root, freq_of(self.panel.market_panel(0, 0)), folder)
@@ -232,19 +238,42 @@ class HotStore:
 _HINT: Final = "run `crypto-qlib data update`"
 
 
-def build_hot_store(folder: Path, qlib_root: Path, panel: MarketPanel, dtype: str = "<f8") -> int:
+def build_hot_store(
+    folder: Path,
+    qlib_root: Path,
+    panel: MarketPanel,
+    dtype: str = "<f8",
+    vouched_rows: int | None = None,
+    write_qlib: Callable[[MarketPanel], object] | None = None,
+) -> int:
     """Bring panel store and Qlib's store in line with ``panel``, and return how many rows had to be written.
 
-    Rows the store already holds exactly are not written again; where history has changed or symbols are others, both are
-    built anew.
+    Rows the store already holds exactly are not written again. Rows nobody has vouched for are written in place and those after
+    the panel's last are forgotten; where older history has changed or symbols are others, the store is built anew and swapped
+    in, so that whoever reads the old one keeps what they have.
+
+    Parameters
+    ----------
+    folder, qlib_root : Path
+        Panel store and Qlib's store.
+    panel : MarketPanel
+        All history there is.
+    dtype : str
+        Of a store built anew.
+    vouched_rows : int, optional
+        Rows that may not change under a reader; by default all.
+    write_qlib : callable, optional
+        Writes the panel to Qlib's store; by default :func:`~crypto_qlib.data_collector.qlib_store.write_qlib_store`.
 
     Raises
     ------
+    HeldElsewhere
+        If another process goes on writing to the store.
     UserError
         If a store cannot be written.
     """
-    with held(_lock_of(folder)):
-        kept = _rows_in_common(folder, panel, dtype)
+    with held(lock_of(folder), _PATIENCE_S):
+        kept = _rows_in_common(folder, panel, dtype, vouched_rows)
         if kept < 0:
             layout = Layout(
                 panel.frame_ns,
@@ -256,16 +285,21 @@ def build_hot_store(folder: Path, qlib_root: Path, panel: MarketPanel, dtype: st
             fresh = folder.with_name(f"{folder.name}.new")
             _fill(PanelStore.create(fresh, layout), panel, 0)
             swap_in(fresh, folder)
-        elif kept < panel.n_bars:
-            _fill(PanelStore.open(folder, is_writable=True), panel, kept)
-        write_qlib_store(qlib_root, panel)
+        else:
+            store = PanelStore.open(folder, is_writable=True)
+            store.truncate(kept)
+            _fill(store, panel, kept)
+        if write_qlib is None:
+            write_qlib_store(qlib_root, panel)
+        else:
+            write_qlib(panel)
         remember_hot_panel(qlib_root, freq_of(panel), folder)
         (folder / "log").unlink(missing_ok=True)
     return panel.n_bars - max(kept, 0)
 
 
-def _rows_in_common(folder: Path, panel: MarketPanel, dtype: str) -> int:
-    """Return how many rows of ``panel`` the store holds exactly, -1 if it cannot be continued with it."""
+def _rows_in_common(folder: Path, panel: MarketPanel, dtype: str, vouched_rows: int | None) -> int:
+    """Return how many rows store and ``panel`` have in common, -1 if the store cannot be continued with it."""
     try:
         store = PanelStore.open(folder)
     except UserError:
@@ -273,17 +307,48 @@ def _rows_in_common(folder: Path, panel: MarketPanel, dtype: str) -> int:
     layout, n = store.layout, len(store)
     is_same = (layout.symbols, layout.frame_ns, layout.dtype) == (panel.symbols, panel.frame_ns, dtype)
     is_same &= layout.has_mark == tuple(bool(m) for m in panel.has_mark)
-    if not is_same or not panel.n_bars or layout.origin_ns != panel.ts_open[0] or n > panel.n_bars:
+    if not is_same or not panel.n_bars or layout.origin_ns != panel.ts_open[0]:
         return -1
+    kept = common_rows(store, panel)
+    return kept if kept >= (n if vouched_rows is None else min(vouched_rows, n)) else -1
+
+
+def common_rows(store: PanelStore, panel: MarketPanel, start: int = 0) -> int:
+    """Return how many rows of ``panel``, from its first on, the store holds exactly from its row ``start`` on."""
+    n = min(len(store) - start, panel.n_bars)
     for a in range(0, n, _STEP):
         b = min(a + _STEP, n)
+        is_same = np.ones(b - a, np.bool_)
         for name in PANEL_FIELDS:
-            if not np.array_equal(store.field(name, a, b), getattr(panel, name)[a:b].astype(dtype), equal_nan=True):
-                return -1
+            kept = store.field(name, start + a, start + b)
+            wanted = getattr(panel, name)[a:b].astype(store.layout.dtype)
+            if not np.array_equal(kept, wanted, equal_nan=True):
+                is_same &= ((kept == wanted) | (np.isnan(kept) & np.isnan(wanted))).all(axis=1)
+        if not is_same.all():
+            return a + int(np.argmin(is_same))
     return n
 
 
-def _lock_of(folder: Path) -> Path:
+def _allow_open_files(more: int) -> None:
+    """Raise this process's limit of open files (1,024 on many systems) so that one descriptor a bin fits.
+
+    Raises
+    ------
+    UserError
+        If the system does not allow so many.
+    """
+    wanted = more + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft in (resource.RLIM_INFINITY, -1) or soft >= wanted:
+        return
+    if hard not in (resource.RLIM_INFINITY, -1) and hard < wanted:
+        raise UserError(
+            f"{wanted:,} open files are needed, the system allows {hard:,}", "raise it: ulimit -Hn, or fewer symbols"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def lock_of(folder: Path) -> Path:
     """Return the folder whose lock is the store's: not the store's own, which is swapped when it is built anew."""
     return folder.with_name(f"{folder.name}.hold")
 

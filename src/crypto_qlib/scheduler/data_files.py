@@ -10,6 +10,8 @@ from typing import Literal
 from crypto_qlib.core.clock import SystemClock
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.data_collector.history_files import files_below, read_file
+from crypto_qlib.data_collector.hot_panel import HotPanel
+from crypto_qlib.data_collector.hot_store import hot_bins_that_differ
 from crypto_qlib.data_collector.import_export import Format, export_history, export_series, import_files
 from crypto_qlib.data_collector.panel import load_panel
 from crypto_qlib.data_collector.qlib_store import MARKET, bins_that_differ
@@ -19,6 +21,8 @@ from crypto_qlib.scheduler.reporter import Reporter
 from crypto_qlib.settings.schema import Settings
 from crypto_qlib.store.lake import EVENT, Kind, Lake
 from crypto_qlib.store.lake_identity import changed_behind_our_back, checksums
+from crypto_qlib.store.panel_store import PanelStore
+from crypto_qlib.store.paths import Paths
 from crypto_qlib.store.series_store import SeriesStore
 
 EXTERNAL = "series"
@@ -40,8 +44,8 @@ class DataFiles:
         Shows what is going on.
     settings : Settings
         All sections.
-    qlib_root : Path
-        Qlib's store.
+    paths : Paths
+        Where Qlib's store and the hot store lie.
     is_simulated : bool
         Whether the workspace's market invents its prices.
     """
@@ -50,7 +54,7 @@ class DataFiles:
     series: SeriesStore
     reporter: Reporter
     settings: Settings
-    qlib_root: Path
+    paths: Paths
     is_simulated: bool
 
     def verify(self) -> Said:
@@ -71,17 +75,22 @@ class DataFiles:
     def _verify_qlib(self) -> tuple[str, ...]:
         """Compare Qlib's store, if there is one, with the cleaned bars of the lake it lists, bit by bit."""
         frame = self.settings.data.frame
-        listed = self.qlib_root / "instruments" / f"{MARKET}.txt"
+        root = self.paths.qlib
+        listed = root / "instruments" / f"{MARKET}.txt"
         if not listed.is_file():
             return ()
         names = [line.partition("\t")[0] for line in listed.read_text().splitlines()]
         clean = set(self.lake.symbols(Kind.CLEAN, frame))
         if not names or not set(names) <= clean:
             return (f"Qlib store: it lists symbols the lake has no cleaned {frame} bars of; {_BRING_UP}",)
-        bad = bins_that_differ(self.qlib_root, load_panel(self.lake, names, frame))
+        panel = load_panel(self.lake, names, frame)
+        hot = HotPanel(self.lake, self.paths.panels / frame, frame)
+        appended = hot.appended_rows(panel)
+        bad = bins_that_differ(root, panel) if appended is None else hot_bins_that_differ(PanelStore.open(hot.folder), root)
         if bad:
             return (f"Qlib store: {len(bad)} files are not what the lake says, such as {bad[0]}; {_BRING_UP}",)
-        return (f"Qlib store: equal to the lake's cleaned {frame} bars, {len(names)} symbols",)
+        more = f", and {appended:,} newer ones as collected" if appended else ""
+        return (f"Qlib store: equal to the lake's cleaned {frame} bars, {len(names)} symbols{more}",)
 
     def compact(self) -> Said:
         """Merge what was appended into the month files, and write files of older schema versions anew."""

@@ -5,6 +5,7 @@ Every other step asks here for the panel, the members and the contracts of what 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +22,8 @@ from crypto_qlib.data_collector.clean_data import clean
 from crypto_qlib.data_collector.contract_archive import load_instruments, load_tiers
 from crypto_qlib.data_collector.fetch_okx_data import UpdateReport, clock_skew, update_data
 from crypto_qlib.data_collector.fetch_plan import wanted_span
+from crypto_qlib.data_collector.hot_panel import HotPanel
 from crypto_qlib.data_collector.lake_status import lake_status, status_lines
-from crypto_qlib.data_collector.panel import load_panel
 from crypto_qlib.data_collector.quality_report import write_quality_report
 from crypto_qlib.data_collector.universe_history import UniverseSnapshot, all_snapshots, changes_lines, universe_snapshots
 from crypto_qlib.data_collector.universe_rebuild import rebuild_history
@@ -173,7 +174,7 @@ class DataSteps:
             async def chosen(gateway: Gateway) -> tuple[str, ...]:
                 return symbols or (await self._choose_universe(gateway)).symbols
 
-            market = WatchedMarket(self._access, self._lake, self._settings, log, self._reporter)
+            market = WatchedMarket(self._access, self._lake, self._settings, self._paths, log, self._reporter)
             good = self._access.run(lambda gateway: market.watch(gateway, chosen, rounds, with_stream=stream))
         self._access.close()
         return Said((f"{good} rounds brought data; log: {log}",))
@@ -203,7 +204,7 @@ class DataSteps:
         """Return what can be done with the files of lake and external series."""
         store = SeriesStore(self._paths.series)
         simulated = self._access.has_simulated_prices
-        return DataFiles(self._lake, store, self._reporter, self._settings, self._paths.qlib, is_simulated=simulated)
+        return DataFiles(self._lake, store, self._reporter, self._settings, self._paths, is_simulated=simulated)
 
     @cached_property
     def collected(self) -> Collected:
@@ -274,7 +275,23 @@ class DataSteps:
     def panel(self) -> MarketPanel:
         """Return the cleaned bars of the span collected, with the mask of who belonged to the universe at each close."""
         c = self.collected
-        return load_panel(self._lake, c.symbols, self._settings.data.frame, c.start_ns, c.end_ns).with_members(self.members)
+        return self.hot.serve(c.symbols, c.start_ns, c.end_ns).with_members(self.members)
+
+    @property
+    def hot(self) -> HotPanel:
+        """Return the cleaned bars as mapped memory."""
+        frame = self._settings.data.frame
+        return HotPanel(self._lake, self._paths.panels / frame, frame)
+
+    def is_hot(self) -> bool:
+        """Return whether :meth:`panel` comes from mapped memory."""
+        c = self.collected
+        return self.hot.is_current(c.symbols, c.start_ns, c.end_ns)
+
+    def renew_hot(self, write_qlib: Callable[[MarketPanel], object]) -> int:
+        """Bring mapped panel and Qlib's store in line with the lake, see :meth:`HotPanel.renew`."""
+        c = self.collected
+        return self.hot.renew(c.symbols, c.start_ns, c.end_ns, self._paths.qlib, write_qlib)
 
     @cached_property
     def members(self) -> Membership:

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from crypto_qlib.core.clock import FRAME_NS, NS_PER_S, Clock, floor_ts, iso
-from crypto_qlib.core.errors import CryptoQlibError, DoNotRetry, RetryLater, SkipCycle, UserError
+from crypto_qlib.core.errors import CryptoQlibError, DoNotRetry, RetryLater, SkipCycle
 from crypto_qlib.data_collector.fetch_okx_data import UpdateReport
 from crypto_qlib.data_collector.live_flow import FlowMinutes
 from crypto_qlib.exchange.okx_stream import Dropped, Tick
 from crypto_qlib.settings.schema import DataSettings
 from crypto_qlib.store.event_log import EventLog
+from crypto_qlib.store.hold import HeldElsewhere
 from crypto_qlib.store.lake import Kind, Lake, Series
 
 SETTLE_S: Final = 3.0
@@ -120,9 +121,7 @@ async def _round(parts: Watch, flow: FlowMinutes | None) -> bool:
     except (RetryLater, SkipCycle, DoNotRetry) as e:
         _tell(parts, "round failed", e)
         return False
-    except UserError as e:
-        if "another process" not in e.message:
-            raise
+    except HeldElsewhere as e:
         _tell(parts, "round skipped", e)
         return False
     lost = sum(g.is_lost for g in report.gaps)

@@ -34,7 +34,7 @@ from crypto_qlib.backtest.what_if import what_if
 from crypto_qlib.core.clock import iso
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.signal import ScorePanel
-from crypto_qlib.data_collector.qlib_data_adapter import update_qlib_store
+from crypto_qlib.data_collector.qlib_data_adapter import update_from_panel
 from crypto_qlib.exchange.gateway import Gateway
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame, load_feature_frame
 from crypto_qlib.feature_engineering.side_loading import load_side, side_identity
@@ -85,43 +85,43 @@ class Pipeline:
     def __init__(
         self, settings: Settings, secrets: Secrets, reporter: Reporter, show_paper: Callable[[PaperView], None] | None = None
     ) -> None:
-        self._space = Workspace(settings, secrets, reporter)
-        self.settings, self.paths = settings, self._space.paths
+        self.workspace = Workspace(settings, secrets, reporter)
+        self.settings, self.paths = settings, self.workspace.paths
         self._show_paper = show_paper
-        self.data = DataSteps(self._space)
+        self.data = DataSteps(self.workspace)
 
     # ------------------------------------------------------------------ steps
 
     def run(self) -> Said:
         """Do all steps in order and return the summary of the whole."""
         began = time.perf_counter()
-        self._space.is_whole_run = True
-        parts: list[str] = [f"market: {self._space.access.market_label}"]
-        compiled = self._space.book.is_current("compiled", code_identity())
+        self.workspace.is_whole_run = True
+        parts: list[str] = [f"market: {self.workspace.access.market_label}"]
+        compiled = self.workspace.book.is_current("compiled", code_identity())
         try:
             with CompileAhead(is_wanted=not compiled) as ahead:
                 for step in (self.data.universe, self.data.update, self.data.check):
                     parts += step().lines
                 if ahead.wait():
-                    self._space.book.complete("compiled", code_identity(), {})
+                    self.workspace.book.complete("compiled", code_identity(), {})
             for step in (self.features, self.train, self.evaluate, self.backtest):
                 parts += step().lines
             if self.settings.live.paper_bars and self.settings.exchange.mode != "live":
                 parts += self.paper().lines
         finally:
-            self._space.access.close()
+            self.workspace.access.close()
         parts.append(f"done in {time.perf_counter() - began:.0f} s")
         return Said(tuple(parts))
 
     def features(self) -> Said:
         """Bring Qlib's store up to date and build the features of every bar."""
-        with self._space.step("qlib store") as skipped:
+        with self.workspace.step("qlib store") as skipped:
             key = key_of(self.data.clean_key(), SeriesStore(self.paths.series).identity())
-            if self._space.book.is_current("qlib", key, self.paths.qlib):
+            if self.workspace.book.is_current("qlib", key, self.paths.qlib) and self.data.is_hot():
                 skipped("unchanged")
             else:
-                update_qlib_store(self._space.lake, self.paths, self.data.collected.symbols, self.settings.data.frame)
-                self._space.book.complete("qlib", key, {})
+                self.data.renew_hot(partial(update_from_panel, self.paths))
+                self.workspace.book.complete("qlib", key, {})
         frame = self._features()
         return Said((f"features: {len(frame.names)} for {frame.n_rows:,} rows ({frame.values.nbytes / 2**30:.2f} GiB)",))
 
@@ -135,18 +135,18 @@ class Pipeline:
         """Train and calibrate the model, unless this very model exists; `evaluate` decides whether it becomes champion."""
         model_id = self._train_key()
         folder = model_folder(self.paths.models, model_id)
-        with self._space.step("train") as skipped:
-            if self._space.book.is_current("train", model_id, folder / SUMS_FILE):
+        with self.workspace.step("train") as skipped:
+            if self.workspace.book.is_current("train", model_id, folder / SUMS_FILE):
                 skipped("unchanged")
                 model = load_model(folder)
             else:
                 frame, labels = self._features(), self._labels()
-                advance = self._space.reporter.progress(f"{self.settings.model.name}, {frame.n_rows:,} rows", 1.0)
+                advance = self.workspace.reporter.progress(f"{self.settings.model.name}, {frame.n_rows:,} rows", 1.0)
                 model = train_chosen(
                     self.paths.features, frame, labels, self.settings.model, folder,
                     identity=model_id, rule=TradeRule.of(self.settings), progress=advance,
                 )  # fmt: skip
-                self._space.book.complete("train", model_id, {})
+                self.workspace.book.complete("train", model_id, {})
         spans = ", ".join(f"{name} {iso(a)[:10]} to {iso(b)[:10]}" for name, (a, b) in model.segment_ts.items())
         return Said((f"model {model_id}: {self.settings.model.name}, {len(model.feature_names)} features; {spans}",))
 
@@ -154,10 +154,10 @@ class Pipeline:
         """Measure the model out of sample; write ``model_performance_report.json`` and ``model_report.html`` beside it."""
         model = self._model()
         folder = model_folder(self.paths.models, self._train_key())
-        with self._space.step("evaluate"):
+        with self.workspace.step("evaluate"):
             scores = out_of_sample_scores(model, folder, self._features())
             stamp = self._identity(model)
-            words = {"title": f"{model.settings.name} on {model.settings.label}", "market": self._space.access.market_label}
+            words = {"title": f"{model.settings.name} on {model.settings.label}", "market": self.workspace.access.market_label}
             performance, page = report_model(model, scores, self.data.panel(), self._labels(), folder, stamp, words)
             ruled = self.shelf.consider(self._train_key(), performance, self.market())
         return Said((*performance_lines(performance), f"model report: {page}", *ruled.lines))
@@ -177,9 +177,9 @@ class Pipeline:
         model = self._model()
         stamp = self._identity(model)
         folder = self.paths.reports / stamp["run_id"]
-        with self._space.step("backtest and report") as skipped:
-            record = self._space.book.record("backtest")
-            if record is not None and self._space.book.is_current("backtest", stamp["run_id"], folder / PAGE):
+        with self.workspace.step("backtest and report") as skipped:
+            record = self.workspace.book.record("backtest")
+            if record is not None and self.workspace.book.is_current("backtest", stamp["run_id"], folder / PAGE):
                 skipped("unchanged")
                 return Said(tuple(record.output["lines"]))
             inputs = self._backtest_inputs(model)
@@ -188,7 +188,7 @@ class Pipeline:
             study = what_if(inputs, result)
             files = write_report(result, inputs.panel, self.settings, stamp, performance.to_json(), folder, rolling, study)
             lines = tuple(summary_lines(files))
-            self._space.book.complete("backtest", stamp["run_id"], {"lines": list(lines)})
+            self.workspace.book.complete("backtest", stamp["run_id"], {"lines": list(lines)})
         return Said(lines)
 
     def grid(self, vary: Sequence[str], workers: int = 0, dask: str = "") -> Said:
@@ -213,9 +213,9 @@ class Pipeline:
 
         runs = grid_runs(axes, self.settings, run_id_of)
         folder = self.paths.reports / "grid"
-        with self._space.step("backtest grid"):
+        with self.workspace.step("backtest grid"):
             inputs = self._backtest_inputs(model)
-            advance = self._space.reporter.progress(f"{len(runs):,} runs", float(len(runs)))
+            advance = self.workspace.reporter.progress(f"{len(runs):,} runs", float(len(runs)))
             result = run_grid(inputs, axes, runs, folder, n_workers=workers, dask=dask, advance=advance)
             name = key_of(stamp["run_id"], *(f"{a.key}={','.join(a.values)}" for a in axes))
             files = write_grid(result, stamp, folder / name)
@@ -245,17 +245,17 @@ class Pipeline:
 
     def paper(self) -> Said:
         """Let the live session trade ``live.paper_bars`` bars on the embedded exchange, or on OKX demo."""
-        if not self._space.access.is_embedded:
-            require_okx_keys(self.settings, self._space.secrets)
+        if not self.workspace.access.is_embedded:
+            require_okx_keys(self.settings, self.workspace.secrets)
         model = self._model()
         stamp = self._identity(model)
-        with self._space.step("paper session"):
-            result = self._space.access.run(lambda gateway: self._session(gateway, model, stamp))
-        if not self._space.is_whole_run:
-            self._space.access.close()
-        where = self.paths.reports / stamp["run_id"] if self._space.access.is_embedded else self.paths.root
+        with self.workspace.step("paper session"):
+            result = self.workspace.access.run(lambda gateway: self._session(gateway, model, stamp))
+        if not self.workspace.is_whole_run:
+            self.workspace.access.close()
+        where = self.paths.reports / stamp["run_id"] if self.workspace.access.is_embedded else self.paths.root
         figures = f"  every figure of the session, as of a backtest: {where / SESSION_FIGURES}"
-        return Said((*paper_lines(result, self._space.access.market_label), figures))
+        return Said((*paper_lines(result, self.workspace.access.market_label), figures))
 
     # ------------------------------------------------------------ data at rest
 
@@ -273,12 +273,12 @@ class Pipeline:
     @cached_property
     def _frame(self) -> FeatureFrame:
         key = self._feature_key()
-        with self._space.step("features") as skipped:
-            if self._space.book.is_current("features", key, self.paths.features):
+        with self.workspace.step("features") as skipped:
+            if self.workspace.book.is_current("features", key, self.paths.features):
                 skipped("unchanged")
                 return load_feature_frame(self.paths.features)
-            frame = built_features(self.paths, self.settings, self.data.panel(), self._space.reporter)
-            self._space.book.complete("features", key, {})
+            frame = built_features(self.paths, self.settings, self.data.panel(), self.workspace.reporter)
+            self.workspace.book.complete("features", key, {})
         return frame
 
     def _features(self) -> FeatureFrame:
@@ -305,20 +305,20 @@ class Pipeline:
 
     def _backtest_inputs(self, model: TrainedModel) -> BacktestInputs:
         instruments, tiers = self.data.contracts()
-        knows_funding = self._space.access.knows_funding
+        knows_funding = self.workspace.access.knows_funding
         if not knows_funding:
-            self._space.reporter.say("no funding is known of this market: the result leaves it out")
+            self.workspace.reporter.say("no funding is known of this market: the result leaves it out")
         return leveraged_inputs(
             self.data.panel(), self._scores(model), instruments, tiers, self.settings, require_funding=knows_funding
         )
 
     async def _session(self, gateway: Gateway, model: TrainedModel, stamp: dict[str, Any]) -> PaperResult:
         instruments, tiers = self.data.contracts()
-        ledger = session_ledger(self.settings, self._space.secrets, self.paths.reports / stamp["run_id"])
+        ledger = session_ledger(self.settings, self.workspace.secrets, self.paths.reports / stamp["run_id"])
         session_id = f"{self.settings.exchange.mode}-paper"
         side = partial(load_side, self.paths, self.settings, self.data.collected.symbols)
         inputs = SessionInputs(
             model, self.data.panel(), instruments, tiers, ledger, session_id, stamp, self.data.members, side, self.paths.live
         )
-        step = self._space.access.embedded().step if self._space.access.is_embedded else None
+        step = self.workspace.access.embedded().step if self.workspace.access.is_embedded else None
         return await trade_bars(gateway, self.settings, inputs, step, self._show_paper)

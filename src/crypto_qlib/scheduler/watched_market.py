@@ -10,6 +10,7 @@ from typing import Final
 
 from crypto_qlib.core.clock import NS_PER_HOUR, NS_PER_S, ManualClock, SystemClock
 from crypto_qlib.data_collector.fetch_okx_data import UpdateReport, update_data
+from crypto_qlib.data_collector.hot_follow import follow_lake
 from crypto_qlib.exchange.gateway import Gateway
 from crypto_qlib.exchange.okx_session import Connection
 from crypto_qlib.exchange.okx_stream import OkxStream
@@ -18,7 +19,9 @@ from crypto_qlib.scheduler.exchange_access import ExchangeAccess
 from crypto_qlib.scheduler.reporter import Reporter
 from crypto_qlib.settings.schema import Settings
 from crypto_qlib.store.event_log import EventLog
+from crypto_qlib.store.hold import HeldElsewhere
 from crypto_qlib.store.lake import Lake
+from crypto_qlib.store.paths import Paths
 
 _NAP_S: Final = 1.0
 _STEP_NAP_S: Final = 0.3
@@ -38,6 +41,8 @@ class WatchedMarket:
         Where rows go.
     settings : Settings
         Sections ``data`` and ``exchange``.
+    paths : Paths
+        Where the hot store and Qlib's store lie.
     log : Path
         Structured log.
     reporter : Reporter
@@ -47,6 +52,7 @@ class WatchedMarket:
     access: ExchangeAccess
     lake: Lake
     settings: Settings
+    paths: Paths
     log: Path
     reporter: Reporter
 
@@ -74,6 +80,7 @@ class WatchedMarket:
             is_due = now_ns - ledger_ns >= NS_PER_HOUR
             report = await update_data(gateway, self.lake, wanted, self.settings.data, now_ns, with_ledger=is_due)
             ledger_ns = now_ns if is_due else ledger_ns
+            await asyncio.to_thread(self._follow)
             return report
 
         async def wait_until(ts_ns: int) -> None:
@@ -84,6 +91,14 @@ class WatchedMarket:
 
         parts = Watch(self.lake, self.settings.data, symbols, update, clock, wait_until, self.reporter.say, EventLog(self.log))
         return await watch(parts, await self._stream(gateway, symbols) if with_stream else None, rounds)
+
+    def _follow(self) -> None:
+        """Let features, engine and Qlib see the bars that closed; who renews the store just now puts them there itself."""
+        frame = self.settings.data.frame
+        try:
+            follow_lake(self.lake, self.paths.panels / frame, self.paths.qlib, frame)
+        except HeldElsewhere as e:
+            self.reporter.say(f"{e.message}: its bars are appended at the next close")
 
     async def _step_until(self, gateway: Gateway, clock: ManualClock, ts_ns: int) -> None:
         """Let an embedded market go on to ``ts_ns``: by stepping it, or by waiting where it runs by itself."""

@@ -92,7 +92,10 @@ class PanelStore:
         self._mode: Any = "r+" if is_writable else "r"
         self._rows = _counter(folder, self._mode)
         self._maps: dict[str, Array] = {}
+        announced = len(self)  # before the maps are made: a writer announces rows only once they are laid out
         self._map()
+        if announced > (capacity := self._maps[layout.fields[0]].shape[0]):
+            raise ValueError(f"its files end at row {capacity:,} of {announced:,}")
 
     @classmethod
     def create(cls, folder: Path, layout: Layout) -> Self:
@@ -114,7 +117,11 @@ class PanelStore:
         UserError
             If there is none, or it is of another version or damaged.
         """
-        return cls(folder, read_layout(folder), is_writable=is_writable)
+        layout = read_layout(folder)
+        try:
+            return cls(folder, layout, is_writable=is_writable)
+        except (OSError, ValueError) as e:
+            raise UserError(f"the panel store in {folder} is damaged: {e}", _REBUILD) from e
 
     def __len__(self) -> int:
         return int(self._rows[0])
@@ -157,6 +164,15 @@ class PanelStore:
             self._maps[name][start : start + n, : rows.shape[1]] = rows
         if start + n > len(self):
             self._rows[0] = start + n
+
+    def truncate(self, rows: int) -> None:
+        """Forget the rows from ``rows`` on: their values become NaN, as if they had never been written."""
+        n = len(self)
+        if rows >= n:
+            return
+        self._rows[0] = rows
+        for values in self._maps.values():
+            values[rows:n] = np.nan
 
     def reserve(self, rows: int) -> None:
         """Lay out whole blocks so that ``rows`` rows fit."""
