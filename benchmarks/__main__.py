@@ -30,6 +30,10 @@ elif sys.argv[1:2] == ["features"]:
     from benchmarks import features
 
     features.main(sys.argv[2:])
+elif sys.argv[1:2] == ["feature_stream"]:
+    from benchmarks import feature_stream
+
+    feature_stream.main(sys.argv[2:])
 elif sys.argv[1:2] == ["feature_study"]:
     from benchmarks import feature_study
 

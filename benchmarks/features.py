@@ -33,13 +33,11 @@ from crypto_qlib.feature_engineering.qlib_handler import feature_dataframe
 from crypto_qlib.settings.schema import FeatureSettings
 
 STOCK = """
-import json, sys, time, resource, warnings
+import json, logging, sys, time, resource, warnings
 warnings.simplefilter("ignore")
-from pathlib import Path
 import numpy as np
-from crypto_qlib.data_collector.qlib_data_adapter import init_qlib
-from crypto_qlib.store.paths import Paths
-init_qlib(Paths(Path(sys.argv[1])))
+import qlib
+qlib.init(provider_uri=sys.argv[1], kernels=1, expression_cache=None, dataset_cache=None, logging_level=logging.ERROR)
 from qlib.contrib.data.loader import Alpha158DL, Alpha360DL
 from qlib.data import D
 names = D.list_instruments(D.instruments(), freq="60min", as_list=True)
@@ -97,7 +95,7 @@ def row(what: str, ours: float, theirs: float, whose: str) -> None:
 def stock_times(panel: MarketPanel, folder: Path) -> dict[str, float]:
     write_qlib_store(folder / "qlib", panel)
     last = str(pd.Timestamp(int(panel.ts_open[-1])))
-    command = [sys.executable, "-c", STOCK, str(folder), str(folder / "frame"), last]
+    command = [sys.executable, "-c", STOCK, str(folder / "qlib"), str(folder / "frame"), last]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)

@@ -10,12 +10,9 @@ from hypothesis import strategies as st
 from crypto_qlib.core.clock import NS_PER_HOUR
 from crypto_qlib.core.errors import SkipCycle, UserError
 from crypto_qlib.core.market import PANEL_PRICES, MarketPanel
-from crypto_qlib.feature_engineering import feature_cache
-from crypto_qlib.feature_engineering.feature_cache import kept_features
-from crypto_qlib.feature_engineering.feature_frame import FeatureFrame, load_feature_frame, save_feature_frame
+from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
 from crypto_qlib.feature_engineering.feature_generator import (
     build_features,
-    extend_features,
     feature_catalogue,
     latest_features,
     lookback_bars,
@@ -56,25 +53,6 @@ def test_live_row_equals_batch_row_bit_for_bit(n: int) -> None:
     assert live.ts_open.tolist() == [int(PANEL.ts_open[n - 1])]
     assert live.row_symbol.tolist() == FRAME.row_symbol[rows].tolist()
     assert differing(FRAME.names, live.values, FRAME.values[rows]) == []
-
-
-@pytest.mark.slow
-@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(cuts=st.lists(st.integers(1, N_BARS), min_size=1, max_size=3, unique=True))
-def test_increments_equal_the_batch_under_any_split(cuts: list[int]) -> None:
-    first, *more = [*sorted(cuts), N_BARS]
-    grown = build_features(PANEL.rows(0, first), ALL, side=SIDE)
-    for n in more:
-        grown = extend_features(grown, PANEL.rows(0, n), ALL, SIDE)
-    assert differing(FRAME.names, grown.values, FRAME.values) == []
-    assert np.array_equal(grown.row_bar, FRAME.row_bar)
-    assert np.array_equal(grown.row_symbol, FRAME.row_symbol)
-
-
-def test_increments_of_other_bars_are_refused() -> None:
-    other = build_features(PANEL.rows(1, 50), ALL)
-    with pytest.raises(UserError, match="other bars"):
-        extend_features(other, PANEL, ALL)
 
 
 def test_rows_exist_exactly_where_a_close_exists() -> None:
@@ -206,64 +184,8 @@ def test_newest_bar_without_prices_skips_the_cycle() -> None:
         latest_features(changed(panel, close=close), ALL)
 
 
-class TestSavedFrames:
-    def test_round_trip(self, tmp_path) -> None:
-        save_feature_frame(FRAME, tmp_path / "f")
-        back = load_feature_frame(tmp_path / "f", verify=True)
-        assert same_bits(back.values, FRAME.values)
-        assert (back.names, back.symbols, back.frame_ns, back.settings) == (FRAME.names, FRAME.symbols, FRAME.frame_ns, ALL)
-        assert np.array_equal(back.row_bar, FRAME.row_bar)
-        assert np.array_equal(back.ts_open, FRAME.ts_open)
-
-    def test_a_changed_file_is_noticed(self, tmp_path) -> None:
-        save_feature_frame(FRAME, tmp_path)
-        path = tmp_path / "values.npy"
-        raw = bytearray(path.read_bytes())
-        raw[-3] ^= 1
-        path.write_bytes(raw)
-        with pytest.raises(UserError, match="checksum"):
-            load_feature_frame(tmp_path, verify=True)
-
-    def test_a_missing_frame_says_what_to_run(self, tmp_path) -> None:
-        with pytest.raises(UserError, match="features build"):
-            load_feature_frame(tmp_path / "nothing")
-
-
 def test_frame_refuses_shapes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         FeatureFrame(
             FRAME.values, FRAME.names[:-1], FRAME.ts_open, FRAME.frame_ns, FRAME.symbols, FRAME.row_bar, FRAME.row_symbol, ALL
         )
-
-
-class TestKeptFeatures:
-    SOME = FeatureSettings(sets=("technical", "funding"))
-
-    def test_a_longer_history_extends_what_is_kept_and_equals_a_rebuild(self, tmp_path, monkeypatch) -> None:
-        kept_features(tmp_path, PANEL.rows(0, 600), self.SOME)
-        built = []
-        monkeypatch.setattr(feature_cache, "build_features", lambda *a: built.append(a))
-        grown = kept_features(tmp_path, PANEL.rows(0, 700), self.SOME)
-        again = kept_features(tmp_path, PANEL.rows(0, 700), self.SOME)
-        assert built == [], "nothing was built anew"
-        whole = build_features(PANEL.rows(0, 700), self.SOME)
-        assert same_bits(grown.values, whole.values)
-        assert same_bits(again.values, whole.values)
-
-    @pytest.mark.parametrize("what", ["an old bar", "settings", "side data", "a broken file"])
-    def test_anything_else_that_changed_rebuilds(self, tmp_path, what: str) -> None:
-        panel, wanted, identity = PANEL.rows(0, 300), self.SOME, "a"
-        kept_features(tmp_path, panel, wanted, identity=identity)
-        if what == "an old bar":
-            close = panel.close.copy()
-            close[100, 0] *= 1.001
-            panel = changed(panel, close=close)
-        elif what == "settings":
-            wanted = FeatureSettings(sets=("technical",))
-        elif what == "side data":
-            identity = "b"
-        else:
-            (tmp_path / "values.npy").write_bytes(b"")
-        frame = kept_features(tmp_path, panel, wanted, identity=identity)
-        assert same_bits(frame.values, build_features(panel, wanted).values)
-        assert same_bits(load_feature_frame(tmp_path, verify=True).values, frame.values)

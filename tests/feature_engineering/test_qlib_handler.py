@@ -8,7 +8,7 @@ import pytest
 from qlib.data.dataset import DatasetH
 
 from crypto_qlib.core.errors import UserError
-from crypto_qlib.feature_engineering.feature_frame import save_feature_frame
+from crypto_qlib.feature_engineering.feature_files import save_feature_frame
 from crypto_qlib.feature_engineering.feature_generator import build_features
 from crypto_qlib.feature_engineering.qlib_handler import CryptoFeatureLoader, CryptoHandler, feature_dataframe
 from crypto_qlib.settings.schema import FeatureSettings

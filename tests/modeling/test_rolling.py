@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crypto_qlib.core.errors import UserError
-from crypto_qlib.feature_engineering.feature_frame import save_feature_frame
+from crypto_qlib.feature_engineering.feature_files import save_feature_frame
 from crypto_qlib.feature_engineering.feature_generator import build_features
 from crypto_qlib.modeling import rolling
 from crypto_qlib.modeling.artefact import load_model

@@ -2,6 +2,8 @@
 
 Equal to Qlib 0.9.7's ``Alpha158DL`` to float32 rounding where no bar is missing. The pass walks from the newest bar to the
 oldest and writes a window's statistics when it has seen its bars (5, 10, 20, 30, 60), so each bar is read once for all windows.
+Quantiles and ranks come from closes kept in order, one bar in and one out: order has no rounding, so this running state is the
+same whichever bar it began at.
 
 Kept from Qlib, with its consequences: ``RSQR CORR CORD`` are NaN where a window's standard deviation is at most 2e-5 *in
 units of the price*, which makes ``RSQR`` and ``CORR`` of very cheap coins NaN; a window counts from its first bar on (no 3/4
@@ -99,6 +101,43 @@ def _std(total: float, square: float, n: int) -> float:
 
 
 @njit
+def _place(ordered: Row, n: int, value: float) -> tuple[int, int]:
+    """Return where values equal to ``value`` begin and end in the first ``n`` of ``ordered``."""
+    first = 0
+    beyond = n
+    while first < beyond:
+        middle = (first + beyond) // 2
+        if ordered[middle] < value:
+            first = middle + 1
+        else:
+            beyond = middle
+    last = first
+    while last < n and ordered[last] == value:
+        last += 1
+    return first, last
+
+
+@njit
+def _slide(close: Row, t: int, ordered: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]) -> None:
+    """Let bar ``t`` into every window of ordered closes and the bar it pushes out go; missing ones are not there."""
+    for j in range(N_WINDOWS):
+        n = counts[j]
+        gone = t - WINDOWS[j]
+        if gone >= 0 and not math.isnan(close[gone]):
+            n -= 1
+            for i in range(_place(ordered[j], n + 1, close[gone])[0], n):
+                ordered[j, i] = ordered[j, i + 1]
+        if not math.isnan(close[t]):
+            place = n
+            while place > 0 and ordered[j, place - 1] > close[t]:
+                ordered[j, place] = ordered[j, place - 1]
+                place -= 1
+            ordered[j, place] = close[t]
+            n += 1
+        counts[j] = n
+
+
+@njit
 def _quantile(ordered: Row, n: int, q: float) -> float:
     at = q * (n - 1)
     low = int(at)
@@ -142,12 +181,13 @@ def _derive(x: npt.NDArray[np.float64], work: npt.NDArray[np.float64], start: in
 
 
 @njit
-def _window_features(x: npt.NDArray[np.float64], work: npt.NDArray[np.float64], t: int, out: Row, ordered: Row) -> None:  # noqa: PLR0915 - one pass, many sums
-    """Write the rolling features of bar ``t`` behind the bar features; ``ordered`` is scratch of 60."""
+def _window_features(  # noqa: PLR0915 - one pass, many sums
+    x: npt.NDArray[np.float64], work: npt.NDArray[np.float64], t: int, out: Row, ordered: npt.NDArray[np.float64]
+) -> None:
+    """Write the rolling features of bar ``t`` behind the bar features; ``ordered`` holds each window's closes in order."""
     c0, v0 = x[CLOSE, t], x[VOLUME, t] + TINY
     n = pairs = moves = nv = swings = cords = 0
     s1 = s2 = si = sii = siy = 0.0
-    less = equal = 0
     high, low = -math.inf, math.inf
     at_high = at_low = 0
     ly = lyy = lb = lbb = lab = 0.0
@@ -167,17 +207,10 @@ def _window_features(x: npt.NDArray[np.float64], work: npt.NDArray[np.float64], 
             si += age
             sii += age * age
             siy += age * y
-            less += 1 if x[CLOSE, k] < c0 else 0
-            equal += 1 if x[CLOSE, k] == c0 else 0
             if x[HIGH, k] >= high:
                 high, at_high = x[HIGH, k], age
             if x[LOW, k] <= low:
                 low, at_low = x[LOW, k], age
-            place = n - 1
-            while place > 0 and ordered[place - 1] > y:
-                ordered[place] = ordered[place - 1]
-                place -= 1
-            ordered[place] = y
             v = x[VOLUME, k]
             if not math.isnan(v):
                 nv += 1
@@ -232,9 +265,10 @@ def _window_features(x: npt.NDArray[np.float64], work: npt.NDArray[np.float64], 
             out[b + 5 * g] = -(s1 / n + slope * (si / n))
             out[b + 6 * g] = high / c0
             out[b + 7 * g] = low / c0
-            out[b + 8 * g] = 1.0 + _quantile(ordered, n, 0.8)
-            out[b + 9 * g] = 1.0 + _quantile(ordered, n, 0.2)
-            out[b + 10 * g] = (less + 0.5 * (equal + 1)) / n
+            out[b + 8 * g] = _quantile(ordered[j], n, 0.8) / c0
+            out[b + 9 * g] = _quantile(ordered[j], n, 0.2) / c0
+            first, last = _place(ordered[j], n, c0)
+            out[b + 10 * g] = (first + 0.5 * (last - first + 1)) / n
             out[b + 11 * g] = (c0 - low) / (high - low + TINY)
             seen = min(w, t + 1)
             out[b + 12 * g] = (seen - at_high) / w
@@ -271,11 +305,17 @@ def _fill_alpha158(
 ) -> None:
     """Write features ``wanted`` of symbols ``span[0]:span[1]`` from bar ``span[2]`` on."""
     row = np.empty(N_FEATURES)
-    ordered = np.empty(LONGEST)
+    ordered = np.empty((N_WINDOWS, LONGEST))
+    counts = np.empty(N_WINDOWS, dtype=np.int64)
     work = np.empty((4, data.shape[2]))
+    before = max(0, span[2] - LONGEST)
     for s in range(span[0], span[1]):
-        _derive(data[s], work, max(0, span[2] - LONGEST))
+        _derive(data[s], work, before)
+        counts[:] = 0
+        for t in range(before, span[2]):
+            _slide(data[s, CLOSE, before:], t - before, ordered, counts)
         for t in range(span[2], data.shape[2]):
+            _slide(data[s, CLOSE, before:], t - before, ordered, counts)
             at = row_of[s, t]
             if at < 0:
                 continue

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crypto_qlib.core.errors import SkipCycle
-from crypto_qlib.core.jit import njit
+from crypto_qlib.core.jit import njit, njit_lent
 from crypto_qlib.core.market import MarketPanel
 from crypto_qlib.feature_engineering.bar_series import (
     CLOSE,
@@ -45,27 +45,27 @@ def alpha360_specs(window: int = 60) -> tuple[FeatureSpec, ...]:
     return tuple(specs)
 
 
-@njit
+@njit_lent
 def _fill_alpha360(
     data: npt.NDArray[np.float64],
     layout: npt.NDArray[np.int64],
     row_of: npt.NDArray[np.int32],
     out: Float32Array,
     columns: npt.NDArray[np.int64],
-    span: tuple[int, int, int],
+    span: tuple[int, int],
 ) -> None:
-    """Write windows of symbols ``span[0]:span[1]`` from bar ``span[2]`` on; ``layout`` rows are (series, lag, length).
+    """Write windows of bars ``span[0]:span[1]``; ``layout`` rows are (series, lag, length).
 
-    A row of the layout is a run of columns side by side, lags falling by one: contiguous in and out, so the loop is vectorised.
+    Bar by bar, the result is written from front to back. A row of the layout is a run of columns side by side, lags falling by
+    one: contiguous in and out, so the innermost loop is vectorised.
     """
-    for s in range(span[0], span[1]):
-        x = data[s]
-        for t in range(span[2], data.shape[2]):
+    for t in range(span[0], span[1]):
+        for s in range(data.shape[0]):
             row = row_of[s, t]
             if row < 0:
                 continue
-            by_close = 1.0 / x[CLOSE, t]
-            by_volume = 1.0 / (x[VOLUME, t] + VOLUME_FLOOR)
+            by_close = 1.0 / data[s, CLOSE, t]
+            by_volume = 1.0 / (data[s, VOLUME, t] + VOLUME_FLOOR)
             for j in range(layout.shape[0]):
                 series = layout[j, 0]
                 first = t - layout[j, 1]
@@ -73,7 +73,7 @@ def _fill_alpha360(
                 missing = min(max(-first, 0), layout[j, 2])
                 out[row, columns[j] : columns[j] + missing] = math.nan
                 here = out[row, columns[j] + missing : columns[j] + layout[j, 2]]
-                known = x[series, first + missing : first + layout[j, 2]]
+                known = data[s, series, first + missing : first + layout[j, 2]]
                 for i in range(known.size):
                     here[i] = known[i] * scale
 
@@ -105,8 +105,8 @@ def alpha360_jobs(
     table = np.array([run[:3] for run in runs], dtype=np.int64)
     where = np.array([run[3] for run in runs], dtype=np.int64)
     return [
-        (_fill_alpha360, (inputs.data, table, inputs.rows.row_of, out, where, (a, b, inputs.first_bar)))
-        for a, b in pieces(0, inputs.data.shape[0], n_jobs)
+        (_fill_alpha360, (inputs.data, table, inputs.rows.row_of, out, where, (a, b)))
+        for a, b in pieces(inputs.first_bar, inputs.data.shape[2], n_jobs)
     ]
 
 

@@ -6,16 +6,11 @@ the order Qlib wants, so the Qlib frame is a view of the same memory.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.market import MarketPanel
 from crypto_qlib.settings.schema import FeatureSettings
 
@@ -23,9 +18,6 @@ Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
-
-_META_FILE = "features.json"
-_ARRAYS = ("values", "ts_open", "row_bar", "row_symbol")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,63 +168,3 @@ def index_rows(panel: MarketPanel, first_bar: int) -> RowIndex:
     row_of = np.full((len(panel.symbols), panel.n_bars), -1, dtype=np.int32)
     row_of[row_sorted, row_bar] = np.arange(row_bar.size, dtype=np.int32)
     return RowIndex(row_bar.astype(np.int32), order[row_sorted].astype(np.int32), row_of, order)
-
-
-def save_feature_frame(frame: FeatureFrame, folder: Path) -> None:
-    """Write ``frame`` as plain ``.npy`` arrays and a JSON description with the SHA-256 of each array."""
-    folder.mkdir(parents=True, exist_ok=True)
-    digests: dict[str, str] = {}
-    for name in _ARRAYS:
-        array = np.ascontiguousarray(getattr(frame, name))
-        np.save(folder / f"{name}.npy", array, allow_pickle=False)
-        digests[name] = hashlib.sha256(array.data).hexdigest()
-    meta = {
-        "names": frame.names,
-        "symbols": frame.symbols,
-        "frame_ns": frame.frame_ns,
-        "settings": frame.settings.model_dump(mode="json"),
-        "sha256": digests,
-    }
-    pending = folder / f"{_META_FILE}.part"
-    pending.write_text(json.dumps(meta, indent=1))
-    pending.replace(folder / _META_FILE)
-
-
-def load_feature_frame(folder: Path, *, verify: bool = False) -> FeatureFrame:
-    """Read a frame written by :func:`save_feature_frame`; the value matrix is memory-mapped read-only.
-
-    Parameters
-    ----------
-    folder : Path
-        Where it was saved.
-    verify : bool
-        Also check every array against its SHA-256 (reads the whole matrix).
-
-    Raises
-    ------
-    UserError
-        If the frame is absent, incomplete, or does not match its digests.
-    """
-    meta_path = folder / _META_FILE
-    rebuild = "run `crypto-qlib features build`"
-    if not meta_path.is_file():
-        raise UserError(f"no features in {folder}", rebuild)
-    try:
-        meta: dict[str, Any] = json.loads(meta_path.read_text())
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
-    except (OSError, EOFError, ValueError) as e:
-        raise UserError(f"the features in {folder} cannot be read: {e}", rebuild) from e
-    if verify:
-        for name, array in arrays.items():
-            if hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() != meta["sha256"][name]:
-                raise UserError(f"{folder / name}.npy does not match its checksum", rebuild)
-    return FeatureFrame(
-        values=arrays["values"],
-        names=tuple(meta["names"]),
-        ts_open=np.asarray(arrays["ts_open"]),
-        frame_ns=int(meta["frame_ns"]),
-        symbols=tuple(meta["symbols"]),
-        row_bar=np.asarray(arrays["row_bar"]),
-        row_symbol=np.asarray(arrays["row_symbol"]),
-        settings=FeatureSettings.model_validate(meta["settings"]),
-    )

@@ -1,4 +1,4 @@
-"""Join the chosen feature sets into one frame; batch for research, the newest bar alone for live trading.
+"""Join the chosen feature sets into one frame; all bars or a block of them for research, the newest bar alone for live trading.
 
 1. :func:`build_inputs` stacks the panel's series once (symbols in sorted order, time last).
 2. The result matrix is allocated at its final size, float32, one row per bar and symbol that traded.
@@ -109,50 +109,46 @@ def build_features(
     UserError
         If the panel holds no bar, or the BTC-relative set is wanted without BTC.
     """
+    if not np.isfinite(panel.close).any():
+        raise UserError("the panel holds no prices to build features from", "run `crypto-qlib data update` first")
     return _build(panel, settings, side, 0, os.cpu_count() or 1, progress)
 
 
-def extend_features(
-    frame: FeatureFrame, panel: MarketPanel, settings: FeatureSettings, side: SideData | None = None
+def block_features(
+    panel: MarketPanel,
+    settings: FeatureSettings,
+    first_bar: int,
+    side: SideData | None = None,
+    progress: Progress | None = None,
 ) -> FeatureFrame:
-    """Return ``frame`` with the rows of the bars ``panel`` has beyond it, bit-equal to building all of ``panel``.
-
-    Only the new bars and their look-back are read: a bar that ``frame`` already has keeps its rows.
+    """Return the rows of the bars of ``panel`` from ``first_bar`` on, bit-equal to those of a build over a longer past.
 
     Parameters
     ----------
-    frame : FeatureFrame
-        Built from the same settings and symbols, on a grid that starts where ``panel`` starts.
     panel : MarketPanel
-        All bars, those of ``frame`` first.
+        The block's bars behind as many earlier ones as :func:`lookback_bars` asks for, or all there are.
     settings : FeatureSettings
-        As at the first build.
+        Which sets.
+    first_bar : int
+        First bar that gets rows; ``row_bar`` counts from the panel's first bar.
     side : SideData, optional
-        All that is known beside the bars by now.
+        What is known beside the bars.
+    progress : callable, optional
+        Told the fraction just finished.
 
     Raises
     ------
     UserError
-        If ``frame`` is not the beginning of what ``panel`` would give: other symbols, settings or grid.
+        If the BTC-relative sets are wanted without BTC.
     """
-    n_old = frame.n_bars
-    same = frame.symbols == panel.symbols and frame.settings == settings and frame.frame_ns == panel.frame_ns
-    if not same or panel.n_bars < n_old or not np.array_equal(frame.ts_open, panel.ts_open[:n_old]):
-        raise UserError("these features were built from other bars or settings", "run `crypto-qlib features build`")
-    if panel.n_bars == n_old:
-        return frame
-    start = max(0, n_old + 1 - lookback_bars(settings, panel.frame_ns))
-    fresh = _build(panel.rows(start, panel.n_bars), settings, side, n_old - start, os.cpu_count() or 1, None)
-    return FeatureFrame(
-        values=np.concatenate([frame.values, fresh.values]),
-        names=frame.names,
-        ts_open=panel.ts_open,
-        frame_ns=panel.frame_ns,
-        symbols=panel.symbols,
-        row_bar=np.concatenate([frame.row_bar, fresh.row_bar + np.int32(start)]),
-        row_symbol=np.concatenate([frame.row_symbol, fresh.row_symbol]),
-        settings=settings,
-    )
+    return _build(panel, settings, side, first_bar, os.cpu_count() or 1, progress)
+
+
+def bytes_per_bar(n_symbols: int, settings: FeatureSettings, frame_ns: int) -> int:
+    """Return what one bar of ``n_symbols`` takes while features are built: its series and its rows."""
+    is_wide = any(FEATURE_SETS[name].is_wide for name in settings.sets)
+    n_features = len(feature_catalogue(settings, frame_ns))
+    return n_symbols * (8 * (N_WIDE if is_wide else N_SERIES) + 4 * n_features)
 
 
 def latest_features(panel: MarketPanel, settings: FeatureSettings, bars: int = 1, side: SideData | None = None) -> FeatureFrame:
@@ -195,8 +191,6 @@ def _build(
     progress: Progress | None,
 ) -> FeatureFrame:
     specs = feature_catalogue(settings, panel.frame_ns)
-    if not np.isfinite(panel.close).any():
-        raise UserError("the panel holds no prices to build features from", "run `crypto-qlib data update` first")
     led = [name for name in settings.sets if FEATURE_SETS[name].needs_leader]
     if led and BTC_SYMBOL not in panel.symbols:
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -63,6 +64,26 @@ class NewsEvents:
 
     def __len__(self) -> int:
         return int(self.known_ns.size)
+
+    def digest(self, start_ns: int, end_ns: int) -> str:
+        """Return a digest of what came into force, ended or was looked for in ``(start_ns, end_ns]``."""
+        rows = (self.known_ns <= end_ns) & (self.until_ns > start_ns) & ((self.known_ns > start_ns) | (self.until_ns <= end_ns))
+        until = np.minimum(self.until_ns[rows], end_ns)
+        polls = self.polls_ns[(self.polls_ns > start_ns) & (self.polls_ns <= end_ns)]
+        digest = hashlib.sha256(repr([self.coins[k] for k in np.flatnonzero(rows)]).encode())
+        plain = (
+            self.known_ns,
+            self.sentiment,
+            self.confidence,
+            self.relevance,
+            self.severity,
+            self.event,
+            self.is_copy,
+            self.topics,
+        )
+        for array in (until, polls, *(np.ascontiguousarray(column[rows]) for column in (*plain, self.source))):
+            digest.update(array.data)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from qlib.data.dataset.handler import DataHandlerLP
 from qlib.data.dataset.loader import DataLoader
 
 from crypto_qlib.core.errors import UserError
-from crypto_qlib.feature_engineering.feature_frame import FeatureFrame, load_feature_frame
+from crypto_qlib.feature_engineering.feature_files import load_feature_frame
+from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -7,6 +7,7 @@ can reach that bar, whatever the source revised afterwards.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -113,6 +114,24 @@ class SideData:
             is_stale = closes >= carried_until(found.event_ns)
             return AsOf(np.where(is_stale, np.nan, found.value), found.age_ns, found.event_ns)
         return found
+
+
+def side_digest(side: SideData, start_ns: int | None, end_ns: int) -> str:
+    """Return a digest of what became known in ``(start_ns, end_ns]`` (``None``: from the beginning on).
+
+    Rows of bars that close by ``end_ns`` can differ only where one of the digests up to theirs does.
+    """
+    begin_ns = np.iinfo(np.int64).min if start_ns is None else start_ns
+    digest = hashlib.sha256()
+    for key, rows in sorted(side.series.items()):
+        new = rows.take((rows.known_ns > begin_ns) & (rows.known_ns <= end_ns))
+        if len(new):
+            digest.update(repr(key).encode())
+            for array in (new.event_ns, new.known_ns, new.value):
+                digest.update(np.ascontiguousarray(array).data)
+    if side.news is not None:
+        digest.update(side.news.digest(begin_ns, end_ns).encode())
+    return digest.hexdigest()
 
 
 def base_coin(symbol: str) -> str:

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from crypto_qlib.core.errors import UserError
-from crypto_qlib.feature_engineering.feature_frame import FeatureFrame, load_feature_frame
+from crypto_qlib.feature_engineering.feature_files import load_feature_frame
+from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
 from crypto_qlib.modeling.artefact import TrainedModel, load_model
 from crypto_qlib.modeling.labels import Labels, TradeRule
 from crypto_qlib.modeling.qlib_rolling import rolling_splits

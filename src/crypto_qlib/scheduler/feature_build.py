@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from crypto_qlib.core.market import MarketPanel
-from crypto_qlib.feature_engineering.feature_cache import kept_features
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
 from crypto_qlib.feature_engineering.feature_generator import settings_for_panel
+from crypto_qlib.feature_engineering.feature_store import panel_source, stored_features
 from crypto_qlib.feature_engineering.selection_store import load_selection, only
-from crypto_qlib.feature_engineering.side_loading import load_side, side_identity
+from crypto_qlib.feature_engineering.side_loading import load_side
 from crypto_qlib.scheduler.reporter import Reporter
 from crypto_qlib.settings.identity import code_identity
 from crypto_qlib.settings.schema import Settings
@@ -32,5 +32,4 @@ def built_features(paths: Paths, settings: Settings, panel: MarketPanel, reporte
         reporter.say(line)
     if settings.features.selection:
         wanted = only(wanted, load_selection(paths.selections, settings.features.selection), panel.frame_ns)
-    made_by = f"{code_identity()} {side_identity(paths, settings)}"
-    return kept_features(paths.features, panel, wanted, side, made_by, advance)
+    return stored_features(paths.features, panel_source(panel), wanted, side, code_identity(), advance)

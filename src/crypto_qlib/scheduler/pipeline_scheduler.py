@@ -36,7 +36,8 @@ from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.signal import ScorePanel
 from crypto_qlib.data_collector.qlib_data_adapter import update_from_panel
 from crypto_qlib.exchange.gateway import Gateway
-from crypto_qlib.feature_engineering.feature_frame import FeatureFrame, load_feature_frame
+from crypto_qlib.feature_engineering.feature_files import load_feature_frame
+from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
 from crypto_qlib.feature_engineering.side_loading import load_side, side_identity
 from crypto_qlib.live_trading.paper_view import PaperView
 from crypto_qlib.live_trading.runner import PaperResult
