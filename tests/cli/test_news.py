@@ -31,7 +31,7 @@ def test_import_read_and_status(cli: Run, archive: Path) -> None:
     assert "read: 0 by the language model, 2 by the local one" in cli("news", "read").out
     status = cli("news", "status").out
     assert "articles: 2 versions of 2" in status
-    assert "readings by lexicon-1: 2" in status
+    assert "readings by lexicon-2: 2" in status
     assert "language model ever: 0 requests, 0 tokens" in status
     assert next(Path("workspace").rglob("news.sqlite")).parent.name.startswith("simulated-"), "one database a market"
 
@@ -41,7 +41,10 @@ def test_evaluate_and_fit(cli: Run, tmp_path: Path) -> None:
     lines = [f"{title} {k},{label}" for k in range(30) for title, label in kinds]
     labelled = tmp_path / "labelled.csv"
     labelled.write_text("title,label\n" + "\n".join(lines) + "\n")
-    assert "lexicon-1: 90 headlines, accuracy" in cli("news", "evaluate", str(labelled)).out
+    assert "lexicon-2: 90 headlines, accuracy" in cli("news", "evaluate", str(labelled)).out
+    done = cli("news", "calibrate", str(labelled)).out
+    assert "word list calibrated on 90 headlines" in done
+    assert "lexicon-2-" in cli("news", "evaluate", str(labelled)).out
     assert "learned from 90 headlines" in cli("news", "fit", str(labelled)).out
     assert "accuracy 1.000" in cli("news", "evaluate", str(labelled)).out
 

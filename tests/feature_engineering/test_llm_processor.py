@@ -123,7 +123,7 @@ def test_the_budget_of_the_day_is_a_hard_stop_and_the_next_day_goes_on(store: Ne
     with serving(answering(lambda rows: [item(r) for r in rows])) as web:
         report = reader(store, web, tight).read([HACK, LISTING, MERGE])
         assert (report.llm, report.over_budget, len(web.requests)) == (2, 1, 1)
-        assert read_by(store)[MERGE[1]] == "lexicon-1", "the local reading stands"
+        assert read_by(store)[MERGE[1]] == "lexicon-2", "the local reading stands"
         assert store.spent(NOW_NS).tokens <= tight.daily_tokens
         later = reader(store, web, tight, NOW_NS + NS_PER_DAY).read([HACK, LISTING, MERGE])
     assert (later.llm, later.over_budget) == (1, 0)
@@ -165,7 +165,7 @@ def test_without_a_usable_answer_the_local_reading_stands(
         report = reader(store, web).read([HACK])
     assert (report.llm, report.failed) == (0, 1), reason
     assert report.note
-    assert read_by(store) == {HACK[1]: "lexicon-1"}
+    assert read_by(store) == {HACK[1]: "lexicon-2"}
     assert store.spent(NOW_NS).tokens == tokens, "what was billed is counted, even if useless"
 
 
@@ -309,9 +309,9 @@ def test_irrelevant_texts_are_screened_without_asking(store: NewsStore) -> None:
 def test_without_a_model_the_local_one_reads_alone(store: NewsStore) -> None:
     report = reader(store, None).read([HACK, LISTING])
     assert report == ReadReport(local=2)
-    assert the_reading(store, HACK[1], "lexicon-1").sentiment < -0.4
-    assert the_reading(store, HACK[1], "lexicon-1").coins == ("BTC",)
-    assert the_reading(store, LISTING[1], "lexicon-1").coins == ("SOL",)
+    assert the_reading(store, HACK[1], "lexicon-2").sentiment < -0.4
+    assert the_reading(store, HACK[1], "lexicon-2").coins == ("BTC",)
+    assert the_reading(store, LISTING[1], "lexicon-2").coins == ("SOL",)
     assert reader(store, None).read([HACK]).cached == 1
 
 

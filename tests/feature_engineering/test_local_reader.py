@@ -11,6 +11,7 @@ from crypto_qlib.core.clock import parse_utc
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.news import Article, EventClass
 from crypto_qlib.feature_engineering.local_reader import LocalReader
+from crypto_qlib.feature_engineering.news_calibration import fit_calibration
 from crypto_qlib.feature_engineering.news_classifier import (
     FittedClassifier,
     LexiconClassifier,
@@ -18,7 +19,7 @@ from crypto_qlib.feature_engineering.news_classifier import (
     fit_classifier,
 )
 from crypto_qlib.feature_engineering.news_evaluation import Labelled, evaluate_classifier, quality, read_labelled
-from crypto_qlib.feature_engineering.news_lexicon import TermMatcher
+from crypto_qlib.feature_engineering.news_lexicon import TermMatcher, lexicon
 
 LABELLED = Path(__file__).resolve().parents[3] / "shared" / "data" / "news"
 needs_labels = pytest.mark.skipif(not LABELLED.is_dir(), reason="../shared/data/news is absent")
@@ -84,6 +85,35 @@ def test_the_word_list_beats_finbert_and_the_majority_on_real_headlines() -> Non
     assert found.sure_accuracy > 0.75
 
 
+@pytest.mark.real_data
+@needs_labels
+def test_the_numbers_of_the_package_are_those_of_the_headlines_it_names() -> None:
+    labelled = read_labelled(LABELLED / "sentfin_dev.parquet")
+    found = fit_calibration(lexicon(), labelled.titles, labelled.labels)
+    assert np.allclose(found, lexicon().calibration, atol=0.02)
+    # No crypto headline entered: what the word list reaches there (above) is out of sample.
+    assert evaluate_classifier(LexiconClassifier(), labelled).accuracy > 0.62
+
+
+def test_good_and_bad_words_count_alike_whatever_the_labels_hold_more_of() -> None:
+    kinds = [("zorg crash", -1, 20), ("zorg report?", 0, 20), ("zorg surge", 1, 200)]
+    rows = [(title, label) for title, label, n in kinds for _ in range(n)]
+    numbers = fit_calibration(lexicon(), [t for t, _ in rows], np.array([y for _, y in rows]))
+    assert np.array_equal(numbers[0], numbers[2][[1, 0, 2, 4, 3, 5]])
+    assert np.array_equal(numbers[1], numbers[1][[1, 0, 2, 4, 3, 5]])
+
+
+def test_a_calibration_is_saved_named_and_kept_from_its_past(tmp_path: Path) -> None:
+    numbers = lexicon().calibration + 0.25
+    model = LexiconClassifier(numbers, 123, 90)
+    model.save(tmp_path / "m.npz")
+    back = best_classifier(tmp_path / "m.npz")
+    assert isinstance(back, LexiconClassifier)
+    assert back.name.startswith("lexicon-2-"), "readings by other numbers are another reader's"
+    assert (back.name, back.fitted_until_ns, back.n_labelled) == (model.name, 123, 90)
+    assert np.array_equal(back.probabilities(["Bitcoin hack"]), model.probabilities(["Bitcoin hack"]))
+
+
 @pytest.mark.slow
 @pytest.mark.real_data
 @needs_labels
@@ -107,7 +137,7 @@ def test_a_fitted_model_learns_saves_and_loads_bit_for_bit(tmp_path: Path) -> No
     titles, labels = toy()
     model = fit_classifier(titles, labels, 123)
     assert evaluate_classifier(model, _labelled(titles, labels)).accuracy == 1.0
-    assert best_classifier(tmp_path / "m.npz").name == "lexicon-1"
+    assert best_classifier(tmp_path / "m.npz").name == "lexicon-2"
     model.save(tmp_path / "m.npz")
     back = best_classifier(tmp_path / "m.npz")
     assert isinstance(back, FittedClassifier)

@@ -127,7 +127,7 @@ def evaluate(
 
     labelled = read_labelled(file)
     rows = [best_classifier(_paths(settings).news_model)]
-    if rows[0].name != LexiconClassifier.name:
+    if rows[0].name != LexiconClassifier().name:
         rows.insert(0, LexiconClassifier())
     if fit_before:
         is_early = labelled.times_ns < _time(fit_before, "--fit-before")
@@ -155,6 +155,26 @@ def fit(context: typer.Context, file: Labelled) -> None:
     path = _paths(settings).news_model
     model.save(path)
     _say([describe(model), f"saved to {path}"])
+
+
+@_app.command()
+def calibrate(context: typer.Context, file: Labelled) -> None:
+    """Fit the few numbers that turn the word list's weights into probabilities; `news read` then uses them."""
+    settings = asked(context).settings()
+    from crypto_qlib.feature_engineering.news_calibration import fit_calibration
+    from crypto_qlib.feature_engineering.news_classifier import LexiconClassifier, describe
+    from crypto_qlib.feature_engineering.news_evaluation import evaluate_classifier, read_labelled
+    from crypto_qlib.feature_engineering.news_lexicon import lexicon
+
+    labelled = read_labelled(file)
+    numbers = fit_calibration(lexicon(), labelled.titles, labelled.labels)
+    model = LexiconClassifier(numbers, int(labelled.times_ns.max(initial=0)), len(labelled.titles))
+    path = _paths(settings).news_model
+    model.save(path)
+    rows = zip(("negative", "neutral", "positive"), numbers, strict=True)
+    lines = [f"{name:<9}" + "".join(f"{x:>7.2f}" for x in row) for name, row in rows]
+    before, after = evaluate_classifier(LexiconClassifier(), labelled), evaluate_classifier(model, labelled)
+    _say([*lines, before.line(), f"in sample: {after.line()}", describe(model), f"saved to {path}"])
 
 
 def _store(settings: Settings) -> NewsStore:

@@ -1,6 +1,7 @@
-"""The light local model: sentiment of a headline by our lexicon alone, or by a classifier fitted here on labelled headlines.
+"""The light local model: sentiment of a headline by our word list alone, or by a classifier fitted here on labelled headlines.
 
-The lexicon model comes with the package and needs no data. The fitted one adds hashed words and character pieces (TF-IDF
+The word list comes with the package and needs no data; ``news calibrate`` refits the few numbers that turn its weights into
+probabilities (:mod:`.news_calibration`). The fitted classifier adds hashed words and character pieces (TF-IDF
 weights, logistic regression, no vocabulary, no pickle); it is trained by the user on headlines the user may train on, and its
 scores must not be used before the last of them.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -21,16 +22,16 @@ from sklearn.linear_model import LogisticRegression
 
 from crypto_qlib.core.clock import iso
 from crypto_qlib.core.errors import UserError
-from crypto_qlib.feature_engineering.news_lexicon import Lexicon, lexicon
+from crypto_qlib.feature_engineering.news_calibration import calibrated, check_labels, sides_of, softmax
+from crypto_qlib.feature_engineering.news_lexicon import lexicon
 
 FloatArray = npt.NDArray[np.float64]
 
-CLASSES: Final = (-1, 0, 1)
-"""Columns of probabilities: negative, neutral, positive."""
+LEXICON: Final = "lexicon-2"
+"""Word list and calibration of the package; another version of either is another number."""
 _WORD_BITS: Final = 15
 _PIECE_BITS: Final = 17
 _LEXICON_SCALE: Final = 0.5
-_MIN_LABELLED: Final = 60
 _FORMAT: Final = 1
 
 
@@ -47,18 +48,36 @@ class Classifier(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
 class LexiconClassifier:
-    """Softmax of the lexicon's five numbers with its 18 measured weights."""
+    """Softmax of the word list's five numbers with a calibration.
 
-    name = "lexicon-1"
+    Parameters
+    ----------
+    calibration : (3, 6) float64, optional
+        See :class:`Lexicon`; what comes with the package by default.
+    fitted_until_ns, n_labelled : int
+        As of :class:`FittedClassifier`; 0 for the calibration of the package, which no crypto headline entered.
+    """
 
-    def __init__(self) -> None:
-        self._lexicon: Lexicon = lexicon()
+    calibration: FloatArray = field(default_factory=lambda: lexicon().calibration)
+    fitted_until_ns: int = 0
+    n_labelled: int = 0
+
+    @property
+    def name(self) -> str:
+        """Name the word list, and its calibration where it is another than the package's."""
+        if np.array_equal(self.calibration, lexicon().calibration):
+            return LEXICON
+        return f"{LEXICON}-{hashlib.sha256(self.calibration.tobytes()).hexdigest()[:8]}"
 
     def probabilities(self, titles: Sequence[str]) -> FloatArray:
         """Return probabilities of negative, neutral, positive, shape ``(n, 3)``."""
-        sides = _sides(self._lexicon, titles)
-        return _softmax(np.column_stack([sides, np.ones(len(titles))]) @ self._lexicon.calibration.T)
+        return calibrated(sides_of(lexicon(), titles), self.calibration)
+
+    def save(self, path: Path) -> None:
+        """Write the calibration where :func:`best_classifier` finds it."""
+        _write(path, calibration=self.calibration, meta=_meta(self.fitted_until_ns, self.n_labelled))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,36 +114,47 @@ class FittedClassifier:
         weighted = TfidfTransformer(sublinear_tf=True)
         weighted.idf_ = self.idf.astype(np.float64)
         design = _design(weighted.transform(_hashed(titles)), titles)
-        return _softmax(np.asarray(design @ self.coefficients.T.astype(np.float64)) + self.intercepts)
+        return softmax(np.asarray(design @ self.coefficients.T.astype(np.float64)) + self.intercepts)
 
     def save(self, path: Path) -> None:
         """Write the model as plain arrays."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pending = path.with_suffix(".part.npz")
-        meta = np.array([_FORMAT, self.fitted_until_ns, self.n_labelled], dtype=np.int64)
-        np.savez_compressed(
-            pending, coefficients=self.coefficients.astype(np.float16), intercepts=self.intercepts, idf=self.idf, meta=meta
-        )
-        pending.replace(path)
+        _write(
+            path, coefficients=self.coefficients.astype(np.float16), intercepts=self.intercepts, idf=self.idf,
+            meta=_meta(self.fitted_until_ns, self.n_labelled),
+        )  # fmt: skip
 
-    @staticmethod
-    def load(path: Path) -> FittedClassifier:
-        """Read a model written by :meth:`save`; no code in it is run.
 
-        Raises
-        ------
-        UserError
-            If the file is absent or no such model.
-        """
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                meta = arrays["meta"]
-                if int(meta[0]) != _FORMAT:
-                    raise UserError(f"{path} has another format", "run `crypto-qlib news fit` again")
-                coefficients = arrays["coefficients"].astype(np.float32)
-                return FittedClassifier(coefficients, arrays["intercepts"], arrays["idf"], int(meta[1]), int(meta[2]))
-        except (OSError, ValueError, KeyError) as e:
-            raise UserError(f"{path} is no fitted news model: {e}", "run `crypto-qlib news fit`") from e
+def load_classifier(path: Path) -> FittedClassifier | LexiconClassifier:
+    """Read what ``news fit`` or ``news calibrate`` saved; no code in it is run.
+
+    Raises
+    ------
+    UserError
+        If the file is absent or no such model.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            meta = arrays["meta"]
+            if int(meta[0]) != _FORMAT:
+                raise UserError(f"{path} has another format", "run `crypto-qlib news fit` again")
+            until_ns, n_labelled = int(meta[1]), int(meta[2])
+            if "calibration" in arrays:
+                return LexiconClassifier(arrays["calibration"], until_ns, n_labelled)
+            coefficients = arrays["coefficients"].astype(np.float32)
+            return FittedClassifier(coefficients, arrays["intercepts"], arrays["idf"], until_ns, n_labelled)
+    except (OSError, ValueError, KeyError) as e:
+        raise UserError(f"{path} is no fitted news model: {e}", "run `crypto-qlib news fit` or `news calibrate`") from e
+
+
+def _write(path: Path, **arrays: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pending = path.with_suffix(".part.npz")
+    np.savez_compressed(pending, **arrays)
+    pending.replace(path)
+
+
+def _meta(until_ns: int, n_labelled: int) -> npt.NDArray[np.int64]:
+    return np.array([_FORMAT, until_ns, n_labelled], dtype=np.int64)
 
 
 def fit_classifier(titles: Sequence[str], labels: npt.NDArray[np.int64], fitted_until_ns: int = 0) -> FittedClassifier:
@@ -144,9 +174,7 @@ def fit_classifier(titles: Sequence[str], labels: npt.NDArray[np.int64], fitted_
     UserError
         If there are too few headlines or a class is missing.
     """
-    if len(titles) < _MIN_LABELLED or set(labels.tolist()) != set(CLASSES):
-        raise UserError(f"{len(titles)} labelled headlines with labels {sorted(set(labels.tolist()))} cannot be learned from",
-                        f"at least {_MIN_LABELLED} with the labels -1, 0 and 1 are needed")  # fmt: skip
+    check_labels(titles, labels)
     weighted = TfidfTransformer(sublinear_tf=True).fit(_hashed(titles))
     design = _design(weighted.transform(_hashed(titles)), titles)
     model = LogisticRegression(C=2.0, max_iter=2_000).fit(design, labels)
@@ -158,20 +186,17 @@ def fit_classifier(titles: Sequence[str], labels: npt.NDArray[np.int64], fitted_
 
 
 def best_classifier(path: Path) -> Classifier:
-    """Return the classifier fitted here, if there is one, else the lexicon's."""
-    return FittedClassifier.load(path) if path.exists() else LexiconClassifier()
+    """Return the classifier fitted or calibrated here, if there is one, else the package's word list."""
+    return load_classifier(path) if path.exists() else LexiconClassifier()
 
 
-def describe(classifier: Classifier) -> str:
+def describe(classifier: FittedClassifier | LexiconClassifier) -> str:
     """Return one line about a classifier."""
-    if isinstance(classifier, FittedClassifier):
-        until = iso(classifier.fitted_until_ns) if classifier.fitted_until_ns else "an unknown time"
-        return f"{classifier.name}: learned from {classifier.n_labelled} headlines until {until}"
-    return f"{classifier.name}: our own word list, learned from nothing"
-
-
-def _sides(words: Lexicon, titles: Sequence[str]) -> FloatArray:
-    return np.array([words.sides(t) for t in titles], dtype=np.float64).reshape(len(titles), -1)
+    if not classifier.n_labelled:
+        return f"{classifier.name}: our own word list, as it comes with the package"
+    what = "word list calibrated on" if isinstance(classifier, LexiconClassifier) else "learned from"
+    until = iso(classifier.fitted_until_ns) if classifier.fitted_until_ns else "an unknown time"
+    return f"{classifier.name}: {what} {classifier.n_labelled} headlines until {until}"
 
 
 def _hashed(titles: Sequence[str]) -> Any:
@@ -184,10 +209,4 @@ def _hashed(titles: Sequence[str]) -> Any:
 
 
 def _design(weighted: Any, titles: Sequence[str]) -> Any:
-    return hstack([weighted, csr_matrix(_sides(lexicon(), titles) * _LEXICON_SCALE)]).tocsr()
-
-
-def _softmax(scores: FloatArray) -> FloatArray:
-    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
-    result: FloatArray = shifted / shifted.sum(axis=1, keepdims=True)
-    return result
+    return hstack([weighted, csr_matrix(sides_of(lexicon(), titles) * _LEXICON_SCALE)]).tocsr()

@@ -18,7 +18,8 @@ from crypto_qlib.core.news import Article
 from crypto_qlib.data_collector.news_text import TITLE_CHARACTERS, article_id, clean
 from crypto_qlib.feature_engineering.llm_client import ChatModel
 from crypto_qlib.feature_engineering.llm_prompt import SCHEMA, SYSTEM, ask, believed
-from crypto_qlib.feature_engineering.news_classifier import CLASSES, Classifier
+from crypto_qlib.feature_engineering.news_calibration import CLASSES
+from crypto_qlib.feature_engineering.news_classifier import Classifier
 
 FloatArray = npt.NDArray[np.float64]
 SURE: Final = 0.7

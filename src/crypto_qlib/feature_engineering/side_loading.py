@@ -10,7 +10,7 @@ from typing import Final
 from crypto_qlib.core.clock import parse_utc
 from crypto_qlib.feature_engineering.feature_sets import FEATURE_SETS
 from crypto_qlib.feature_engineering.lake_side import lake_series
-from crypto_qlib.feature_engineering.news_classifier import FittedClassifier
+from crypto_qlib.feature_engineering.news_classifier import load_classifier
 from crypto_qlib.feature_engineering.news_events import NEVER, load_news
 from crypto_qlib.feature_engineering.side_data import SideData, load_external
 from crypto_qlib.settings.schema import FeatureSettings, Settings
@@ -68,7 +68,7 @@ def hindsight_ends(paths: Paths, settings: Settings) -> dict[str, int]:
     if llm.model:
         ends[llm.model] = parse_utc(llm.trained_until) if llm.trained_until else NEVER
     if paths.news_model.exists():
-        fitted = FittedClassifier.load(paths.news_model)
+        fitted = load_classifier(paths.news_model)
         ends[fitted.name] = fitted.fitted_until_ns
     return ends
 
