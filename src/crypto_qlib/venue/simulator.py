@@ -306,6 +306,15 @@ class SimulatedExchange:
         """Return whether an account holds anything."""
         return bool(self._account(account_id).positions)
 
+    def symbols_at_stake(self) -> set[str]:
+        """Return the symbols in which any account has a position, a pending order or a waiting trigger order."""
+        found: set[str] = set()
+        for account in self._accounts.values():
+            found |= {key[0] for key in account.positions}
+            found |= {order.symbol for order in account.pending.values()}
+            found |= {trigger.request.symbol for trigger in account.live_triggers.values()}
+        return found
+
     def orders(self, account_id: str) -> Sequence[VenueOrder]:
         """Return all orders ever taken or rejected, oldest first."""
         return tuple(self._account(account_id).orders.values())

@@ -76,9 +76,16 @@ class Operations:
     after_each : callable
         Runs after every operation, refused or not: takes in the venue's events, so that ids are given in the same order
         when the operations are carried out again.
+
+    Attributes
+    ----------
+    before : callable | None
+        Is told name and rows of what is about to be performed (not of what is repeated); may refuse it, and may perform
+        operations that belong before it.
     """
 
     def __init__(self, changes: Mapping[str, Change], journal: Journal, after_each: Callable[[], None]) -> None:
+        self.before: Callable[[str, list[Row]], None] | None = None
         self._changes = changes
         self._journal = journal
         self._after_each = after_each
@@ -88,6 +95,8 @@ class Operations:
 
     def perform(self, name: str, account_id: str, rows: list[Row]) -> Outcome:
         """Write the operation down and carry it out; return the handler's answer, or raise its refusal."""
+        if self.before is not None:
+            self.before(name, rows)
         self._journal.append(name, account_id, rows)
         return self._carry_out(name, account_id, rows)
 

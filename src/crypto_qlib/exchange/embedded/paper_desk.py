@@ -16,6 +16,7 @@ from crypto_qlib.exchange.embedded.account_api import AccountApi
 from crypto_qlib.exchange.embedded.algo_api import AlgoApi
 from crypto_qlib.exchange.embedded.bar_feed import VenueBarFeed
 from crypto_qlib.exchange.embedded.house import House
+from crypto_qlib.exchange.embedded.live_bars import LiveBars
 from crypto_qlib.exchange.embedded.market_switches import MarketFaults
 from crypto_qlib.exchange.embedded.market_window import MarketWindow
 from crypto_qlib.exchange.embedded.paper_book import PaperBook
@@ -65,6 +66,7 @@ class PaperDesk:
     algo: AlgoApi
     house: House
     market_faults: MarketFaults
+    live: LiveBars
 
     @staticmethod
     def fresh(around: Surroundings, config: VenueConfig, fees: FeeSchedule) -> PaperDesk:
@@ -85,6 +87,7 @@ class PaperDesk:
                 {item.inst_id: item.symbol for item in window.source.instruments()},
                 window.clock,
             ),
+            LiveBars(window, venue),
         )
 
     def dump(self, around: Surroundings) -> bytes:

@@ -46,6 +46,10 @@ class PaperVenue:
             raise WireRefusal("50001")
         self.exchange.begin_bar(self._feed.bar(self._clock.market_ns))
 
+    def symbols_at_stake(self) -> set[str]:
+        """Return the symbols in which an account has a position, a pending order or a waiting trigger order."""
+        return self.exchange.symbols_at_stake()
+
     def step(self) -> None:
         """Live through one bar and move the clock to its close.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from crypto_qlib.exchange.embedded.account_api import AccountApi
 from crypto_qlib.exchange.embedded.algo_api import AlgoApi
 from crypto_qlib.exchange.embedded.coingecko_api import CoinGeckoApi
+from crypto_qlib.exchange.embedded.live_bars import OBSERVE
 from crypto_qlib.exchange.embedded.market_api import MarketApi
 from crypto_qlib.exchange.embedded.market_switches import SWITCH
 from crypto_qlib.exchange.embedded.operations import Change
@@ -92,4 +93,4 @@ def changes_of(desk: PaperDesk) -> dict[str, Change]:
     """Return name -> handler of every operation: what clients may post, and what the house does."""
     routes = account_routes(desk.account, desk.trade, desk.algo)
     posts = {name: endpoint.handler for (method, name), endpoint in routes.items() if method == "POST"}
-    return posts | desk.house.changes() | {SWITCH: desk.market_faults.switch}
+    return posts | desk.house.changes() | {SWITCH: desk.market_faults.switch, OBSERVE: desk.live.observe}

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import Enum
-from typing import Final
+from typing import Final, Protocol
 
-from crypto_qlib.exchange.embedded.account_feed import ACCOUNT_CHANNELS, AccountFeed
-from crypto_qlib.exchange.embedded.market_feed import CANDLE_PREFIXES, MarketFeed, candle_of
+from crypto_qlib.exchange.embedded.account_feed import ACCOUNT_CHANNELS
+from crypto_qlib.exchange.embedded.market_feed import CANDLE_PREFIXES, candle_of
 from crypto_qlib.exchange.embedded.market_window import MarketWindow
 from crypto_qlib.exchange.embedded.push_hub import Topic
 from crypto_qlib.exchange.embedded.socket_errors import SocketRefusal
@@ -37,6 +37,14 @@ _TYPES: Final = ("SWAP", "ANY")
 Snapshot = tuple[list[Row], Mapping[str, object] | None]
 
 
+class TopicFeed(Protocol):
+    """Whoever has something to show to subscribers."""
+
+    def snapshots(self, topic: Topic) -> Iterable[Snapshot]:
+        """Return what a new subscriber of ``topic`` is shown at once."""
+        ...
+
+
 class SocketChannels:
     """Turn a subscription's ``arg`` into a topic.
 
@@ -44,11 +52,14 @@ class SocketChannels:
     ----------
     window : MarketWindow
         Knows the instruments.
-    market, account : MarketFeed, AccountFeed
+    market, account : TopicFeed
         What there is to show.
+    relays : bool
+        Whether the market is OKX's, which knows more candles than are made here.
     """
 
-    def __init__(self, window: MarketWindow, market: MarketFeed, account: AccountFeed) -> None:
+    def __init__(self, window: MarketWindow, market: TopicFeed, account: TopicFeed, *, relays: bool = False) -> None:
+        self._relays = relays
         self._window = window
         self._market = market
         self._account = account
@@ -71,7 +82,7 @@ class SocketChannels:
         if path is Path.BUSINESS and channel == "trades-all":
             return Topic(channel, self._known(arg, suffix=""))
         if path is Path.BUSINESS and channel.startswith(CANDLE_PREFIXES):
-            if candle_of(channel, self._window.source.base_frame_ns) is None:
+            if not self._relays and candle_of(channel, self._window.source.base_frame_ns) is None:
                 raise _unknown(arg)
             return Topic(channel, self._known(arg, suffix="-SWAP" if channel.startswith("index-") else ""))
         raise _unknown(arg)
