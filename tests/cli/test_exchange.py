@@ -90,3 +90,14 @@ def test_tls_is_served_with_a_certificate_of_its_own_that_clients_can_trust(proc
             assert answer.status == 200
         with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
             urllib.request.urlopen(f"{url}/api/v5/public/time", timeout=10)
+
+
+def test_a_live_market_that_cannot_be_reached_is_one_clear_line(cli: Run, tmp_path: Path) -> None:
+    live = ["--market", "okx_public", "--set", "exchange.okx_url=http://127.0.0.1:9", "--set", f"store.root={tmp_path}"]
+    refused = cli("exchange", "serve", *live)
+    assert refused.code == 1
+    assert "OKX's public data cannot be reached at http://127.0.0.1:9" in refused.error_line
+    assert "exchange.okx_url" in refused.error_line
+    # A market of the past has a start time, one of the present does not.
+    assert "a live market has no start time" in cli("exchange", "serve", *live, "--start", "first").error_line
+    assert not (tmp_path / "exchange" / "address").exists()

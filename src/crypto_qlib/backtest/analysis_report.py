@@ -76,7 +76,7 @@ class ReportFiles:
 
 def market_kind(settings: Settings) -> str:
     """Return where the prices come from: ``simulated``, ``replay`` (of recorded history) or ``exchange``."""
-    if settings.exchange.mode != "embedded":
+    if settings.exchange.mode != "embedded" or settings.exchange.market == "okx_public":
         return "exchange"
     return "simulated" if settings.exchange.market == "simulated" else "replay"
 

@@ -29,6 +29,14 @@ _Start = Annotated[
 _Step = Annotated[
     float | None, typer.Option("--step", min=0, help="Seconds the market moves in one step; below its bars, a path is drawn.")
 ]
+_MARKETS = {
+    "simulated": "simulated: prices are invented",
+    "replay": "replay of recorded prices",
+    "okx_public": "OKX's live public data: real prices, simulated fills",
+}
+_Market = Annotated[
+    str | None, typer.Option("--market", help="simulated, replay (with --replay), or okx_public: OKX's live public data.")
+]
 _Url = Annotated[str, typer.Option("--url", help="Address of the exchange.", show_default="the one served for this workspace")]
 
 
@@ -44,6 +52,7 @@ def serve(
     replay_funding: FundingFile = None,
     replay_caps: CapsFile = None,
     replay_mark: MarkFile = None,
+    market: _Market = None,
     speed: _Speed = None,
     step: _Step = None,
     port: _Port = None,
@@ -52,9 +61,17 @@ def serve(
     public: _Public = False,
     start: _Start = "",
 ) -> None:
-    """Serve OKX's v5 API until interrupted: a simulated market, or real history replayed. Accounts are kept on disk."""
+    """Serve OKX's v5 API until interrupted: a simulated market, real history, or OKX's live one. Accounts are kept on disk."""
     overrides = replay_overrides(replay, replay_funding, replay_caps, replay_mark)
-    given = {"speed": speed, "step_s": step, "port": port, "host": host, "tls": tls or None, "allow_public": public or None}
+    given = {
+        "market": market,
+        "speed": speed,
+        "step_s": step,
+        "port": port,
+        "host": host,
+        "tls": tls or None,
+        "allow_public": public or None,
+    }
     overrides += [f"exchange.{key}={value}" for key, value in given.items() if value is not None]
     settings = asked(context).settings("exchange.mode=embedded", *overrides)
     log_to_terminal(settings.monitoring.log_level)
@@ -80,7 +97,8 @@ def serve(
         console.print(f"  console   {url}/console")
         if exchange.options.tls is not None:
             console.print(f"  CA        {escape(str(exchange.options.tls.certificate))}  (clients: SSL_CERT_FILE, or cafile)")
-        console.print(f"  step it   curl -X POST {url}/admin/step -d '{{\"bars\": 1}}'")
+        if exchange.live is None:
+            console.print(f"  step it   curl -X POST {url}/admin/step -d '{{\"bars\": 1}}'")
         console.print("stop with Ctrl-C")
 
     serve_until_stopped(exchange, paths, announce)
@@ -198,14 +216,18 @@ def _in_words(how: object) -> str:
 def _described(status: dict[str, Any]) -> list[str]:
     symbols = status.get("symbols")
     count = len(symbols) if isinstance(symbols, list) else 0
-    prices = "simulated: prices are invented" if status.get("is_simulated") else "replay of recorded prices"
+    prices = _MARKETS.get(str(status.get("market")), "?")
     speed = status.get("speed")
     pace = f"{speed:g} market seconds per second" if isinstance(speed, int | float) and speed else "moves when stepped"
+    live, span = status.get("live"), f"  (data {status.get('start')} to {status.get('end')})"
     lines = [
         f"  market    {prices}; {count} symbols listed now",
-        f"  now       {status.get('now')}  (data {status.get('start')} to {status.get('end')})",
-        f"  speed     {pace}",
+        f"  now       {status.get('now')}{'' if live else span}",
+        f"  speed     {'real time' if live else pace}",
     ]
+    if live:
+        how = "connected" if live["connected"] else "NOT CONNECTED: orders are refused"
+        lines.append(f"  live      {live['from']}, {how}; {live['fresh']} of {live['symbols']} symbols fresh")
     lines += [
         f"  account   {account['account']}: equity {account['equity']:,.2f} USDT, {account['positions']} positions, "
         f"{account['open_orders']} open orders, {account['orders']} orders in all"

@@ -10,10 +10,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Self, TypeVar
 
-from crypto_qlib.core.clock import FRAME_NS, NS_PER_MS, NS_PER_S, floor_ts, iso, parse_utc
+from crypto_qlib.core.clock import FRAME_NS, NS_PER_MS, NS_PER_S, SystemClock, floor_ts, iso, parse_utc
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.exchange.credentials import ApiCredentials, load_or_create_credentials
 from crypto_qlib.exchange.embedded.faults import Fault, FaultOptions, FaultRule
+from crypto_qlib.exchange.embedded.live_market import LiveSource
+from crypto_qlib.exchange.embedded.public_facts import PublicFacts, PublicRest, clock_offset_ns, read_facts
 from crypto_qlib.exchange.embedded.replay_market import ReplayMarket
 from crypto_qlib.exchange.embedded.server import EmbeddedExchange, EmbeddedOptions
 from crypto_qlib.exchange.embedded.thread import EmbeddedExchangeThread
@@ -54,7 +56,12 @@ class ExchangeAccess:
 
     @property
     def is_embedded(self) -> bool:
-        """Return whether orders go to the embedded exchange."""
+        """Return whether the market is the embedded exchange's own: simulated or replayed, moved by whoever trades on it."""
+        return self._is_served and self._settings.exchange.market != "okx_public"
+
+    @property
+    def _is_served(self) -> bool:
+        """Return whether the embedded exchange takes the orders, on a market of its own or on OKX's live one."""
         return self._settings.exchange.mode == "embedded"
 
     @property
@@ -77,6 +84,8 @@ class ExchangeAccess:
             return "OKX, real money"
         if exchange.mode == "demo":
             return "OKX demo trading, play money"
+        if exchange.market == "okx_public":
+            return "OKX's live market (real prices, simulated fills and money)"
         if exchange.market == "simulated":
             return f"simulated market (invented prices, seed {exchange.seed}, planted signal {exchange.signal_strength:g})"
         return f"replay of {Path(exchange.replay_path).name if exchange.replay_path else '?'} (real prices, simulated money)"
@@ -85,18 +94,20 @@ class ExchangeAccess:
         """Return what ``use`` returns, given an open gateway; the gateway is closed afterwards."""
 
         async def _with_gateway() -> T:
-            gateway = OkxGateway(self._settings.exchange, self._credentials(), self.base_url)
+            gateway = OkxGateway(self._settings.exchange, credentials, url)
             try:
                 return await use(gateway)
             finally:
                 await gateway.close()
 
+        # Before the loop runs: a live market asks OKX for its contracts with a loop of its own.
+        url, credentials = self.base_url, self._credentials()
         return asyncio.run(_with_gateway())
 
     @property
     def base_url(self) -> str:
         """Return the embedded exchange's address, starting it if need be; empty for OKX itself."""
-        if not self.is_embedded:
+        if not self._is_served:
             return ""
         return self.embedded().base_url
 
@@ -108,7 +119,7 @@ class ExchangeAccess:
         UserError
             If the settings name OKX itself, or the market behind it cannot be opened.
         """
-        if not self.is_embedded:
+        if not self._is_served:
             raise UserError("this needs the embedded exchange", "set exchange.mode=embedded")
         if self._server is None:
             server = EmbeddedExchangeThread(embedded_exchange(self._settings))
@@ -123,7 +134,7 @@ class ExchangeAccess:
             self._server = None
 
     def _credentials(self) -> ApiCredentials | None:
-        if self.is_embedded:
+        if self._is_served:
             return self.embedded().exchange.credentials
         s = self._secrets
         return ApiCredentials(s.okx_api_key, s.okx_api_secret, s.okx_api_passphrase) if s.has_okx_keys else None
@@ -136,8 +147,12 @@ def market_source(settings: Settings) -> MarketSource:
     ------
     UserError
         If a file to replay is missing or defective.
+    CryptoQlibError
+        If OKX's live market is wanted and cannot be reached.
     """
     exchange = settings.exchange
+    if exchange.market == "okx_public":
+        return live_source(settings)
     if exchange.market == "simulated":
         return SimulatedMarket.from_settings(exchange)
     if exchange.replay_path is None:
@@ -150,6 +165,30 @@ def market_source(settings: Settings) -> MarketSource:
     )
 
 
+def live_source(settings: Settings, kept: Callable[[str], str] = lambda facts: facts) -> LiveSource:
+    """Return OKX's live market.
+
+    Parameters
+    ----------
+    kept : callable
+        Gets what OKX says of its swaps now, as text, and returns what to go by: the same, or what was kept from the first
+        start, so that accounts go on by the contracts they were begun with.
+
+    Raises
+    ------
+    CryptoQlibError
+        If OKX's public data cannot be reached.
+    """
+    exchange = settings.exchange
+
+    async def _read() -> tuple[PublicFacts, int]:
+        async with PublicRest(exchange.okx_url, exchange.timeout_s) as rest:
+            return await read_facts(rest, exchange.okx_symbols), await clock_offset_ns(rest, SystemClock())
+
+    facts, offset_ns = asyncio.run(_read())
+    return LiveSource(PublicFacts.load(kept(facts.dump())), offset_ns, exchange.okx_url, exchange.stale_s)
+
+
 def embedded_exchange(settings: Settings) -> EmbeddedExchange:
     """Return an embedded exchange as the settings describe it, not yet started; it keeps its accounts in memory."""
     source = market_source(settings)
@@ -160,10 +199,11 @@ def embedded_exchange(settings: Settings) -> EmbeddedExchange:
 def embedded_options(settings: Settings, source: MarketSource) -> EmbeddedOptions:
     """Return how the embedded exchange of ``settings`` runs on ``source``."""
     exchange, costs = settings.exchange, settings.backtest.costs
-    start_ns = session_start_ns(settings, source)
+    is_live = isinstance(source, LiveSource)
+    start_ns = SystemClock().now_ns() if is_live else session_start_ns(settings, source)
     return EmbeddedOptions(
-        start_ns=start_ns,
-        step_frame_ns=step_ns(settings, source),
+        start_ns=None if is_live else start_ns,
+        step_frame_ns=None if is_live else step_ns(settings, source),
         rate_limits=exchange.rate_limits,
         is_demo=exchange.demo_key,
         speed=exchange.speed,
@@ -233,6 +273,8 @@ def market_folder(settings: Settings) -> str:
     replayed file have a folder of their own.
     """
     exchange = settings.exchange
+    if exchange.mode == "embedded" and exchange.market == "okx_public":
+        return "okx-public"
     if exchange.mode != "embedded":
         return "okx" if exchange.mode == "live" else "okx-demo"
     if exchange.market == "simulated" or exchange.replay_path is None:

@@ -23,10 +23,13 @@ from crypto_qlib.exchange.embedded.event_loop import run_fast, settle_memory
 from crypto_qlib.exchange.embedded.server import START_FACT, EmbeddedExchange, EmbeddedOptions
 from crypto_qlib.exchange.embedded.state_file import FILE_NAME, RESET_HINT, StateFile, hold
 from crypto_qlib.exchange.embedded.tls import CERTIFICATE, TlsFiles, own_certificate
-from crypto_qlib.scheduler.exchange_access import embedded_options, market_folder, market_source
+from crypto_qlib.scheduler.exchange_access import embedded_options, live_source, market_folder, market_source
 from crypto_qlib.settings.schema import Settings
 from crypto_qlib.store.paths import Paths
 from crypto_qlib.venue.market_source import MarketSource
+
+_SWAPS_FACT = "swaps"
+"""Name of OKX's contracts, as they were at the first start, among the facts of a state file."""
 
 
 def served_exchange(settings: Settings, start: str) -> EmbeddedExchange:
@@ -46,9 +49,11 @@ def served_exchange(settings: Settings, start: str) -> EmbeddedExchange:
         If ``start`` is no time, lies outside the market's data, or differs from where the kept state began; if the state
         belongs to another market or another process serves it.
     """
+    folder = Paths(settings.store.root).exchange
+    if settings.exchange.market == "okx_public":
+        return _served_live(settings, start, folder)
     source = market_source(settings)
     options = embedded_options(settings, source)
-    folder = Paths(settings.store.root).exchange
     options = replace(options, tls=_tls_files(settings, folder), allow_public=settings.exchange.allow_public)
     if start:
         options = replace(options, start_ns=_start_ns(start, source, options.step_frame_ns or source.base_frame_ns))
@@ -66,6 +71,33 @@ def served_exchange(settings: Settings, start: str) -> EmbeddedExchange:
     except BaseException:
         state.close()
         raise
+
+
+def _served_live(settings: Settings, start: str, folder: Path) -> EmbeddedExchange:
+    """Return the exchange on OKX's live market; its contracts are kept with its accounts."""
+    if start:
+        raise UserError("a live market has no start time", "leave --start out, or choose exchange.market=simulated or replay")
+    credentials = load_or_create_credentials(folder)
+    if not settings.exchange.persist:
+        return EmbeddedExchange(live := live_source(settings), _live_options(settings, live, folder), credentials)
+    about = _facts(settings, EmbeddedOptions()) | {"bar length": "as it happens"}
+    state = StateFile(folder, about, survives_power_cut=settings.exchange.survive_power_cut)
+    try:
+        source = live_source(settings, lambda facts: _kept_facts(state, facts))
+        return EmbeddedExchange(source, _live_options(settings, source, folder), credentials, state=state)
+    except BaseException:
+        state.close()
+        raise
+
+
+def _live_options(settings: Settings, source: MarketSource, folder: Path) -> EmbeddedOptions:
+    options = embedded_options(settings, source)
+    return replace(options, tls=_tls_files(settings, folder), allow_public=settings.exchange.allow_public)
+
+
+def _kept_facts(state: StateFile, facts: str) -> str:
+    state.remember(_SWAPS_FACT, facts)
+    return state.fact(_SWAPS_FACT)
 
 
 def _tls_files(settings: Settings, folder: Path) -> TlsFiles | None:

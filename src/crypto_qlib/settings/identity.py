@@ -30,6 +30,8 @@ WITHOUT_EFFECT = (
     "exchange.host",
     "exchange.port",
     "exchange.speed",
+    "exchange.stale_s",
+    "exchange.okx_url",
     "exchange.rate_limits",
     "exchange.demo_key",
     "exchange.timeout_s",

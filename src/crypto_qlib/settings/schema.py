@@ -295,7 +295,16 @@ class ExchangeSettings(Section):
     tls_certificate: Path | None = Field(None, description="PEM certificate for tls; empty = one made here.")
     tls_key: Path | None = Field(None, description="PEM key of tls_certificate.")
     allow_public: bool = Field(False, description="Allow a host that other machines can reach (`exchange serve`; needs tls).")
-    market: Literal["simulated", "replay"] = Field("simulated", description="Market behind the embedded exchange.")
+    market: Literal["simulated", "replay", "okx_public"] = Field(
+        "simulated",
+        description="Market behind the embedded exchange; okx_public = OKX's live public data, with simulated fills "
+        "(`crypto-qlib exchange serve`).",
+    )
+    okx_url: str = Field("", description="Where market = okx_public reads public data, http(s)://host:port; empty = OKX.")
+    okx_symbols: int = Field(20, ge=1, le=300, description="How many of OKX's most traded swaps market = okx_public serves.")
+    stale_s: float = Field(
+        10.0, gt=0, description="Orders are refused (50001) where the last live price is older than this many seconds."
+    )
     replay_path: Path | None = Field(
         None,
         description="Candles to replay (market = replay): parquet, CSV, a lake, or recorded order books "

@@ -158,7 +158,9 @@ class LiveSession:
         wanted = sorted({*symbols, *self._venue().symbols_at_stake()} & set(self._source.symbols))
         trading = [self._source.symbols[s] for s in wanted if s not in self._switches.suspended]
         lives = [live for live in trading if live.is_known]
-        funding = {live.item.symbol: rate for live in lives if not math.isnan(rate := live.settle(now_ns))}
+        # Before an order a settlement that is due is booked at once: closing must not escape it.
+        rates = {live.item.symbol: live.settle(now_ns, waits=not with_books) for live in lives}
+        funding = {symbol: rate for symbol, rate in rates.items() if not math.isnan(rate)}
         self._operations.perform(OBSERVE, "", [observation(now_ns, lives, funding, with_books=with_books)])
 
     async def _keep_up(self) -> None:
@@ -183,13 +185,14 @@ class LiveSession:
         stake, now_ns = self._venue().symbols_at_stake(), self._clock.now_ns()
         for symbol, live in self._source.symbols.items():
             if symbol not in stake:
-                live.settle(now_ns)
+                live.settle(now_ns, waits=False)
 
     async def _catch_up(self) -> None:
         """Learn how far prices went, and what was settled, while nobody followed them."""
         assert self._venue is not None
         since_ns = self._missed_since_ns
         if since_ns is not None:
+            self._clock.heard(int((await self._rest.rows("public/time"))[0]["ts"]) * NS_PER_MS)
             now_ns = self._clock.now_ns()
             for symbol in sorted(self._venue().symbols_at_stake() & set(self._source.symbols)):
                 await self._fill_in(self._source.symbols[symbol], since_ns, now_ns)

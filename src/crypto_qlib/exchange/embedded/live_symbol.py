@@ -14,13 +14,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from crypto_qlib.core.clock import NS_PER_MS
+from crypto_qlib.core.clock import NS_PER_MS, NS_PER_S
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.exchange.embedded.wire import Row
 from crypto_qlib.venue.depth import Depth
 
 CHANNELS: Final = ("tickers", "trades", "mark-price", "price-limit", "funding-rate", "books")
 """Followed for every swap; the index has its own name."""
+TOLD_WITHIN_NS: Final = 100 * NS_PER_S
+"""Within this time after a settlement OKX tells its rate. Source: OKX API v5, "Funding rate channel": every 30 to 90 s."""
 _LEVELS: Final = 400
 _TRADES_KEPT: Final = 500
 
@@ -104,9 +106,16 @@ class LiveSymbol:
                 self._take_funding(row)
         return True
 
-    def settle(self, now_ns: int) -> float:
-        """Return the rate of the settlements that are due at ``now_ns`` and not settled yet; NaN where there are none."""
-        if self.settled_ns < self.funding_ns <= now_ns:
+    def settle(self, now_ns: int, *, waits: bool = True) -> float:
+        """Return the rate of the settlements that are due at ``now_ns`` and not settled yet; NaN where there are none.
+
+        Parameters
+        ----------
+        waits : bool
+            Whether OKX gets its time to tell the settled rate; otherwise, and after it, the rate it announced counts.
+        """
+        due_ns = self.funding_ns + (TOLD_WITHIN_NS if waits else 0)
+        if self.settled_ns < self.funding_ns and due_ns <= now_ns:
             self.due.append(self.funding_rate)
             self.settled_ns = self.funding_ns
         due, self.due = self.due, []

@@ -65,6 +65,8 @@ class MarketFeed:
         if topic.channel == "books":
             yield [self._book(topic.of).snapshot()], {"action": "snapshot"}
         elif topic.channel == "instruments":
+            # From here on changes are told against what was shown.
+            self._shown = self._shown or self._instruments()
             yield list(self._instruments().values()), None
         elif topic.channel not in ("trades", "trades-all", "liquidation-orders"):
             rows = self._rows(topic, self._window.clock.market_ns)
