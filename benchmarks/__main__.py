@@ -34,6 +34,10 @@ elif sys.argv[1:2] == ["feature_stream"]:
     from benchmarks import feature_stream
 
     feature_stream.main(sys.argv[2:])
+elif sys.argv[1:2] == ["training"]:
+    from benchmarks import training
+
+    training.main(sys.argv[2:])
 elif sys.argv[1:2] == ["feature_study"]:
     from benchmarks import feature_study
 

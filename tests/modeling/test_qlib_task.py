@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from qlib.data.dataset import DatasetH
 from qlib.utils import init_instance_by_config
 
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.market import FundingBlock, MarketPanel
 from crypto_qlib.modeling.labels import forward_returns
-from crypto_qlib.modeling.qlib_task import make_dataset, segment_arrays
+from crypto_qlib.modeling.qlib_task import make_dataset, segment_arrays, windowed_rows
 from crypto_qlib.store.lake import Kind, Lake, Series
 from tests.modeling.conftest import Trained
 from tests.noise_market import noise_panel
@@ -79,6 +81,20 @@ def test_learning_rows_without_a_label_are_dropped_and_inference_rows_kept(tmp_p
     dataset = init_instance_by_config(config["dataset"])
     learn, infer = segment_arrays(dataset, "test", learning=True), segment_arrays(dataset, "test", learning=False)
     assert infer.label.size - learn.label.size == 6 * 7, "the last N + 1 bars have no label yet"
+
+
+@pytest.mark.parametrize("segment", ["train", "valid", "test"])
+@pytest.mark.parametrize("learning", [True, False])
+def test_rows_read_from_the_frame_are_those_that_qlib_hands_out(segment: str, learning: bool, trained: Trained) -> None:
+    ours = make_dataset(trained.frame, trained.labels, trained.model.split)
+    stock = DatasetH(ours.handler, ours.segments)
+    a, b = (windowed_rows(d, segment, learning=learning) for d in (ours, stock))
+    assert a.values.base is not None, "a view, not a copy"
+    for field in fields(a):
+        np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name), err_msg=field.name)
+    flat = segment_arrays(stock, segment, learning=learning)
+    np.testing.assert_array_equal(a.values[a.sample], flat.values)
+    np.testing.assert_array_equal(a.label, flat.label)
 
 
 def test_a_segment_without_rows_is_one_clear_line(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import comb
 from pathlib import Path
 
@@ -16,11 +17,14 @@ from crypto_qlib.feature_engineering.feature_files import save_feature_frame
 from crypto_qlib.feature_engineering.feature_generator import build_features
 from crypto_qlib.modeling import rolling
 from crypto_qlib.modeling.artefact import load_model
+from crypto_qlib.modeling.families import frame_bins
 from crypto_qlib.modeling.fold_workers import load_labels, save_labels, train_rolling_on_workers
 from crypto_qlib.modeling.labels import make_labels
+from crypto_qlib.modeling.models import lightgbm_model
+from crypto_qlib.modeling.models.lightgbm_model import LightGBMModel
 from crypto_qlib.modeling.qlib_rolling import rolling_splits, rolling_tasks
 from crypto_qlib.modeling.rolling import fold_folder, out_of_sample_scores, train_rolling
-from crypto_qlib.modeling.splits import combinatorial_splits
+from crypto_qlib.modeling.splits import check_no_leak, combinatorial_splits
 from crypto_qlib.modeling.train_model import predict_scores, train_model
 from crypto_qlib.settings.schema import FeatureSettings
 from tests.modeling.conftest import model_settings
@@ -66,7 +70,7 @@ def test_a_rolling_run_equals_its_steps_one_by_one_and_goes_on_after_a_kill(
     run = train_rolling(frame, labels, settings, tmp_path / "whole", identity="r")
     for k, split in enumerate(rolling_splits(frame.ts_open, settings, labels.horizon_bars)):
         alone = train_model(frame, labels, settings, tmp_path / f"alone{k}", identity="r", split=split)
-        assert alone.sha256 == run.models[k].sha256
+        assert alone.sha256 == run.models[k].sha256, "binned by itself or taken from the shared bins: the same bits"
         rows = np.isin(run.scores.as_of_ns, frame.known_at_ns[split.test.start : split.test.stop])
         want = predict_scores(alone, frame, segment="test").expected_return
         np.testing.assert_array_equal(run.scores.expected_return[rows], want)
@@ -139,6 +143,34 @@ def test_labels_survive_their_file(tmp_path: Path) -> None:
     assert (again.kind, again.horizon_bars, again.symbols) == (labels.kind, labels.horizon_bars, labels.symbols)
     np.testing.assert_array_equal(again.values, labels.values)
     np.testing.assert_array_equal(again.known_at_ns, labels.known_at_ns)
+
+
+class TestSharedBins:
+    def test_every_step_places_its_bins_on_bars_that_the_first_one_trains_on(self) -> None:
+        for window in ("expanding", "sliding"):
+            splits = rolling_splits(PANEL.ts_open, model_settings(**SHORT, rolling={"step_bars": 50, "window": window}), 4)
+            assert {s.bins for s in splits} == {(0, 413)}
+
+    def test_bins_on_later_bars_than_training_are_a_leak(self) -> None:
+        split = rolling_splits(PANEL.ts_open, model_settings(**SHORT, rolling={"step_bars": 50}), 4)[0]
+        with pytest.raises(UserError, match="leak: bins are placed on bars up to 500"):
+            check_no_leak(replace(split, bins=(0, 500)))
+
+    def test_a_run_bins_its_frame_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        settings = model_settings(**SHORT, rolling={"step_bars": 50})
+        frame, labels = build_features(PANEL, FeatureSettings(sets=("technical",))), make_labels(PANEL, settings)
+        monkeypatch.setattr(lightgbm_model, "bin_reference", None)  # a step that placed bins by itself would fail
+        assert len(train_rolling(frame, labels, settings, tmp_path).models) == 3
+
+    def test_other_bars_or_parameters_are_other_bins(self) -> None:
+        frame = build_features(PANEL, FeatureSettings(sets=("technical",)))
+        bins = frame_bins(model_settings(), frame, (0, 400))
+        params = LightGBMModel(model_settings()).params()
+        assert bins.fits((0, 400), params)
+        assert bins.fits((0, 400), params | {"num_threads": 8, "num_leaves": 3})
+        assert not bins.fits((0, 401), params)
+        assert not bins.fits((0, 400), params | {"max_bin": 15})
+        assert frame_bins(model_settings("linear"), frame, (0, 400)) is None
 
 
 class TestCombinatorial:

@@ -26,7 +26,7 @@ from crypto_qlib.settings.schema import FeatureSettings, ModelSettings
 
 META_FILE: Final = "model.json"
 SUMS_FILE: Final = "SHA256SUMS"
-FORMAT: Final = 2
+FORMAT: Final = 3
 _LIBRARIES: Final = ("crypto-qlib", "lightgbm", "numpy", "pyqlib", "scikit-learn", "torch", "pytorch-forecasting")
 
 
@@ -96,6 +96,7 @@ def save_model(model: TrainedModel, folder: Path) -> TrainedModel:
         "trade_rule": asdict(model.rule),
         "split": {s.name: [s.start, s.stop] for s in model.split.segments},
         "span_bars": model.split.horizon_bars,
+        "bin_bars": model.split.bins,
         "segment_ts": model.segment_ts,
         "calibration": model.calibration.to_json(),
         "diagnostics": model.predictor.diagnostics(),
@@ -159,13 +160,19 @@ def load_model(folder: Path) -> TrainedModel:
             settings=settings,
             rule=TradeRule(**meta["trade_rule"]),
             frame_ns=int(meta["frame_ns"]),
-            split=TimeSplit(segments["train"], segments["valid"], segments["test"], int(meta["span_bars"])),
+            split=TimeSplit(
+                segments["train"], segments["valid"], segments["test"], int(meta["span_bars"]), _pair(meta["bin_bars"])
+            ),
             segment_ts={name: (int(a), int(b)) for name, (a, b) in meta["segment_ts"].items()},
             identity=str(meta["identity"]),
             sha256=str(meta["sha256"]),
         )
     except (KeyError, TypeError, ValueError) as e:
         raise UserError(f"{folder / META_FILE} does not describe a model: {e}", "train again") from e
+
+
+def _pair(raw: Any) -> tuple[int, int] | None:
+    return None if raw is None else (int(raw[0]), int(raw[1]))
 
 
 def verified_meta(folder: Path) -> dict[str, Any]:

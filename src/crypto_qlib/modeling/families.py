@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crypto_qlib.core.errors import UserError
+from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
 from crypto_qlib.modeling.qlib_task import BarReweighter
 from crypto_qlib.modeling.row_batch import RowBatch
 from crypto_qlib.settings.schema import ModelSettings
@@ -100,6 +101,28 @@ def new_model(settings: ModelSettings, progress: Progress | None = None, checkpo
     chosen = family_class(settings.name)
     found: TrainableModel = chosen(settings, progress, checkpoint)
     return found
+
+
+def frame_bins(settings: ModelSettings, frame: FeatureFrame, bin_bars: tuple[int, int], path: Path | None = None) -> Any:
+    """Return the frame as trees bin it, to be shared by many trainings, or ``None`` where the family bins nothing.
+
+    Parameters
+    ----------
+    settings : ModelSettings
+        Family and hyper-parameters.
+    frame : FeatureFrame
+        Features.
+    bin_bars : (int, int)
+        Decision bars the bins are placed on.
+    path : Path, optional
+        Where binned rows were written by another process.
+    """
+    if settings.per_symbol or "lightgbm" not in (settings.name, *settings.ensemble.members * (settings.name == "ensemble")):
+        return None
+    from crypto_qlib.modeling.models.lightgbm_bins import FrameBins  # noqa: PLC0415 - only this family needs it
+
+    params = family_class("lightgbm")(settings.model_copy(update={"name": "lightgbm"})).params()
+    return FrameBins(frame, bin_bars, params) if path is None else FrameBins.opened(path, frame, bin_bars, params)
 
 
 def load_family(folder: Path, settings: ModelSettings) -> ScoringModel:

@@ -22,6 +22,7 @@ from crypto_qlib.core.errors import UserError
 from crypto_qlib.feature_engineering.feature_files import load_feature_frame
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
 from crypto_qlib.modeling.artefact import TrainedModel, load_model
+from crypto_qlib.modeling.families import frame_bins
 from crypto_qlib.modeling.labels import Labels, TradeRule
 from crypto_qlib.modeling.qlib_rolling import rolling_splits
 from crypto_qlib.modeling.rolling import RollingRun, fold_folder, keep_newest, stitched_scores, train_fold, train_rolling
@@ -33,6 +34,8 @@ from crypto_qlib.store.parquet_file import write_atomic
 Progress = Callable[[float], None]
 
 LABELS_FILE = "labels.npz"
+BINS_FILE = "bins.bin"
+"""Binned rows, written for the workers and removed when all steps are trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ class FoldJob:
         Run id.
     rule : TradeRule
         How the strategy trades.
+    bins : str
+        File of the binned rows all steps share; empty = none.
     """
 
     features: str
@@ -60,6 +65,7 @@ class FoldJob:
     split: TimeSplit
     identity: str
     rule: TradeRule
+    bins: str = ""
 
 
 def save_labels(labels: Labels, path: Path) -> Path:
@@ -89,7 +95,8 @@ def load_labels(path: Path) -> Labels:
 def train_job(job: FoldJob) -> str:
     """Train one step, or find it trained already; return its artefact's folder."""
     frame, labels = load_feature_frame(Path(job.features)), load_labels(Path(job.labels))
-    train_fold(frame, labels, job.settings, Path(job.folder), job.split, identity=job.identity, rule=job.rule)
+    bins = frame_bins(job.settings, frame, job.split.bins or (0, 0), Path(job.bins)) if job.bins else None
+    train_fold(frame, labels, job.settings, Path(job.folder), job.split, identity=job.identity, rule=job.rule, bins=bins)
     return job.folder
 
 
@@ -124,13 +131,19 @@ def train_rolling_on_workers(
     kept = save_labels(labels, folder / LABELS_FILE)
     splits = rolling_splits(frame.ts_open, settings, labels.horizon_bars)
     chosen = settings if settings.threads else settings.model_copy(update={"threads": 1})
+    bins = frame_bins(settings, frame, splits[0].bins or (0, 0))
+    if bins is not None:
+        bins.write(folder / BINS_FILE)
+    binned = str(folder / BINS_FILE) if bins is not None else ""
+    del bins
     jobs = [
-        FoldJob(str(features), str(kept), str(fold_folder(folder, k)), chosen, split, identity, rule or TradeRule())
+        FoldJob(str(features), str(kept), str(fold_folder(folder, k)), chosen, split, identity, rule or TradeRule(), binned)
         for k, split in enumerate(splits)
     ]
     for _ in _on_dask(settings.rolling.dask, jobs) if settings.rolling.dask else _on_processes(settings.rolling.workers, jobs):
         if progress is not None:
             progress(1.0 / len(jobs))
+    (folder / BINS_FILE).unlink(missing_ok=True)
     keep_newest(folder, len(jobs))
     models = tuple(load_model(Path(job.folder)) for job in jobs)
     return RollingRun(models, stitched_scores(models, frame))

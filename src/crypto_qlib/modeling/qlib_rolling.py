@@ -136,7 +136,7 @@ def rolling_splits(ts_open: npt.NDArray[np.int64], settings: ModelSettings, span
             name: Segment(name, int(stamps.searchsorted(a)), ts_open.size if b is None else int(stamps.searchsorted(b)) + 1)
             for name, (a, b) in made["dataset"]["kwargs"]["segments"].items()
         }
-        split = TimeSplit(cut["train"], cut["valid"], cut["test"], first.horizon_bars)
+        split = TimeSplit(cut["train"], cut["valid"], cut["test"], first.horizon_bars, (first.train.start, first.train.stop))
         check_no_leak(split)
         splits.append(split)
     return tuple(splits)

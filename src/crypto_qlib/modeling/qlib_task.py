@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +156,38 @@ class LakeHandler(CryptoHandler):
         super().__init__(frame=frame, labels={labels.kind: frame.at_rows(labels.values)}, **rest)
 
 
-def make_dataset(frame: FeatureFrame, labels: Labels, split: TimeSplit) -> DatasetH:
+class FrameDataset(DatasetH):  # type: ignore[misc]
+    """Qlib's dataset over a whole feature frame, as :func:`make_dataset` makes it; our models read its rows without pandas.
+
+    Attributes
+    ----------
+    frame : FeatureFrame
+        The features.
+    row_label : (n_rows,) float64
+        The label at the frame's rows.
+    bin_bars : (int, int)
+        Decision bars that histogram bins are placed on.
+    bins : object or None
+        The frame as a family has binned it, to be shared by trainings on the same bars.
+    """
+
+    frame: FeatureFrame
+    row_label: npt.NDArray[np.float64]
+    bin_bars: tuple[int, int]
+    bins: Any = None
+
+
+def make_dataset(frame: FeatureFrame, labels: Labels, split: TimeSplit, bins: Any = None) -> FrameDataset:
     """Return Qlib's dataset over ``frame`` with the segments of ``split``; the feature matrix is shared, not copied.
+
+    Parameters
+    ----------
+    frame, labels : FeatureFrame, Labels
+        On the same grid.
+    split : TimeSplit
+        Segments.
+    bins : optional
+        As in :class:`FrameDataset`.
 
     Raises
     ------
@@ -165,9 +195,13 @@ def make_dataset(frame: FeatureFrame, labels: Labels, split: TimeSplit) -> Datas
         If frame and labels do not lie on the same grid.
     """
     check_same_grid(frame, labels)
-    handler = CryptoHandler(frame=frame, labels={labels.kind: frame.at_rows(labels.values)})
+    row_label = frame.at_rows(labels.values)
+    handler = CryptoHandler(frame=frame, labels={labels.kind: row_label})
     stamps = pd.DatetimeIndex(frame.ts_open.astype("datetime64[ns]"))
-    return DatasetH(handler, {s.name: (stamps[s.start], stamps[s.stop - 1]) for s in split.segments})
+    dataset = FrameDataset(handler, {s.name: (stamps[s.start], stamps[s.stop - 1]) for s in split.segments})
+    dataset.frame, dataset.row_label, dataset.bins = frame, row_label, bins
+    dataset.bin_bars = split.bins or (split.train.start, split.train.stop)
+    return dataset
 
 
 def check_same_grid(frame: FeatureFrame, labels: Labels) -> None:
@@ -220,6 +254,8 @@ def segment_arrays(dataset: DatasetH, segment: str, *, learning: bool) -> Segmen
 def windowed_rows(dataset: DatasetH, segment: str, *, learning: bool = True) -> WindowedRows:
     """Return one segment with every row before it.
 
+    Of a :class:`FrameDataset` the values are a view of the frame's; of any other dataset Qlib makes a copy.
+
     Parameters
     ----------
     dataset, segment, learning
@@ -231,6 +267,9 @@ def windowed_rows(dataset: DatasetH, segment: str, *, learning: bool = True) -> 
         If the segment has no (labelled) row.
     """
     first, last = dataset.segments[segment]
+    if isinstance(dataset, FrameDataset) and isinstance(first, pd.Timestamp) and isinstance(last, pd.Timestamp):
+        rows = _frame_rows(dataset, first, last)
+        return labelled(rows, segment) if learning else rows
     key = DataHandlerLP.DK_L if learning else DataHandlerLP.DK_I
     raw = dataset.prepare(slice(None, last), col_set=DataHandlerLP.CS_RAW, data_key=key)
     groups = raw.columns.get_level_values(0)
@@ -241,13 +280,48 @@ def windowed_rows(dataset: DatasetH, segment: str, *, learning: bool = True) -> 
     ts_open = stamps[bar]
     start = int(np.searchsorted(ts_open, pd.Timestamp(first).value)) if first is not None else 0
     sample = np.arange(start, len(raw), dtype=np.int64)
-    if learning:
-        sample = sample[np.isfinite(label[start:])]
     if sample.size == 0:
-        raise UserError(f"the {segment} segment has no {'labelled ' if learning else ''}rows", "raise data.history_days")
+        raise UserError(f"the {segment} segment has no rows", "raise data.history_days")
     values = raw["feature"].to_numpy(dtype=np.float32)
     symbols = tuple(str(s) for s in raw.index.levels[1])
-    return WindowedRows(values, bar, symbol, symbols, ts_open, sample, label[sample], names)
+    rows = WindowedRows(values, bar, symbol, symbols, ts_open, sample, label[sample], names)
+    return labelled(rows, segment) if learning else rows
+
+
+def _frame_rows(dataset: FrameDataset, first: pd.Timestamp, last: pd.Timestamp) -> WindowedRows:
+    """Return the rows up to bar ``last``, those from bar ``first`` on as the sample, straight from the frame."""
+    frame = dataset.frame
+    start, stop = (int(k) for k in np.searchsorted(frame.ts_open, (first.value, last.value + 1)))
+    rows = frame.row_span(start, stop)
+    order = np.argsort(np.array(frame.symbols), kind="stable")
+    sorted_number = np.empty(order.size, dtype=np.int64)
+    sorted_number[order] = np.arange(order.size)
+    bar = frame.row_bar[: rows.stop].astype(np.int64)
+    sample = np.arange(rows.start, rows.stop, dtype=np.int64)
+    return WindowedRows(
+        frame.values[: rows.stop],
+        bar,
+        sorted_number[frame.row_symbol[: rows.stop]],
+        tuple(frame.symbols[k] for k in order),
+        frame.ts_open[bar],
+        sample,
+        dataset.row_label[sample],
+        frame.names,
+    )
+
+
+def labelled(rows: WindowedRows, segment: str) -> WindowedRows:
+    """Return ``rows`` with the labelled ones as the sample.
+
+    Raises
+    ------
+    UserError
+        If none is labelled.
+    """
+    known = np.isfinite(rows.label)
+    if not known.any():
+        raise UserError(f"the {segment} segment has no labelled rows", "raise data.history_days")
+    return replace(rows, sample=rows.sample[known], label=rows.label[known])
 
 
 def prediction_series(dataset: DatasetH, segment: str | slice, predicted: npt.NDArray[np.float64]) -> pd.Series:

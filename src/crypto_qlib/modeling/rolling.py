@@ -19,6 +19,7 @@ from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.signal import ScorePanel
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
 from crypto_qlib.modeling.artefact import SUMS_FILE, TrainedModel, load_model
+from crypto_qlib.modeling.families import frame_bins
 from crypto_qlib.modeling.labels import Labels, TradeRule
 from crypto_qlib.modeling.qlib_rolling import rolling_splits
 from crypto_qlib.modeling.splits import TimeSplit
@@ -71,6 +72,7 @@ def train_fold(
     *,
     identity: str = "",
     rule: TradeRule | None = None,
+    bins: Any = None,
 ) -> TrainedModel:
     """Train one step, or load it where ``folder`` holds it already (same identity, settings and segments)."""
     if (folder / SUMS_FILE).is_file():
@@ -78,7 +80,7 @@ def train_fold(
         same = [model_key(m) for m in (done.settings, settings)]
         if same[0] == same[1] and (done.identity, done.split) == (identity, split):
             return done
-    return train_model(frame, labels, settings, folder, identity=identity, split=split, rule=rule)
+    return train_model(frame, labels, settings, folder, identity=identity, split=split, rule=rule, bins=bins)
 
 
 def train_rolling(
@@ -106,9 +108,12 @@ def train_rolling(
         As ``train_model`` and ``rolling_splits``.
     """
     splits = rolling_splits(frame.ts_open, settings, labels.horizon_bars)
+    bins = frame_bins(settings, frame, splits[0].bins or (0, 0))
     models = []
     for k, split in enumerate(splits):
-        models.append(train_fold(frame, labels, settings, fold_folder(folder, k), split, identity=identity, rule=rule))
+        models.append(
+            train_fold(frame, labels, settings, fold_folder(folder, k), split, identity=identity, rule=rule, bins=bins)
+        )
         if progress is not None:
             progress(1.0 / len(splits))
     keep_newest(folder, len(splits))

@@ -44,12 +44,24 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class TimeSplit:
-    """Three segments in time order, and the label horizon they were kept apart for."""
+    """Three segments in time order, and the label horizon they were kept apart for.
+
+    Parameters
+    ----------
+    train, valid, test : Segment
+        In time order.
+    horizon_bars : int
+        Longest label span they were kept apart for.
+    bins : (int, int), optional
+        Decision bars ``start:stop`` that histogram bins are placed on, so that all steps of a rolling run share them; the
+        training segment if absent. They end no later than the training segment.
+    """
 
     train: Segment
     valid: Segment
     test: Segment
     horizon_bars: int
+    bins: tuple[int, int] | None = None
 
     @property
     def segments(self) -> tuple[Segment, Segment, Segment]:
@@ -101,8 +113,10 @@ def check_no_leak(split: TimeSplit) -> None:
     Raises
     ------
     UserError
-        If segments overlap, run backwards, or a label span touches the next segment's first.
+        If segments overlap, run backwards, a label span touches the next segment's first, or bins look beyond training.
     """
+    if split.bins is not None and split.bins[1] > split.train.stop:
+        raise UserError(f"leak: bins are placed on bars up to {split.bins[1]}, after the training segment ({split.train.stop})")
     for segment in split.segments:
         if segment.n_bars <= 0:
             raise UserError(f"the {segment.name} segment is empty or runs backwards ({segment.start}:{segment.stop})")

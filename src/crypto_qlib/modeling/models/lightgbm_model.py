@@ -19,8 +19,17 @@ from qlib.data.dataset import DatasetH
 from qlib.model.base import Model
 
 from crypto_qlib.core.errors import UserError
-from crypto_qlib.modeling.qlib_task import BarReweighter, SegmentData, prediction_series, segment_arrays, windowed_rows
+from crypto_qlib.modeling.models.lightgbm_bins import BIN_SAMPLE_ROWS, FrameBins, bin_reference, binning
+from crypto_qlib.modeling.qlib_task import (
+    BarReweighter,
+    FrameDataset,
+    WindowedRows,
+    labelled,
+    prediction_series,
+    windowed_rows,
+)
 from crypto_qlib.modeling.row_batch import RowBatch
+from crypto_qlib.modeling.stage_times import stage
 from crypto_qlib.modeling.training_checks import (
     check_no_leaky_feature,
     check_trainable,
@@ -31,8 +40,6 @@ from crypto_qlib.settings.schema import ModelSettings
 
 FloatArray = npt.NDArray[np.float64]
 
-BIN_SAMPLE_ROWS: Final = 50_000
-"""Rows LightGBM looks at to place its bins; sorting its default of 200,000 takes longer than the boosting."""
 GRADES: Final = 16
 """Grades of relevance a bar's labels are cut into for LambdaRank."""
 
@@ -75,6 +82,7 @@ class LightGBMModel(Model):  # type: ignore[misc]
             "lambda_l2": s.lambda_l2,
             "max_bin": s.max_bin,
             "bin_construct_sample_cnt": BIN_SAMPLE_ROWS,
+            "feature_pre_filter": False,
             "num_threads": s.threads,
             "seed": s.seed,
             "deterministic": True,
@@ -100,21 +108,44 @@ class LightGBMModel(Model):  # type: ignore[misc]
         UserError
             If there are too few rows to grow one split, the labels do not vary, or a feature knows the label.
         """
-        train = segment_arrays(dataset, "train", learning=True)
+        rows = windowed_rows(dataset, "train", learning=False)
+        train = labelled(rows, "train")
         leaf = self.settings.min_data_in_leaf
-        low, high = check_trainable(train.label, 2 * leaf, f"two leaves of {leaf}", "lower model.min_data_in_leaf")
-        check_no_leaky_feature(train.values, train.label, train.bar, train.names, self.settings.max_feature_ic)
-        train_set = self._binned(train, (low, high), None, reweighter)
-        del train  # LightGBM has binned it: the float copy of the segment can go
-        valid = segment_arrays(dataset, "valid", learning=True)
-        valid_set = self._binned(valid, (low, high), train_set, None)
-        outcome, bar = np.clip(valid.label, low, high), correlation_groups(valid.bar)
+        clip = check_trainable(train.label, 2 * leaf, f"two leaves of {leaf}", "lower model.min_data_in_leaf")
+        with stage("leak check"):
+            check_no_leaky_feature(
+                train.values, train.label, train.bar, train.names, self.settings.max_feature_ic, train.sample
+            )
+        bins = getattr(dataset, "bins", None)
+        if bins is not None and not bins.fits(dataset.bin_bars, self.params()):
+            bins = None
+        with stage("binning"):
+            reference = None if bins else bin_reference(rows.values, self._placed(dataset, rows), rows.names, self.params())
+            train_set = self._binned(train, clip, bins, reference, reweighter)
+        del rows, train
+        valid = windowed_rows(dataset, "valid")
+        with stage("binning"):
+            valid_set = self._binned(valid, clip, bins, reference, None)
+        outcome, bar = np.clip(valid.label, *clip), correlation_groups(valid.bar[valid.sample])
         del valid
 
         def rate(predicted: FloatArray, _data: lgb.Dataset) -> tuple[str, float, bool]:
             return "ic", mean_bar_correlation(predicted, outcome, bar), True
 
-        self.booster = lgb.train(
+        with stage("boosting"):
+            self.booster = self._boosted(train_set, valid_set, rate)
+        self.booster.free_dataset()
+
+    @staticmethod
+    def _placed(dataset: DatasetH, rows: WindowedRows) -> npt.NDArray[np.int64]:
+        """Return the rows that bins are placed on."""
+        if isinstance(dataset, FrameDataset):
+            span = dataset.frame.row_span(*dataset.bin_bars)
+            return np.arange(span.start, span.stop, dtype=np.int64)
+        return rows.sample
+
+    def _boosted(self, train_set: lgb.Dataset, valid_set: lgb.Dataset, rate: Callable[..., Any]) -> lgb.Booster:
+        return lgb.train(
             self.params(),
             train_set,
             num_boost_round=self.settings.num_boost_round,
@@ -123,29 +154,30 @@ class LightGBMModel(Model):  # type: ignore[misc]
             feval=rate,
             callbacks=[lgb.early_stopping(self.settings.early_stopping_rounds, verbose=False), self._tell],
         )
-        self.booster.free_dataset()
 
     def _binned(
-        self, data: SegmentData, clip: tuple[float, float], reference: lgb.Dataset | None, reweighter: BarReweighter | None
+        self,
+        rows: WindowedRows,
+        clip: tuple[float, float],
+        bins: FrameBins | None,
+        reference: lgb.Dataset | None,
+        reweighter: BarReweighter | None,
     ) -> lgb.Dataset:
-        """Return the segment binned by LightGBM, its raw values released."""
+        """Return a segment's labelled rows binned: taken from ``bins``, or binned here like ``reference``."""
         objective = self.settings.objective
-        label: Any = np.clip(data.label, clip[0], clip[1])
+        bar = rows.bar[rows.sample]
+        label: Any = np.clip(rows.label, *clip)
         if objective == "classification":
-            label = (data.label > 0.0).astype(np.float64)
+            label = (rows.label > 0.0).astype(np.float64)
         elif objective == "ranking":
-            label = relevance(data.label, data.bar)
-        names: list[str] | str = list(data.names) if reference is None else "auto"
-        return lgb.Dataset(
-            data.values,
-            label=label,
-            group=[rows.stop - rows.start for rows in _bars(data.bar)] if objective == "ranking" else None,
-            weight=None if reweighter is None else reweighter.at(data.bar, data.symbol),
-            feature_name=names,
-            params=self.params(),
-            reference=reference,
-            free_raw_data=True,
-        ).construct()
+            label = relevance(rows.label, bar)
+        group = [part.stop - part.start for part in _bars(bar)] if objective == "ranking" else None
+        weight = None if reweighter is None else reweighter.at(bar, rows.symbol[rows.sample])
+        if bins is not None:
+            return bins.take(rows.sample, label, group=group, weight=weight)
+        values = rows.values[rows.sample]
+        params = binning(self.params())
+        return lgb.Dataset(values, label=label, group=group, weight=weight, params=params, reference=reference).construct()
 
     def _tell(self, _env: Any) -> None:
         if self.progress is not None:

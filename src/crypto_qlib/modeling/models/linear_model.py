@@ -21,7 +21,7 @@ from qlib.model.base import Model
 
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.jit import njit
-from crypto_qlib.modeling.qlib_task import BarReweighter, SegmentData, prediction_series, segment_arrays, windowed_rows
+from crypto_qlib.modeling.qlib_task import BarReweighter, WindowedRows, prediction_series, windowed_rows
 from crypto_qlib.modeling.row_batch import RowBatch
 from crypto_qlib.modeling.training_checks import check_no_leaky_feature, check_trainable
 from crypto_qlib.settings.schema import ModelSettings
@@ -120,15 +120,15 @@ class LinearModel(Model):  # type: ignore[misc]
         UserError
             If there are fewer training rows than features, the labels do not vary, or a feature knows the label.
         """
-        train = segment_arrays(dataset, "train", learning=True)
+        train = windowed_rows(dataset, "train")
         n_features = train.values.shape[1]
         check_trainable(train.label, 2 * n_features, f"twice {n_features} features")
-        check_no_leaky_feature(train.values, train.label, train.bar, train.names, self.settings.max_feature_ic)
-        weight = None if reweighter is None else reweighter.at(train.bar, train.symbol)
+        check_no_leaky_feature(train.values, train.label, train.bar, train.names, self.settings.max_feature_ic, train.sample)
+        weight = None if reweighter is None else reweighter.at(train.bar[train.sample], train.symbol[train.sample])
         gram, cross = self._moments(train, weight, 0.7)
         size = train.label.size
         del train
-        valid = segment_arrays(dataset, "valid", learning=True)
+        valid = windowed_rows(dataset, "valid")
         valid_gram, valid_cross = self._moments(valid, None, 0.3)
         best = math.inf
         for penalty in PENALTIES:
@@ -137,13 +137,14 @@ class LinearModel(Model):  # type: ignore[misc]
             if loss < best:
                 best, self.weights, self.penalty = loss, np.asarray(weights, dtype=np.float64), penalty
 
-    def _moments(self, data: SegmentData, weight: FloatArray | None, share: float) -> tuple[FloatArray, FloatArray]:
+    def _moments(self, data: WindowedRows, weight: FloatArray | None, share: float) -> tuple[FloatArray, FloatArray]:
         """Return ``Z'Z`` and ``Z'y`` of the standardised rows, a chunk of bars at a time."""
         n = data.values.shape[1]
         gram, cross = np.zeros((n, n)), np.zeros(n)
-        chunks = _bar_chunks(data.bar)
+        bar = data.bar[data.sample]
+        chunks = _bar_chunks(bar)
         for part in chunks:
-            rows = standardise_bars(np.ascontiguousarray(data.values[part]), data.bar[part])
+            rows = standardise_bars(data.values[data.sample[part]], bar[part])
             weighed = rows if weight is None else rows * weight[part, None]
             gram += weighed.T @ rows
             cross += weighed.T @ data.label[part]
