@@ -24,14 +24,14 @@ import numpy as np
 from benchmarks.measures import peak_mb
 from crypto_qlib.core.clock import NS_PER_DAY, parse_utc
 from crypto_qlib.data_collector.source_panel import panel_of_source
-from crypto_qlib.feature_engineering.feature_frame import load_feature_frame, save_feature_frame
+from crypto_qlib.feature_engineering.feature_files import load_feature_frame, save_feature_frame
 from crypto_qlib.feature_engineering.feature_generator import build_features
 from crypto_qlib.modeling.fold_workers import load_labels, save_labels
 from crypto_qlib.modeling.labels import make_labels
 from crypto_qlib.modeling.qlib_rolling import rolling_splits
 from crypto_qlib.modeling.rolling import train_rolling
 from crypto_qlib.modeling.stage_times import StageTimes, stage, stage_times
-from crypto_qlib.modeling.train_model import predict_row, train_model
+from crypto_qlib.modeling.train_model import Fold, predict_row, train_model
 from crypto_qlib.settings.schema import FeatureSettings, ModelSettings
 from crypto_qlib.venue.market_simulator import SimulatedMarket, SimulationSpec
 
@@ -90,7 +90,9 @@ def folds(folder: Path, is_shared: bool) -> dict[str, object]:
             shas = [m.sha256 for m in train_rolling(frame, labels, settings, Path(scratch)).models]
         else:
             splits = rolling_splits(frame.ts_open, settings, labels.horizon_bars)
-            shas = [train_model(frame, labels, settings, Path(scratch) / str(k), split=s).sha256 for k, s in enumerate(splits)]
+            shas = [
+                train_model(frame, labels, settings, Path(scratch) / str(k), fold=Fold(s)).sha256 for k, s in enumerate(splits)
+            ]
     return {"cpu_s": time.process_time() - cpu, "stages": times.cpu_s, "peak_mb": peak_mb(), "steps": len(shas), "sha256": shas}
 
 

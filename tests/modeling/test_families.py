@@ -18,7 +18,7 @@ from crypto_qlib.modeling.models.lightgbm_model import GRADES, centred_in_bars, 
 from crypto_qlib.modeling.models.per_symbol_model import PerSymbolModel
 from crypto_qlib.modeling.qlib_task import BarReweighter, make_dataset, segment_arrays
 from crypto_qlib.modeling.splits import split_bars
-from crypto_qlib.modeling.train_model import predict_scores, train_model
+from crypto_qlib.modeling.train_model import Fold, predict_scores, train_model
 from crypto_qlib.modeling.training_checks import LEAK_SAMPLE_BARS, check_no_leaky_feature, check_trainable, feature_correlations
 from crypto_qlib.settings.schema import FeatureSettings, ModelSettings
 from tests.modeling.conftest import model_settings
@@ -139,7 +139,7 @@ class TestLeakGuard:
         settings = model_settings(**SHORT)
         labels = replace(labels_of(settings), horizon_bars=9)
         with pytest.raises(UserError, match="labels that span 9"):
-            train_model(frame, labels, settings, tmp_path, split=split_bars(frame.n_bars, settings))
+            train_model(frame, labels, settings, tmp_path, fold=Fold(split_bars(frame.n_bars, settings)))
 
 
 class TestRanking:

@@ -25,7 +25,7 @@ from crypto_qlib.modeling.models.lightgbm_model import LightGBMModel
 from crypto_qlib.modeling.qlib_rolling import rolling_splits, rolling_tasks
 from crypto_qlib.modeling.rolling import fold_folder, out_of_sample_scores, train_rolling
 from crypto_qlib.modeling.splits import check_no_leak, combinatorial_splits
-from crypto_qlib.modeling.train_model import predict_scores, train_model
+from crypto_qlib.modeling.train_model import Fold, predict_scores, train_model
 from crypto_qlib.settings.schema import FeatureSettings
 from tests.modeling.conftest import model_settings
 from tests.noise_market import noise_panel
@@ -69,7 +69,7 @@ def test_a_rolling_run_equals_its_steps_one_by_one_and_goes_on_after_a_kill(
     frame, labels = build_features(PANEL, FeatureSettings(sets=("technical",))), make_labels(PANEL, settings)
     run = train_rolling(frame, labels, settings, tmp_path / "whole", identity="r")
     for k, split in enumerate(rolling_splits(frame.ts_open, settings, labels.horizon_bars)):
-        alone = train_model(frame, labels, settings, tmp_path / f"alone{k}", identity="r", split=split)
+        alone = train_model(frame, labels, settings, tmp_path / f"alone{k}", identity="r", fold=Fold(split))
         assert alone.sha256 == run.models[k].sha256, "binned by itself or taken from the shared bins: the same bits"
         rows = np.isin(run.scores.as_of_ns, frame.known_at_ns[split.test.start : split.test.stop])
         want = predict_scores(alone, frame, segment="test").expected_return

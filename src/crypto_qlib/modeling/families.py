@@ -119,10 +119,8 @@ def frame_bins(settings: ModelSettings, frame: FeatureFrame, bin_bars: tuple[int
     """
     if settings.per_symbol or "lightgbm" not in (settings.name, *settings.ensemble.members * (settings.name == "ensemble")):
         return None
-    from crypto_qlib.modeling.models.lightgbm_bins import FrameBins  # noqa: PLC0415 - only this family needs it
-
-    params = family_class("lightgbm")(settings.model_copy(update={"name": "lightgbm"})).params()
-    return FrameBins(frame, bin_bars, params) if path is None else FrameBins.opened(path, frame, bin_bars, params)
+    trees = family_class("lightgbm")(settings.model_copy(update={"name": "lightgbm"}))
+    return trees.frame_bins(frame, bin_bars, path)
 
 
 def load_family(folder: Path, settings: ModelSettings) -> ScoringModel:

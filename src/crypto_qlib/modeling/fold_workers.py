@@ -27,7 +27,7 @@ from crypto_qlib.modeling.labels import Labels, TradeRule
 from crypto_qlib.modeling.qlib_rolling import rolling_splits
 from crypto_qlib.modeling.rolling import RollingRun, fold_folder, keep_newest, stitched_scores, train_fold, train_rolling
 from crypto_qlib.modeling.splits import TimeSplit
-from crypto_qlib.modeling.train_model import train_model
+from crypto_qlib.modeling.train_model import Fold, train_model
 from crypto_qlib.settings.schema import ModelSettings
 from crypto_qlib.store.parquet_file import write_atomic
 
@@ -96,7 +96,8 @@ def train_job(job: FoldJob) -> str:
     """Train one step, or find it trained already; return its artefact's folder."""
     frame, labels = load_feature_frame(Path(job.features)), load_labels(Path(job.labels))
     bins = frame_bins(job.settings, frame, job.split.bins or (0, 0), Path(job.bins)) if job.bins else None
-    train_fold(frame, labels, job.settings, Path(job.folder), job.split, identity=job.identity, rule=job.rule, bins=bins)
+    fold = Fold(job.split, bins)
+    train_fold(frame, labels, job.settings, Path(job.folder), fold, identity=job.identity, rule=job.rule)
     return job.folder
 
 

@@ -22,8 +22,7 @@ from crypto_qlib.modeling.artefact import SUMS_FILE, TrainedModel, load_model
 from crypto_qlib.modeling.families import frame_bins
 from crypto_qlib.modeling.labels import Labels, TradeRule
 from crypto_qlib.modeling.qlib_rolling import rolling_splits
-from crypto_qlib.modeling.splits import TimeSplit
-from crypto_qlib.modeling.train_model import predict_scores, train_model
+from crypto_qlib.modeling.train_model import Fold, predict_scores, train_model
 from crypto_qlib.settings.schema import ModelSettings
 
 Progress = Callable[[float], None]
@@ -68,19 +67,18 @@ def train_fold(
     labels: Labels,
     settings: ModelSettings,
     folder: Path,
-    split: TimeSplit,
+    fold: Fold,
     *,
     identity: str = "",
     rule: TradeRule | None = None,
-    bins: Any = None,
 ) -> TrainedModel:
     """Train one step, or load it where ``folder`` holds it already (same identity, settings and segments)."""
     if (folder / SUMS_FILE).is_file():
         done = load_model(folder)
         same = [model_key(m) for m in (done.settings, settings)]
-        if same[0] == same[1] and (done.identity, done.split) == (identity, split):
+        if same[0] == same[1] and (done.identity, done.split) == (identity, fold.split):
             return done
-    return train_model(frame, labels, settings, folder, identity=identity, split=split, rule=rule, bins=bins)
+    return train_model(frame, labels, settings, folder, identity=identity, fold=fold, rule=rule)
 
 
 def train_rolling(
@@ -112,7 +110,7 @@ def train_rolling(
     models = []
     for k, split in enumerate(splits):
         models.append(
-            train_fold(frame, labels, settings, fold_folder(folder, k), split, identity=identity, rule=rule, bins=bins)
+            train_fold(frame, labels, settings, fold_folder(folder, k), Fold(split, bins), identity=identity, rule=rule)
         )
         if progress is not None:
             progress(1.0 / len(splits))

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +36,22 @@ Progress = Callable[[float], None]
 _CHECK_ROWS: Final = 65_536
 
 
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """One training among others.
+
+    Parameters
+    ----------
+    split : TimeSplit
+        Its segments.
+    bins : optional
+        The frame as :func:`~crypto_qlib.modeling.families.frame_bins` gives it; saves time, changes no bit.
+    """
+
+    split: TimeSplit
+    bins: Any = None
+
+
 def train_model(
     frame: FeatureFrame,
     labels: Labels,
@@ -43,9 +60,8 @@ def train_model(
     *,
     identity: str = "",
     progress: Progress | None = None,
-    split: TimeSplit | None = None,
+    fold: Fold | None = None,
     rule: TradeRule | None = None,
-    bins: Any = None,
 ) -> TrainedModel:
     """Train, calibrate and save one model.
 
@@ -63,12 +79,10 @@ def train_model(
         Run id stamped into the artefact.
     progress : callable, optional
         Told the fraction of the training just finished.
-    split : TimeSplit, optional
-        Segments; by the fractions of ``settings`` if absent.
+    fold : Fold, optional
+        Segments, and what need not be done anew; by the fractions of ``settings``, and nothing, if absent.
     rule : TradeRule, optional
         How the strategy trades, kept with the model.
-    bins : optional
-        The frame as :func:`~crypto_qlib.modeling.families.frame_bins` gives it; saves time, changes no bit.
 
     Raises
     ------
@@ -76,7 +90,8 @@ def train_model(
         If the data is too short, a symbol has no row, a feature is all NaN in training or knows the label, the label does not
         vary, or a label's span touches the next segment.
     """
-    split = split or split_bars(frame.n_bars, settings, labels.horizon_bars)
+    fold = fold or Fold(split_bars(frame.n_bars, settings, labels.horizon_bars))
+    split = fold.split
     check_no_leak(split)
     if split.horizon_bars < labels.horizon_bars:
         raise UserError(f"leak: the split leaves {split.horizon_bars} bars for labels that span {labels.horizon_bars}")
@@ -84,7 +99,7 @@ def train_model(
     if settings.per_symbol:
         predictor: ScoringModel = _fit_per_symbol(frame, labels, settings, split, progress)
     else:
-        predictor = _fit(frame, labels, settings, split, progress, folder, bins)
+        predictor = _fit(frame, labels, settings, fold, progress, folder)
     batch = batch_of(frame, split.valid.start, split.valid.stop, predictor.context_bars)
     with stage("scoring validation"):
         raw = predictor.predict_batch(batch, settings.threads)
@@ -108,15 +123,14 @@ def _fit(
     frame: FeatureFrame,
     labels: Labels,
     settings: ModelSettings,
-    split: TimeSplit,
+    fold: Fold,
     progress: Progress | None,
     folder: Path | None,
-    bins: Any = None,
 ) -> ScoringModel:
     weigher = BarReweighter(labels.ts_open, labels.symbols, labels.weight) if settings.sample_weight == "uniqueness" else None
     model = new_model(settings, progress, folder)
     with stage("dataset"):
-        dataset = make_dataset(frame, labels, split, bins)
+        dataset = make_dataset(frame, labels, fold.split, fold.bins)
     model.fit(dataset, weigher)
     return model
 
@@ -129,7 +143,7 @@ def _fit_per_symbol(
     share = 1.0 / len(frame.symbols)
     for k, symbol in enumerate(frame.symbols):
         try:
-            members[symbol] = _fit(frame.of_symbol(k), labels.of_symbol(k), settings, split, None, None)
+            members[symbol] = _fit(frame.of_symbol(k), labels.of_symbol(k), settings, Fold(split), None, None)
         except UserError as e:
             if e.message.startswith("leak"):
                 raise

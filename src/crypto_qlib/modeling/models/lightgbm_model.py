@@ -19,6 +19,7 @@ from qlib.data.dataset import DatasetH
 from qlib.model.base import Model
 
 from crypto_qlib.core.errors import UserError
+from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
 from crypto_qlib.modeling.models.lightgbm_bins import BIN_SAMPLE_ROWS, FrameBins, bin_reference, binning
 from crypto_qlib.modeling.qlib_task import (
     BarReweighter,
@@ -89,6 +90,12 @@ class LightGBMModel(Model):  # type: ignore[misc]
             "force_col_wise": True,
             "verbosity": -1,
         }
+
+    def frame_bins(self, frame: FeatureFrame, bin_bars: tuple[int, int], path: Path | None = None) -> FrameBins:
+        """Return ``frame`` binned once for many trainings with these settings, from ``path`` where it was written there."""
+        if path is None:
+            return FrameBins(frame, bin_bars, self.params())
+        return FrameBins.opened(path, frame, bin_bars, self.params())
 
     def fit(self, dataset: DatasetH, reweighter: BarReweighter | None = None) -> None:
         """Train on the ``train`` segment; stop when the mean cross-sectional IC on ``valid`` no longer rises.
