@@ -16,8 +16,10 @@ from crypto_qlib.core.clock import NS_PER_HOUR, ManualClock
 from crypto_qlib.core.market import MarketPanel
 from crypto_qlib.core.order import MarginMode, OrderStatus
 from crypto_qlib.core.signal import Scores
+from crypto_qlib.live_trading.journal import rows_of
 from crypto_qlib.live_trading.market_feed import FeedConfig, MarketFeed
 from crypto_qlib.live_trading.paper_view import PaperView
+from crypto_qlib.live_trading.replay import differences, replay
 from crypto_qlib.live_trading.risk_control import Mode
 from crypto_qlib.live_trading.runner import PaperResult, RealBars, SessionParts, SteppedBars, run_session
 from crypto_qlib.live_trading.session import SessionConfig
@@ -90,6 +92,7 @@ def sound(exchange: FakeExchange, path: Path, session_id: str = "s1") -> None:
         row = ledger.order(order.client_order_id)
         assert row is not None
         assert row.status is OrderStatus.FILLED or not row.status.is_final  # never written off while it exists
+    assert list(differences(replay(rows_of(ledger.journal())), ledger)) == []  # the journal alone tells the same story
     ledger.close()
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import getpass
 import math
 import time
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from crypto_qlib.cli import live_journal
 from crypto_qlib.cli.asked import asked, out
 from crypto_qlib.core.errors import RetryLater, UserError
+
+if TYPE_CHECKING:
+    from crypto_qlib.live_trading.instance import SessionCard
 
 _app = typer.Typer(help="The running session: how it is, and what it should do.", no_args_is_help=True)
 _POLL_S: Final = 0.1
@@ -23,13 +27,14 @@ _Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 def register(root: typer.Typer) -> None:
     """Add this group to ``root``."""
+    live_journal.register(_app)
     root.add_typer(_app, name="live")
 
 
 @_app.command()
 def status(context: typer.Context) -> None:
     """Show the last session of this mode: running or not, mode and who asked for it, account, positions, orders under way."""
-    found = _last(context)
+    found = last_card(context)
     from crypto_qlib.live_trading.session_status import session_status
 
     console = out()
@@ -92,7 +97,8 @@ def stop(
     _tell(context, "stop", {None: "", True: "flatten", False: "leave"}[flatten], wait)
 
 
-def _last(context: typer.Context) -> tuple[Any, bool]:
+def last_card(context: typer.Context) -> tuple[SessionCard, bool]:
+    """Return the card of the last session of the mode asked for, and whether it runs."""
     settings = asked(context).settings()
     from crypto_qlib.live_trading.instance import last_session
     from crypto_qlib.store.paths import Paths
@@ -107,7 +113,7 @@ def _last(context: typer.Context) -> tuple[Any, bool]:
 
 
 def _tell(context: typer.Context, verb: str, argument: str, wait_s: float, *, needs_running: bool = True) -> None:
-    card, is_running = _last(context)
+    card, is_running = last_card(context)
     if needs_running and not is_running:
         raise UserError(f"session {card.session_id} does not run", "positions can be closed on the exchange itself")
     from crypto_qlib.core.clock import SystemClock

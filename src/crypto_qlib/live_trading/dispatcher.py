@@ -13,6 +13,7 @@ from crypto_qlib.live_trading import events as ev
 from crypto_qlib.live_trading.account_record import record_account
 from crypto_qlib.live_trading.controls import Controls, Verb
 from crypto_qlib.live_trading.dead_man import DeadManSwitch
+from crypto_qlib.live_trading.journal import Restored, Step, journal_form
 from crypto_qlib.live_trading.paper_view import PaperView, position_lines
 from crypto_qlib.live_trading.position_tracker import PositionTracker
 from crypto_qlib.live_trading.risk_control import Mode, risk_from_json
@@ -54,12 +55,17 @@ class Dispatcher:
         self.tracker = PositionTracker.rebuild(rules.frame_ns, rules.cooldown_ns, ledger.intents(), ledger.fills())
         risk = risk_from_json(ledger.state(RISK))
         decided_ns = int(ledger.state(DECIDED) or 0)
-        self.session = Session(parts.config, self.tracker, risk, tuple(ledger.unresolved()), decided_ns)
+        unresolved = tuple(ledger.unresolved())
+        self.session = Session(parts.config, self.tracker, risk, unresolved, decided_ns)
+        ids, fills = tuple(intent.client_order_id for intent in unresolved), tuple(ledger.unjournalled_fills())
+        self._restored = Restored(parts.config, self.session.risk, decided_ns, ids, fills)
         self.dead_man = DeadManSwitch(parts.gateway, parts.dead_man_s, wall)
         self.log = SessionLog()
 
     async def dispatch(self, event: ev.Event) -> None:
         """Hand ``event`` to the session and carry out everything that follows from it, journalling each step first."""
+        if isinstance(event, ev.Started):
+            self._journal(self._restored)
         waiting = deque([event])
         while waiting:
             current = waiting.popleft()
@@ -206,16 +212,9 @@ class Dispatcher:
         if alert.severity is not Severity.INFO or alert.kind not in _OF_EVERY_DAY:
             self.log.new_alerts.append(f"{alert.severity.value}: {alert.text}")
 
-    def _journal(self, step: ev.Event | ev.Instruction) -> None:
+    def _journal(self, step: Step) -> None:
         self._parts.ledger.append_journal(self.now_ns(), type(step).__name__, journal_form(step))
 
     def now_ns(self) -> int:
         """Return the instant events are stamped with."""
         return self._parts.clock.now_ns()
-
-
-def journal_form(step: ev.Event | ev.Instruction) -> object:
-    """Return what the journal keeps of ``step``: all of it, but of a closed bar only scores and freshness."""
-    if isinstance(step, ev.BarClosed):
-        return {"ts_ns": step.ts_ns, "scores": step.scores, "freshness": step.freshness, "is_last": step.is_last}
-    return step

@@ -14,6 +14,7 @@ from crypto_qlib.core.order import Fill, MarginMode, OrderRequest, OrderStatus, 
 from crypto_qlib.core.signal import Scores
 from crypto_qlib.live_trading.risk_control import Mode
 from crypto_qlib.portfolio.market_state import MarketState
+from crypto_qlib.portfolio.plan import Plan
 from crypto_qlib.portfolio.veto import Veto
 from crypto_qlib.store.ledger import FundingRow, IntentRow
 from crypto_qlib.store.live_events import EventKind, Severity
@@ -277,9 +278,10 @@ class RestoreStop:
 
 @dataclass(frozen=True, slots=True)
 class SaveDecided:
-    """Keep that the bar closed at ``ts_ns`` was decided: a restart must not decide it a second time."""
+    """Keep that the bar closed at ``ts_ns`` was decided, and what: a restart must not decide it a second time."""
 
     ts_ns: int
+    plan: Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,8 +169,8 @@ class Session:
         enriched = self._state.tracker.enrich(
             replace(account, as_of_ns=cycle.ts_ns), self._state.pending, self._state.risk.peak_equity
         )
-        plan = self._plan(cycle.bar, enriched)
-        out.append(ev.SaveDecided(cycle.ts_ns))
+        plan = self.plan(cycle.bar, enriched)
+        out.append(ev.SaveDecided(cycle.ts_ns, plan))
         self._state.decided_ns = max(self._state.decided_ns, cycle.ts_ns)
         cycle.vetoes = plan.vetoes
         cycle.entries.extend(plan.entries)
@@ -200,7 +200,8 @@ class Session:
                 out.append(placed)
         return out + self._desk.advance()
 
-    def _plan(self, bar: ev.BarClosed, account: AccountState) -> Plan:
+    def plan(self, bar: ev.BarClosed, account: AccountState) -> Plan:
+        """Return what to do at this bar's close, as far as the mode allows it."""
         if self._state.risk.mode is Mode.HALTED or bar.ts_ns <= self._state.decided_ns:
             return Plan(bar.ts_ns)  # a bar is decided once: after a restart its freed slots wait for the next bar
         if bar.is_last and self._state.config.flatten:

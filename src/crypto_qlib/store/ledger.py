@@ -23,6 +23,7 @@ from crypto_qlib.core.order import ExitKind, Fill, OrderStatus, next_status
 from crypto_qlib.store.ledger_database import LedgerPlace, prepare_schema, sqlite_engine, unusable
 from crypto_qlib.store.ledger_rows import EquityRow, FundingRow, IntentRow, OrderRow, PositionRow, Recorded, SessionRow
 from crypto_qlib.store.ledger_schema import EQUITY, FILLS, FUNDING, INTENTS, JOURNAL, ORDERS, POSITIONS, SESSIONS, STATE
+from crypto_qlib.store.our_size import size_after
 from crypto_qlib.store.plain_values import plain
 
 __all__ = [
@@ -291,13 +292,32 @@ class Ledger:
 
     def fills(self) -> list[Fill]:
         """Return every execution of this session, oldest first, those of one instant in the order they were told."""
-        query = sa.select(FILLS).where(FILLS.c.session_id == self.session_id).order_by(FILLS.c.ts_ns, FILLS.c.seq)
+        return self._fills()
+
+    def _fills(self, *where: sa.ColumnElement[bool]) -> list[Fill]:
+        mine = FILLS.c.session_id == self.session_id
+        query = sa.select(FILLS).where(mine, *where).order_by(FILLS.c.ts_ns, FILLS.c.seq)
         with self._reading() as db:
             rows = [dict(row) for row in db.execute(query).mappings()]
         for row in rows:
             del row["seq"], row["session_id"], row["copy"]
             row["exit_kind"] = ExitKind(row["exit_kind"]) if row["exit_kind"] else None
         return [Fill(**row) for row in rows]
+
+    def unjournalled_fills(self) -> list[Fill]:
+        """Return the executions written after the last one the journal tells of: a session died between the two."""
+        mine = JOURNAL.c.session_id == self.session_id
+        told = sa.select(JOURNAL.c.payload).where(mine, JOURNAL.c.kind.in_(("FillsRead", "Restored")))
+        told = told.where(JOURNAL.c.payload.not_like('%"fills":[]%')).order_by(JOURNAL.c.seq.desc()).limit(1)
+        with self._reading() as db:
+            payload = db.execute(told).scalar()
+            seen = 0
+            if payload is not None:
+                last = orjson.loads(payload)["fills"][-1]
+                same = [FILLS.c[name] == last[name] for name in ("ts_ns", "symbol", "client_order_id", "signed_lots", "price")]
+                found = sa.select(sa.func.max(FILLS.c.seq)).where(FILLS.c.session_id == self.session_id, *same)
+                seen = int(db.execute(found).scalar() or 0)
+        return self._fills(FILLS.c.seq > seen)
 
     def record_equity(self, row: EquityRow) -> None:
         """Write the account at one bar close; the first snapshot of an instant stands."""
@@ -364,20 +384,6 @@ class Ledger:
         with self._reading() as db:
             text = db.execute(sa.select(STATE.c.value).where(where)).scalar()
         return None if text is None else orjson.loads(text)
-
-
-def size_after(before: int, signed_lots: int, *, is_ours: bool) -> int:
-    """Return the signed size of a position of ours after one execution in its symbol.
-
-    What is not ours (a stop or liquidation by the exchange, somebody's own trade) can only shrink it: what lies beyond flat, or
-    opens or adds, is theirs.
-    """
-    after = before + signed_lots
-    if is_ours:
-        return after
-    if before * signed_lots >= 0:
-        return before
-    return after if before * after >= 0 else 0
 
 
 def _order_values(order: OrderRow) -> dict[str, Any]:

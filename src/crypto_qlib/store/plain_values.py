@@ -9,8 +9,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -37,6 +39,8 @@ def plain(value: object) -> Any:
 def _plain_collection(value: object) -> Any:
     if isinstance(value, Mapping):
         return {key.value if isinstance(key, Enum) else key: plain(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return {name: plain(item) for name, item in zip(value._fields, value, strict=True)}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, frozenset | set):
@@ -46,3 +50,52 @@ def _plain_collection(value: object) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} cannot be written to the journal")
+
+
+def decode(hint: Any, value: Any) -> Any:
+    """Return what :func:`plain` was given, by its type; a float that is null (as older journals have it) is NaN.
+
+    Parameters
+    ----------
+    hint : type
+        A dataclass, an enum, a number, text, or a tuple, mapping, set, array or union of such.
+    value : JSON value
+        What ``plain`` returned, also after a way through JSON.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If ``value`` is none of that type.
+    """
+    if isinstance(hint, type) and (is_dataclass(hint) or hasattr(hint, "_fields")):
+        hints = _hints(hint)
+        return hint(**{name: decode(hints[name], item) for name, item in value.items()})
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return hint(value)
+    if hint is float:
+        return math.nan if value is None else float(value)
+    if hint in (str, int, bool, object, Any):
+        return value
+    return _decode_collection(hint, value)
+
+
+def _decode_collection(hint: Any, value: Any) -> Any:
+    origin, inner = get_origin(hint), get_args(hint)
+    if NoneType in inner:
+        return None if value is None else decode(next(kind for kind in inner if kind is not NoneType), value)
+    if hint is np.ndarray or origin is np.ndarray:
+        kinds = {type(item) for item in value}
+        return np.array(value if kinds <= {int, bool} and kinds else [decode(float, item) for item in value])
+    if origin is tuple:
+        each = (inner[0],) * len(value) if inner[-1] is Ellipsis else inner
+        return tuple(decode(kind, item) for kind, item in zip(each, value, strict=True))
+    if origin in (frozenset, set):
+        return origin(decode(inner[0], item) for item in value)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return {decode(inner[0], key): decode(inner[1], item) for key, item in value.items()}
+    raise TypeError(f"cannot decode {hint}")
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
