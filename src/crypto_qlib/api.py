@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,15 @@ from crypto_qlib.backtest.result import BacktestResult
 from crypto_qlib.backtest.run_backtest_leveraged import leveraged_inputs, run_backtest_leveraged
 from crypto_qlib.backtest.what_if import what_if
 from crypto_qlib.core.clock import NS_PER_DAY, parse_utc
+from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.market import MarketPanel
+from crypto_qlib.core.membership import membership_of
 from crypto_qlib.core.signal import ScorePanel
 from crypto_qlib.core.tiers import TierHistory
+from crypto_qlib.data_collector.cap_rankings import read_ranking_table
 from crypto_qlib.data_collector.source_panel import panel_of_source
+from crypto_qlib.data_collector.universe_rebuild import PriceTable, rebuild
 from crypto_qlib.exchange.embedded.replay_market import ReplayMarket
 from crypto_qlib.feature_engineering import feature_generator
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
@@ -116,7 +120,9 @@ def load_data(
     end: str = "",
     funding: str | Path | None = None,
     mark: str | Path | None = None,
+    caps: str | Path | None = None,
     frame: str = "1h",
+    options: Options = (),
 ) -> MarketData:
     """Return recorded candles (parquet, CSV or feather: symbol, ts, open, high, low, close, volume).
 
@@ -128,8 +134,14 @@ def load_data(
         Columns, e.g. ``["BTCUSDT"]``; by default all in the file.
     start, end : str
         ISO times that bound the bars; empty = all.
+    caps : path, optional
+        Market caps over time (symbol, ts, market_cap and, where known, price): features, labels and trades of a bar are then
+        only of the coins that belonged to the top ``universe.size`` as known at its close. Without it all symbols always
+        belong, which is hindsight where the file holds the coins that made it.
     frame : str
         Bar length; coarser than the file's is aggregated.
+    options
+        Section ``universe`` is read where there are market caps.
 
     Raises
     ------
@@ -137,7 +149,21 @@ def load_data(
         If a file is missing, damaged or impossible; it names file and row.
     """
     market = ReplayMarket(Path(candles), Path(funding) if funding else None, Path(mark) if mark else None)
-    return _market_data(market, frame, symbols, parse_utc(start) if start else None, parse_utc(end) if end else None)
+    data = _market_data(market, frame, symbols, parse_utc(start) if start else None, parse_utc(end) if end else None)
+    return data if caps is None else replace(data, panel=_with_universe(data, Path(caps), _settings(options)))
+
+
+def _with_universe(data: MarketData, caps: Path, settings: Settings) -> MarketPanel:
+    """Return the panel with the mask of who belonged to the universe, chosen again for each of the market caps."""
+    panel = data.panel
+    closes = panel.ts_open + panel.frame_ns
+    prices = PriceTable({s: (closes, panel.high[:, j], panel.low[:, j]) for j, s in enumerate(panel.symbols)})
+    chosen = rebuild(read_ranking_table(caps), data.instruments.values(), settings.universe, prices)
+    if not chosen:
+        raise UserError(
+            f"no coin of {caps} has bars here at the time of its market cap", "check symbols and times of both files"
+        )
+    return panel.with_members(membership_of((s.as_of_ns, s.symbols) for s in chosen).from_the_start())
 
 
 def build_features(data: MarketData, options: Options = ()) -> FeatureFrame:

@@ -30,6 +30,7 @@ from crypto_qlib.core.market import FloatArray, MarketPanel
 from crypto_qlib.core.signal import ScorePanel
 from crypto_qlib.data_collector.contract_archive import load_instruments, load_tiers
 from crypto_qlib.data_collector.panel import load_panel
+from crypto_qlib.data_collector.universe_history import membership_of_lake
 from crypto_qlib.modeling.calibration import Calibration, fit_calibration
 from crypto_qlib.modeling.evaluate_model import evaluate_model, rank_ic_series
 from crypto_qlib.modeling.labels import Labels, make_labels
@@ -110,6 +111,9 @@ class LeveragedBacktestRecord(RecordTemp):  # type: ignore[misc]
         frame = self._settings.data.frame
         symbols = tuple(self._symbols or self._lake.symbols(Kind.CLEAN, frame))
         panel = load_panel(self._lake, symbols, frame)
+        members = membership_of_lake(self._lake)
+        if members is not None:  # as the handler: no label and no entry for who did not belong then
+            panel = panel.with_members(members)
         labels = make_labels(panel, self._settings.model)
         raw = prediction_grid(predicted.iloc[:, 0], panel)
         scores = score_panel(raw, panel, self._calibrated(panel, labels))

@@ -158,14 +158,21 @@ def import_rankings(lake: Lake, path: Path, known_after_ns: int = NS_PER_DAY) ->
     UserError
         If the file is missing or damaged, lacks a column, or holds no usable row.
     """
+    found = read_ranking_table(path, known_after_ns)
+    source = source_name(path.stem)
+    return source, keep_rankings(lake, source, [(r.known_ns, r.coins) for r in found])
+
+
+def read_ranking_table(path: Path, known_after_ns: int = NS_PER_DAY) -> list[Ranking]:
+    """Return the rankings of a table of market caps, oldest first; columns and errors as in :func:`import_rankings`."""
     raw, names = _read_table(path)
     rankings: dict[int, list[Coin]] = {}
     for known_ns, coin in _coins_of(raw, names, path, known_after_ns):
         rankings.setdefault(known_ns, []).append(coin)
     if not rankings:
         raise UserError(f"{path} has no row with a market cap above zero", "check its columns")
-    source = source_name(path.stem)
-    return source, keep_rankings(lake, source, sorted(rankings.items()))
+    by_cap = {t: tuple(sorted(coins, key=lambda c: (-c.market_cap, c.coin_id))) for t, coins in sorted(rankings.items())}
+    return [Ranking(t, source_name(path.stem), coins) for t, coins in by_cap.items()]
 
 
 def _read_table(path: Path) -> tuple[Any, dict[str, str]]:

@@ -27,7 +27,8 @@ from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.market import MarketPanel
 from crypto_qlib.data_collector.panel import load_panel
 from crypto_qlib.data_collector.qlib_external import write_external_fields
-from crypto_qlib.data_collector.qlib_store import QLIB_FREQ, StoreReport, bins_that_differ, write_qlib_store
+from crypto_qlib.data_collector.qlib_store import QLIB_FREQ, StoreReport, bins_that_differ, write_qlib_store, write_universe
+from crypto_qlib.data_collector.universe_history import membership_of_lake
 from crypto_qlib.store.lake import Lake
 from crypto_qlib.store.paths import Paths
 from crypto_qlib.store.series_store import SeriesStore
@@ -60,11 +61,15 @@ def update_qlib_store(lake: Lake, paths: Paths, symbols: Sequence[str], frame: s
     UserError
         If there are no cleaned bars, the lake is damaged, or the store cannot be written.
     """
-    return update_from_panel(paths, load_panel(lake, symbols, frame))
+    panel = load_panel(lake, symbols, frame)
+    members = membership_of_lake(lake)
+    return update_from_panel(paths, panel if members is None else panel.with_members(members))
 
 
 def update_from_panel(paths: Paths, panel: MarketPanel) -> StoreReport:
     """Write ``panel`` and the external series into the Qlib store, prove that the bins equal them, and clear Qlib's caches.
+
+    Who belonged to the universe when becomes the market ``universe``, from the panel's mask.
 
     Raises
     ------
@@ -77,6 +82,7 @@ def update_from_panel(paths: Paths, panel: MarketPanel) -> StoreReport:
         raise UserError(
             f"{bad[0]} does not hold what was written to it", f"delete {paths.qlib} and run `crypto-qlib data check`"
         )
+    write_universe(paths.qlib, panel)
     forget_cached_bars()
     return report
 

@@ -15,6 +15,7 @@ from qlib.config import C
 from qlib.data.data import LocalCalendarProvider, LocalInstrumentProvider
 from qlib.data.storage.file_storage import FileFeatureStorage
 
+from crypto_qlib.data_collector.qlib_store import MARKET
 from crypto_qlib.data_collector.qlib_tail import HotTail
 
 
@@ -45,9 +46,13 @@ class HotInstrumentProvider(LocalInstrumentProvider):  # type: ignore[misc]
             return spans
         layout = tail.store.layout
         newest = max((pd.Timestamp(s[-1][1]).value for s in spans.values()), default=layout.origin_ns)
+        # Of a market of members, only those who belonged at its last bar go on: who joins since, cleaning will tell.
+        in_force = {s for s, known in spans.items() if pd.Timestamp(known[-1][1]).value == newest}
         start = max((newest - layout.origin_ns) // layout.frame_ns, 0)
         traded = np.isfinite(tail.store.field("close", start, tail.n_bars))
         for j in np.flatnonzero(traded.any(axis=0)):
+            if market != MARKET and layout.symbols[j] not in in_force:
+                continue
             rows = np.flatnonzero(traded[:, j]) + start
             first, last = (pd.Timestamp(layout.origin_ns + layout.frame_ns * int(r)) for r in (rows[0], rows[-1]))
             known = spans.get(layout.symbols[j])

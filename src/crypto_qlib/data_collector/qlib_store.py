@@ -4,6 +4,7 @@
 
     calendars/60min.txt  60min_future.txt  day.txt ...      naive UTC open times, one a line
     instruments/all.txt                                     BTCUSDT<TAB>first open<TAB>last open, full time stamps
+    instruments/universe.txt                                the same, one line for each stretch in the top N, as known then
     features/btcusdt/close.60min.bin                        little-endian float32: start index, then one value a bar, NaN = gap
 
 1. The panel decides what every file must hold. A file whose bytes are a prefix of that is appended to; one that already
@@ -37,6 +38,8 @@ from crypto_qlib.store.parquet_file import write_atomic
 QLIB_FREQ: Final = {"1m": "1min", "5m": "5min", "15m": "15min", "1h": "60min", "4h": "240min", "1d": "day"}
 """Qlib's name of each frame (``1h`` does not parse there)."""
 MARKET: Final = "all"
+UNIVERSE: Final = "universe"
+"""``D.instruments("universe")``: who belonged to the universe when, as Qlib's index members (``csi300``) are told."""
 FIELDS: Final = (
     "open", "high", "low", "close", "volume", "quote_volume", "vwap", "change", "factor", "funding", "mark_close",
 )  # fmt: skip
@@ -220,6 +223,27 @@ def _write_instruments(path: Path, panel: MarketPanel) -> None:
             first, last = stamps(panel.ts_open[list(span)], 1)
             rows.append(f"{symbol}\t{first}\t{last}")
     write_atomic(path, _lines(rows))
+
+
+def write_universe(root: Path, panel: MarketPanel) -> None:
+    """Announce each symbol for the stretches of bars at whose close it was listed and belonged to the universe.
+
+    A line holds the open times of the first and the last bar of a stretch; Qlib shows an instrument inside its stretches only.
+    Days are stamped at their open: the day on which a coin leaves is still shown, the day on which it joins is not.
+    """
+    rows: list[str] = []
+    for j, symbol in enumerate(panel.symbols):
+        span = listing_span(panel, j)
+        if span is None:
+            continue
+        belongs = np.zeros(panel.n_bars + 2, np.int8)
+        belongs[span[0] + 1 : span[1] + 2] = panel.is_member[span[0] : span[1] + 1, j]
+        edges = np.diff(belongs)
+        first, last = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1) - 1
+        rows += [
+            f"{symbol}\t{a}\t{b}" for a, b in zip(stamps(panel.ts_open[first], 1), stamps(panel.ts_open[last], 1), strict=True)
+        ]
+    write_atomic(root / "instruments" / f"{UNIVERSE}.txt", _lines(rows))
 
 
 def _lines(rows: list[str]) -> bytes:

@@ -6,6 +6,7 @@ from before the first of them (:mod:`.universe_rebuild`, one file, derived from 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -163,6 +164,22 @@ def all_snapshots(lake: Lake, rule: str) -> tuple[UniverseSnapshot, ...]:
 def load_membership(lake: Lake, rule: str) -> Membership:
     """Return who belonged to the universe when, by the settings of ``rule``; empty where nothing is known."""
     return membership_of((s.as_of_ns, s.symbols) for s in all_snapshots(lake, rule))
+
+
+def membership_of_lake(lake: Lake) -> Membership | None:
+    """Return who belonged when, by the settings the universe was chosen with last; ``None`` if none was ever chosen.
+
+    The first universe known stands in for the time before it. Where the settings ask for no history
+    (``universe.point_in_time=false``) the universe chosen last stands in for all of it.
+    """
+    taken = universe_snapshots(lake)
+    if not taken:
+        return None
+    newest = taken[-1]
+    if json.loads(newest.rule or "{}").get("point_in_time", True):
+        known = load_membership(lake, newest.rule)
+        return known.from_the_start()
+    return membership_of([(newest.as_of_ns, newest.symbols)]).from_the_start()
 
 
 def describe(snapshot: UniverseSnapshot) -> str:

@@ -16,6 +16,7 @@ from qlib.data.dataset.weight import Reweighter
 
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.data_collector.panel import load_panel
+from crypto_qlib.data_collector.universe_history import membership_of_lake
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
 from crypto_qlib.feature_engineering.feature_generator import build_features, settings_for_panel
 from crypto_qlib.feature_engineering.qlib_handler import CryptoHandler
@@ -133,6 +134,9 @@ class LakeHandler(CryptoHandler):
         Bar length, e.g. ``1h``.
     features, model : mapping, optional
         Values of the ``features`` and ``model`` sections of ``config.yaml``; the label comes from ``model``.
+    point_in_time : bool
+        Only bars at whose close a symbol belonged to the universe the lake knows, as known then (the default); a lake without
+        a universe has all bars.
     instruments, start_time, end_time, **processors
         As in :class:`CryptoHandler`.
     """
@@ -144,10 +148,15 @@ class LakeHandler(CryptoHandler):
         bars: str = "1h",
         features: Mapping[str, Any] | None = None,
         model: Mapping[str, Any] | None = None,
+        *,
+        point_in_time: bool = True,
         **rest: Any,
     ) -> None:
         store = Lake(Path(lake))
         panel = load_panel(store, tuple(symbols or store.symbols(Kind.CLEAN, bars)), bars)
+        members = membership_of_lake(store) if point_in_time else None
+        if members is not None:
+            panel = panel.with_members(members)
         chosen = Settings.model_validate({"features": dict(features or {}), "data": {"frame": bars}})
         side = load_side(Paths(Path(lake).parent), chosen, panel.symbols)
         wanted, _ = settings_for_panel(panel, chosen.features, side)

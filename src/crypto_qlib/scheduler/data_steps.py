@@ -290,8 +290,10 @@ class DataSteps:
 
     def renew_hot(self, write_qlib: Callable[[MarketPanel], object]) -> int:
         """Bring mapped panel and Qlib's store in line with the lake, see :meth:`HotPanel.renew`."""
-        c = self.collected
-        return self.hot.renew(c.symbols, c.start_ns, c.end_ns, self._paths.qlib, write_qlib)
+        c, members = self.collected, self.members
+        return self.hot.renew(
+            c.symbols, c.start_ns, c.end_ns, self._paths.qlib, lambda panel: write_qlib(panel.with_members(members))
+        )
 
     @cached_property
     def members(self) -> Membership:

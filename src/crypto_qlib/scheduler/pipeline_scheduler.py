@@ -117,7 +117,7 @@ class Pipeline:
     def features(self) -> Said:
         """Bring Qlib's store up to date and build the features of every bar."""
         with self.workspace.step("qlib store") as skipped:
-            key = key_of(self.data.clean_key(), SeriesStore(self.paths.series).identity())
+            key = key_of(self.data.clean_key(), SeriesStore(self.paths.series).identity(), digest_of(self.data.members))
             if self.workspace.book.is_current("qlib", key, self.paths.qlib) and self.data.is_hot():
                 skipped("unchanged")
             else:
