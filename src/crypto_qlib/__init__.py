@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         save_report,
         simulate,
         train,
+        with_universe,
     )
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "save_report",
     "simulate",
     "train",
+    "with_universe",
 ]
 
 

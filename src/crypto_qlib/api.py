@@ -120,9 +120,7 @@ def load_data(
     end: str = "",
     funding: str | Path | None = None,
     mark: str | Path | None = None,
-    caps: str | Path | None = None,
     frame: str = "1h",
-    options: Options = (),
 ) -> MarketData:
     """Return recorded candles (parquet, CSV or feather: symbol, ts, open, high, low, close, volume).
 
@@ -134,14 +132,11 @@ def load_data(
         Columns, e.g. ``["BTCUSDT"]``; by default all in the file.
     start, end : str
         ISO times that bound the bars; empty = all.
-    caps : path, optional
-        Market caps over time (symbol, ts, market_cap and, where known, price): features, labels and trades of a bar are then
-        only of the coins that belonged to the top ``universe.size`` as known at its close. Without it all symbols always
-        belong, which is hindsight where the file holds the coins that made it.
     frame : str
         Bar length; coarser than the file's is aggregated.
-    options
-        Section ``universe`` is read where there are market caps.
+
+    All symbols of the file always belong to the universe, which is hindsight where it holds the coins that made it:
+    :func:`with_universe` says who belonged when.
 
     Raises
     ------
@@ -149,21 +144,35 @@ def load_data(
         If a file is missing, damaged or impossible; it names file and row.
     """
     market = ReplayMarket(Path(candles), Path(funding) if funding else None, Path(mark) if mark else None)
-    data = _market_data(market, frame, symbols, parse_utc(start) if start else None, parse_utc(end) if end else None)
-    return data if caps is None else replace(data, panel=_with_universe(data, Path(caps), _settings(options)))
+    return _market_data(market, frame, symbols, parse_utc(start) if start else None, parse_utc(end) if end else None)
 
 
-def _with_universe(data: MarketData, caps: Path, settings: Settings) -> MarketPanel:
-    """Return the panel with the mask of who belonged to the universe, chosen again for each of the market caps."""
+def with_universe(data: MarketData, caps: str | Path, options: Options = ()) -> MarketData:
+    """Return the same bars with the universe as known then: features, labels and trades of a bar are of its members only.
+
+    Parameters
+    ----------
+    data : MarketData
+        Bars of every coin that may have belonged, those that died since included.
+    caps : path
+        Market caps over time (parquet, CSV or feather: symbol, ts, market_cap and, where known, price); the universe is chosen
+        again for each of its times, by the top ``universe.size`` and hysteresis of section ``universe``.
+
+    Raises
+    ------
+    UserError
+        If the table cannot be read, or none of its coins has bars here.
+    """
     panel = data.panel
     closes = panel.ts_open + panel.frame_ns
     prices = PriceTable({s: (closes, panel.high[:, j], panel.low[:, j]) for j, s in enumerate(panel.symbols)})
-    chosen = rebuild(read_ranking_table(caps), data.instruments.values(), settings.universe, prices)
+    chosen = rebuild(read_ranking_table(Path(caps)), data.instruments.values(), _settings(options).universe, prices)
     if not chosen:
         raise UserError(
             f"no coin of {caps} has bars here at the time of its market cap", "check symbols and times of both files"
         )
-    return panel.with_members(membership_of((s.as_of_ns, s.symbols) for s in chosen).from_the_start())
+    members = membership_of((s.as_of_ns, s.symbols) for s in chosen).from_the_start()
+    return replace(data, panel=panel.with_members(members))
 
 
 def build_features(data: MarketData, options: Options = ()) -> FeatureFrame:

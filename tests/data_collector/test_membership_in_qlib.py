@@ -51,7 +51,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
 def shown(index: pd.MultiIndex, of: str = "datetime") -> np.ndarray[Any, Any]:
     """Return which bars of which symbols an index holds, ``(n_bars, n_symbols)``."""
     got = np.zeros((N, 4), np.bool_)
-    rows = (index.get_level_values(of).as_unit("ns").asi8 - int(PANEL.ts_open[0])) // H
+    rows = (pd.DatetimeIndex(index.get_level_values(of)).as_unit("ns").asi8 - int(PANEL.ts_open[0])) // H
     got[rows, [PANEL.symbols.index(s) for s in index.get_level_values("instrument")]] = True
     return got
 
@@ -135,7 +135,7 @@ def write_tables(folder: Path, panel: MarketPanel) -> tuple[Path, Path]:
 def test_a_notebook_with_market_caps_has_the_universe_as_known_then(tmp_path: Path) -> None:
     candles, caps = write_tables(tmp_path, PANEL)
     options = ("universe.size=2", "universe.hysteresis=0")
-    data = cq.load_data(candles, caps=caps, options=options)
+    data = cq.with_universe(cq.load_data(candles), caps, options)
     left = 24 * 5 - 1  # caps of day 4 are known when it is over: at the close of the last bar of that day
     belongs = {s: data.panel.is_member[:, j] for j, s in enumerate(data.panel.symbols)}
     assert belongs[STAYS].all()
@@ -151,4 +151,4 @@ def test_market_caps_of_other_coins_are_one_clear_line(tmp_path: Path) -> None:
     others = pd.read_csv(caps)
     others.assign(symbol="X" + others["symbol"]).to_csv(caps, index=False)
     with pytest.raises(UserError, match="no coin of"):
-        cq.load_data(candles, caps=caps, options=("universe.size=2",))
+        cq.with_universe(cq.load_data(candles), caps, ("universe.size=2",))
