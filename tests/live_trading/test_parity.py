@@ -50,9 +50,9 @@ class Tape:
     is_simulated = True
     base_frame_ns = NS_PER_HOUR
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, n_bars: int = N_BARS) -> None:
         rng = np.random.default_rng(seed)
-        shape = (WARM_UP + N_BARS + 2, len(SYMBOLS))
+        shape = (WARM_UP + n_bars + 2, len(SYMBOLS))
         close = np.round(50.0 * np.exp(np.cumsum(0.012 * rng.standard_t(4, shape), axis=0)), 3)
         open_ = np.vstack([close[:1], np.round(close[:-1] * (1.0 + rng.normal(0.0, 0.001, close[1:].shape)), 3)])
         high = np.round(np.maximum(open_, close) * (1.0 + np.abs(rng.normal(0.0, 0.006, shape))), 3)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Final, TypeVar
 
-from crypto_qlib.core.clock import Clock
+from crypto_qlib.core.clock import NS_PER_MINUTE, Clock
 from crypto_qlib.core.errors import DoNotRetry, HaltTrading, RetryLater, SkipCycle
 from crypto_qlib.live_trading import events as ev
 from crypto_qlib.live_trading.account_record import record_account
@@ -27,6 +27,8 @@ _T = TypeVar("_T")
 RISK: Final = "risk"
 DECIDED: Final = "decided_ns"
 _READ_TRIES: Final = 3
+_LATE_FILLS_NS: Final = 10 * NS_PER_MINUTE
+"""Fills are read again from this long before the newest one known: an older one may be listed later than a newer one."""
 _OF_EVERY_DAY: Final = frozenset(
     {EventKind.TRADE, EventKind.EXIT, EventKind.STOP_HIT, EventKind.TAKE_PROFIT_HIT, EventKind.FUNDING}
 )
@@ -61,6 +63,8 @@ class Dispatcher:
         self._restored = Restored(parts.config, self.session.risk, decided_ns, ids, fills)
         self.dead_man = DeadManSwitch(parts.gateway, parts.dead_man_s, wall)
         self.log = SessionLog()
+        self._first_equity: float | None = None
+        self._funding_since_ns: int | None = None
 
     async def dispatch(self, event: ev.Event) -> None:
         """Hand ``event`` to the session and carry out everything that follows from it, journalling each step first."""
@@ -128,6 +132,7 @@ class Dispatcher:
         return ev.AccountRead(self.now_ns(), account, purpose)
 
     async def _read_fills(self, since_ns: int) -> ev.FillsRead:
+        since_ns = max(since_ns - _LATE_FILLS_NS, 0)
         fills = await self._retried(lambda: self._parts.gateway.fills(since_ns))
         return ev.FillsRead(self.now_ns(), tuple(self._parts.ledger.record_fills(fills)))
 
@@ -136,11 +141,14 @@ class Dispatcher:
         before = self.log.decision_account
         if not done.account.positions and (before is None or not before.positions):
             return None
-        since = max((row.ts_ns for row in self._parts.ledger.funding()), default=self._parts.ledger.started_ns)
+        ledger = self._parts.ledger
+        if self._funding_since_ns is None:
+            self._funding_since_ns = max((row.ts_ns for row in ledger.funding()), default=ledger.started_ns)
         try:
-            fresh = self._parts.ledger.record_funding(await self._parts.gateway.funding_paid(since))
+            fresh = ledger.record_funding(await self._parts.gateway.funding_paid(self._funding_since_ns))
         except (RetryLater, DoNotRetry):
             return None
+        self._funding_since_ns = max((row.ts_ns for row in fresh), default=self._funding_since_ns)
         return ev.FundingRead(self.now_ns(), tuple(fresh)) if fresh else None
 
     async def _retried(self, read: Callable[[], Awaitable[_T]]) -> _T:
@@ -157,14 +165,13 @@ class Dispatcher:
             return
         ours = frozenset(p.symbol for p in done.account.positions if self.tracker.lots(p.symbol))
         taker_fee = self._parts.config.rules.taker_fee
-        first = self._parts.ledger.equity()[0].equity
         log.view = PaperView(
             as_of_ns=done.ts_ns,
             bar=log.bar,
             n_bars=log.n_bars,
             mode=done.mode,
             equity=log.decision_account.equity,
-            start_equity=first,
+            start_equity=self._start_equity(),
             margin_ratio=done.account.margin_ratio,
             orders_sent=done.orders_sent,
             vetoes=len(done.vetoes),
@@ -175,6 +182,11 @@ class Dispatcher:
         log.alerts += log.new_alerts
         log.new_alerts = []
         self._show(log.view)
+
+    def _start_equity(self) -> float:
+        if self._first_equity is None:
+            self._first_equity = self._parts.ledger.equity()[0].equity
+        return self._first_equity
 
     # ---- what people ask
 

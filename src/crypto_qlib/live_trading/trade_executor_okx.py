@@ -4,7 +4,7 @@ The order of things is the safety: an order is an intent in the ledger, then ``S
 dies in between, the ledger knows every order that may exist. The classes of ``core.errors`` decide what happens next:
 
 =================  ==========================================================================
-``RetryLater``     not carried out: the same request again, ``max_tries`` in all
+``RetryLater``     said not to be carried out: looked up, then the same request again, ``max_tries`` in all
 ``DoNotRetry``     the order is rejected, with the exchange's words
 ``OutcomeUnknown``  never sent again: reported as unknown, the session looks it up by its id
 ``HaltTrading``    passes through to the runner, which asks for ``HALTED``
@@ -19,13 +19,16 @@ from typing import Final
 
 from crypto_qlib.core.clock import Clock
 from crypto_qlib.core.errors import DoNotRetry, OutcomeUnknown, RetryLater
-from crypto_qlib.core.order import OrderStatus
+from crypto_qlib.core.order import OrderRequest, OrderStatus
 from crypto_qlib.exchange.gateway import Gateway, OrderReport
 from crypto_qlib.live_trading import events as ev
 from crypto_qlib.store.ledger import IntentRow, Ledger, OrderRow, Recorded
 
 LOOKUP_PAUSE_S: Final = 0.5
 """Pause before the second look-up of an order; it doubles with each further one."""
+
+_ID_IN_USE: Final = "51016"
+"""Refusal of an order because one of its id is open: somebody sent it, so it is ours. Source: OKX API v5, error codes."""
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -83,18 +86,27 @@ class TradeExecutor:
             note = refused.note if refused is not None else ""
             return ev.OrderReported(self._clock.now_ns(), coid, OrderStatus.REJECTED, 0, note)
         self._ledger.record_order(OrderRow(coid, OrderStatus.SENT, self._clock.now_ns()))
-        reason = ""
-        for _ in range(self._max_tries):
+        for attempt in range(self._max_tries):
+            known = await self._already_there(instruction.request) if attempt else None
+            if known is not None:
+                return known
             try:
                 return self._reported(await self._gateway.place(instruction.request))
             except RetryLater as e:
-                reason = str(e)
                 await self._sleep(e.retry_after_s)
             except DoNotRetry as e:
-                return self._ended(coid, str(e))
+                return self._ended(coid, str(e)) if e.code != _ID_IN_USE else ev.OrderUnknown(self._clock.now_ns(), coid)
             except OutcomeUnknown:
-                return ev.OrderUnknown(self._clock.now_ns(), coid)
-        return self._ended(coid, f"given up after {self._max_tries} tries: {reason}")
+                break
+        return ev.OrderUnknown(self._clock.now_ns(), coid)
+
+    async def _already_there(self, request: OrderRequest) -> ev.Event | None:
+        """Look before an order is sent again: an id is free again once its order is final, so the same one could fill twice."""
+        try:
+            report = await self._gateway.order(request.symbol, request.client_order_id)
+        except (RetryLater, OutcomeUnknown):
+            return ev.OrderUnknown(self._clock.now_ns(), request.client_order_id)
+        return None if report is None else self._reported(report)
 
     def _record(self, intent: IntentRow) -> Recorded:
         if intent.is_entry:

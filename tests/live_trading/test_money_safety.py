@@ -1,0 +1,89 @@
+"""Ways a session could open twice, lose a fill or trade on what is old, each found by reading the code as its enemy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from crypto_qlib.core.errors import DoNotRetry, RetryLater
+from crypto_qlib.core.order import Fill, OrderRequest
+from crypto_qlib.exchange.gateway import OrderReport
+from tests.live_trading.paper_fakes import FakeExchange
+from tests.live_trading.test_runner import FIRST, TAPE, run, sound
+
+
+class SaysLater(FakeExchange):
+    """Carries each order out and says it did not; an id is free again once its order is filled, as at OKX."""
+
+    left = 3
+
+    async def place(self, request: OrderRequest) -> OrderReport:
+        if request.client_order_id in self.orders:
+            raise AssertionError("the same order filled twice")
+        report = await super().place(request)
+        if self.left:
+            self.left -= 1
+            raise RetryLater("busy", retry_after_s=0.0)
+        return report
+
+
+async def test_an_order_said_to_be_refused_for_now_is_looked_up_before_it_is_sent_again(tmp_path: Path) -> None:
+    exchange = SaysLater(TAPE, FIRST)
+    await run(exchange, tmp_path / "l.sqlite", 6)
+    assert exchange.left == 0
+    sound(exchange, tmp_path / "l.sqlite")
+
+
+class KnowsTheId(FakeExchange):
+    """Takes the first order, loses it on the way back, and refuses its id as in use."""
+
+    done = False
+
+    async def place(self, request: OrderRequest) -> OrderReport:
+        report = await super().place(request)
+        if not self.done:
+            self.done = True
+            raise DoNotRetry("Client order ID already exists.", code="51016")
+        return report
+
+
+async def test_an_id_that_is_in_use_is_ours_and_is_looked_up_not_written_off(tmp_path: Path) -> None:
+    exchange = KnowsTheId(TAPE, FIRST)
+    await run(exchange, tmp_path / "l.sqlite", 2)
+    sound(exchange, tmp_path / "l.sqlite")
+
+
+class ListsLate(FakeExchange):
+    """Lists the first fill of all only after a newer one was listed."""
+
+    async def fills(self, since_ns: int) -> list[Fill]:
+        known = [replace(f, ts_ns=f.ts_ns + 1_000_000 * k) for k, f in enumerate(self.executed)]
+        shown = known if len(known) > 3 else known[1:]
+        return [f for f in shown if f.ts_ns >= since_ns]
+
+
+async def test_a_fill_listed_later_than_a_newer_one_is_not_lost(tmp_path: Path) -> None:
+    exchange = ListsLate(TAPE, FIRST)
+    result = await run(exchange, tmp_path / "l.sqlite", 8)
+    assert len(exchange.executed) > 3
+    assert len(result.fills) == len(exchange.executed)
+    assert result.mode.name == "ACTIVE"
+
+
+async def test_a_bar_costs_the_same_however_many_came_before(tmp_path: Path) -> None:
+    """No table that grows with the session is read whole at each bar."""
+    asked: list[str] = []
+
+    def note(_db: object, _cursor: object, statement: str, *_rest: object) -> None:
+        asked.append(statement)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    try:
+        await run(FakeExchange(TAPE, FIRST), tmp_path / "l.sqlite", 12)
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
+    for table in ("equity", "fills", "intents", "funding", "journal"):
+        whole = [s for s in asked if f"WHERE {table}.session_id = ?" in s and " AND " not in s]
+        assert len(whole) <= 4, (table, len(whole))
