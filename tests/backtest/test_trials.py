@@ -13,7 +13,15 @@ import pytest
 
 from crypto_qlib.analytics.inference import probabilistic_sharpe
 from crypto_qlib.backtest.analysis_report import write_report
-from crypto_qlib.backtest.trials import comparable, compare, comparison_lines, daily_returns, read_curve, trial_figures
+from crypto_qlib.backtest.trials import (
+    comparable,
+    compare,
+    comparison_lines,
+    daily_returns,
+    read_curve,
+    trial_figures,
+    write_curves,
+)
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.settings.schema import Settings
 from tests.backtest.test_analysis_report import panel, result
@@ -55,6 +63,24 @@ def test_only_other_runs_on_the_same_data_and_days_count_and_twins_once(tmp_path
     (tmp_path / "killed" / "equity.parquet").write_bytes(b"PAR1")
     found = comparable(read_curve(chosen), tmp_path)
     assert [c.run_id for c in found] == ["a", "b", "longer"]
+
+
+def test_every_run_of_a_grid_is_a_trial_of_the_single_run_beside_it(tmp_path: Path) -> None:
+    """The same run as a report and within the grid counts once; a grid on other data, or cut short, not at all."""
+    chosen = read_curve(write_run(tmp_path / "a", noise(1)))
+    others = {name: read_curve(write_run(tmp_path / "elsewhere" / name, noise(seed))) for seed, name in enumerate("bcd", 2)}
+    curves = {c.run_id: (c.day, c.equity) for c in (chosen, *others.values())}
+    for name, data in (("one", "d1"), ("two", "d2"), ("broken", "d1")):
+        folder = tmp_path / "grid" / name
+        folder.mkdir(parents=True)
+        path = write_curves(folder, {"run_id": "varied", "data": data}, curves)
+        if name == "broken":
+            path.write_bytes(path.read_bytes()[:100])
+    found = comparable(chosen, tmp_path)
+    assert [c.run_id for c in found] == ["a", "b", "c", "d"]
+    figures = trial_figures(found)
+    assert figures is not None
+    assert figures["n_trials"] == 4
 
 
 def test_the_best_of_many_useless_runs_is_deflated(tmp_path: Path) -> None:

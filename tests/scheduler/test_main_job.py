@@ -14,11 +14,15 @@ import pandas as pd
 import pytest
 from qlib.data import D
 
+from crypto_qlib.core.clock import NS_PER_HOUR
+from crypto_qlib.core.errors import UserError
+from crypto_qlib.core.market import BarBlock, MarketPanel
 from crypto_qlib.data_collector.qlib_data_adapter import init_qlib
 from crypto_qlib.scheduler.pipeline_scheduler import Pipeline
 from crypto_qlib.scheduler.reporter import SilentReporter
 from crypto_qlib.settings.load import load_settings
 from crypto_qlib.settings.secrets import Secrets
+from crypto_qlib.store.lake import TIME, Kind, Lake, Series
 from tests.scheduler.conftest import SMALL, MakePipeline
 
 NAMED_FILES = (
@@ -162,6 +166,56 @@ def test_a_run_killed_again_and_again_ends_with_the_same_trades(finished: tuple[
     first, second = report_of(finished[0].settings.store.root), report_of(tmp_path)
     assert first.name == second.name
     pd.testing.assert_frame_equal(trades_of(finished[0].settings.store.root), trades_of(tmp_path), check_exact=True)
+
+
+def test_a_backtest_decides_on_hours_and_trades_on_the_finer_bars_collected(
+    finished: tuple[Pipeline, list[str]], tmp_path: Path
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(finished[0].settings.store.root, root)
+    overrides = [f"store.root={root}", *SMALL, "backtest.execution_frame=15m"]
+    pipeline = Pipeline(load_settings(None, overrides, {}), Secrets(), SilentReporter())
+    with pytest.raises(UserError, match=r"the lake has no candles 15m bars.*--frames 15m"):
+        pipeline.backtest()
+    with pytest.raises(UserError, match=r"a grid trades on bars of data\.frame"):
+        pipeline.grid(["strategy.max_open=2,4"])
+    lake, panel = Lake(pipeline.paths.lake), pipeline.data.panel()
+    for j, symbol in enumerate(panel.symbols):
+        lake.write_bars(Kind.CANDLES, "15m", symbol, quarters(panel, j))
+    pipeline.backtest()
+    pages = {p.parent for p in root.glob("*/reports/*/report.html")}
+    (folder,) = (p for p in pages if "15m" in (p / "multi_asset_performance.json").read_text())
+    equity = pd.read_parquet(folder / "equity.parquet")
+    assert equity["ts_close"].diff().dropna().unique() == [pd.Timedelta("15min")]
+    fills = pd.read_parquet(folder / "fills.parquet")
+    assert (fills.loc[fills["reason"] == "entry", "ts"].dt.minute == 0).all(), "decisions are hourly"
+    figures = json.loads((folder / "multi_asset_performance.json").read_text())
+    assert figures["attribution"]["total"] == pytest.approx(equity["equity"].iloc[-1] - 100_000.0)
+    short = lake.read_bars(Kind.CANDLES, "15m", "BTCUSDT")
+    lake.replace(Series(Kind.CANDLES, "15m", "BTCUSDT"), {TIME: short.ts_open[:5], **{n: getattr(short, n)[:5] for n in BAR}})
+    (folder / "report.html").unlink()
+    with pytest.raises(UserError, match=r"BTCUSDT: 15m bars from .* do not cover"):
+        pipeline.backtest()
+
+
+BAR = ("open", "high", "low", "close", "volume", "quote_volume")
+
+
+def quarters(panel: MarketPanel, j: int) -> BarBlock:
+    """Return four bars for each hour: its low in the second, its high in the third, its close at the end of the last."""
+    there = np.isfinite(panel.close[:, j])
+    o, h, lo, c, v, q = (getattr(panel, name)[there, j] for name in BAR)
+    ts = panel.ts_open[there][:, None] + NS_PER_HOUR // 4 * np.arange(4)
+    open_ = np.stack([o, o, lo, h], axis=1)
+    close = np.stack([o, lo, h, c], axis=1)
+    rows = (
+        open_,
+        np.maximum(open_, close),
+        np.minimum(open_, close),
+        close,
+        *(np.stack([a / 4.0] * 4, axis=1) for a in (v, q)),
+    )
+    return BarBlock(ts.ravel(), *(np.ascontiguousarray(a).ravel() for a in rows))
 
 
 def test_a_grid_trades_the_same_scores_and_its_runs_carry_the_ids_of_single_runs(finished: tuple[Pipeline, list[str]]) -> None:

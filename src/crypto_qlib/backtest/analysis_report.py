@@ -35,7 +35,7 @@ from crypto_qlib.backtest.performance_report import curves, performance
 from crypto_qlib.backtest.report_page import build_page, write_page
 from crypto_qlib.backtest.report_pictures import draw_exposure_history, draw_pnl_curve
 from crypto_qlib.backtest.report_words import BANNERS, summary
-from crypto_qlib.backtest.result import BacktestResult
+from crypto_qlib.backtest.result import BacktestResult, at_closes_of
 from crypto_qlib.backtest.trials import comparable, read_curve, trial_figures
 from crypto_qlib.backtest.what_if import WhatIf
 from crypto_qlib.core.errors import UserError
@@ -98,7 +98,8 @@ def write_report(
     result : BacktestResult
         The run; with its exposure kept.
     panel : MarketPanel
-        The bars it was run on.
+        The bars it decided on. Where it traded on finer ones, figures and charts show the closes of these, the parquet files
+        every bar traded.
     settings : Settings
         In force; shown on the page, and they say whether prices are simulated.
     identity : dict
@@ -121,14 +122,15 @@ def write_report(
     figures = {"run": identity, **performance(result, panel, kind, model_performance)}
     figures["what_if"] = None if study is None else study.to_json()
     figures["settings"] = settings.model_dump(mode="json")
-    c = curves(result, panel)
+    shown = at_closes_of(result, panel.frame_ns)
+    c = curves(shown, panel)
     label = f"{BANNERS[kind][0]}  ·  {figures['period']['start'][:10]} to {figures['period']['end'][:10]}"
     footer = "run " + str(identity.get("run_id", "without identity"))
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         files = _paths(out_dir, figures)
-        draw_pnl_curve(c, result, f"Profit and loss  ·  {label}", footer, files.pnl_picture)
-        draw_exposure_history(result, f"Exposure  ·  {label}", footer, files.exposure_picture)
+        draw_pnl_curve(c, shown, f"Profit and loss  ·  {label}", footer, files.pnl_picture)
+        draw_exposure_history(shown, f"Exposure  ·  {label}", footer, files.exposure_picture)
         files.liquidation_log.write_text(liquidation_log(result, identity, label))
         _write_parquet(result.trades_frame(), files.trades, identity)
         _write_parquet(result.fills_frame(), files.fills, identity)
@@ -137,7 +139,7 @@ def write_report(
         _write_parquet(result.account_frame().reset_index(), files.equity, identity)
         figures["trials"] = trial_figures(comparable(read_curve(out_dir), out_dir.parent))
         files.performance.write_bytes(orjson.dumps(figures, default=str, option=_JSON))
-        html = build_page(result, panel, c, figures, figures["settings"], rank_ic, study)
+        html = build_page(shown, panel, c, figures, figures["settings"], rank_ic, study)
         write_page(html, files.page)
     except OSError as e:
         raise UserError(f"cannot write the report to {out_dir}: {e.strerror or e}", "choose another store.root") from e

@@ -16,11 +16,13 @@ from matplotlib.figure import Figure
 
 from crypto_qlib.backtest.grid import GridResult
 from crypto_qlib.backtest.grid_runs import Axis
+from crypto_qlib.backtest.trials import write_curves
 from crypto_qlib.core.market import FloatArray
 
 TABLE: Final = "grid.parquet"
 PICTURE: Final = "grid.png"
 VERDICT: Final = "grid.json"
+"""Names of the files; :data:`~crypto_qlib.backtest.trials.CURVES_FILE` beside them holds every run's equity by day."""
 
 MEASURES: Final = (("sharpe", "Sharpe ratio"), ("total_return", "total return"), ("max_drawdown", "largest drawdown"))
 """Figures drawn as heat maps, and their titles."""
@@ -66,6 +68,7 @@ def write_grid(result: GridResult, stamp: dict[str, Any], folder: Path) -> GridF
     folder.mkdir(parents=True, exist_ok=True)
     files = GridFiles(folder / TABLE, folder / PICTURE, folder / VERDICT)
     grid_frame(result).to_parquet(files.table, index=False)
+    write_curves(folder, stamp, {row.run_id: (row.days, row.equity) for row in result.rows})
     best = result.runs[result.verdict.best]
     verdict = {
         "run": stamp,

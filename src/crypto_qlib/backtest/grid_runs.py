@@ -26,7 +26,7 @@ from crypto_qlib.backtest.result import BacktestResult
 from crypto_qlib.backtest.run_backtest_leveraged import execution_of
 from crypto_qlib.core.clock import NS_PER_DAY
 from crypto_qlib.core.errors import UserError
-from crypto_qlib.core.market import FloatArray
+from crypto_qlib.core.market import FloatArray, IntArray
 from crypto_qlib.portfolio.rules import rules_from_settings
 from crypto_qlib.settings.load import with_overrides
 from crypto_qlib.settings.schema import Settings
@@ -80,12 +80,18 @@ class RunRow:
         Hash of equity, fills and trades: equal digests are equal runs, bit for bit.
     returns : (n_periods,) float64
         Returns by UTC day, or by bar where the run is shorter than two months.
+    days : (n_days,) int64
+        UTC days since the epoch.
+    equity : (n_days,) float64
+        Last equity of each, USDT.
     """
 
     run_id: str
     figures: dict[str, float]
     digest: str
     returns: FloatArray
+    days: IntArray
+    equity: FloatArray
 
 
 def parse_axis(text: str) -> Axis:
@@ -170,7 +176,9 @@ def run_one(inputs: BacktestInputs, run: GridRun) -> RunRow:
         result = run_backtest(varied)
     except UserError as e:
         raise UserError(f"{', '.join(run.overrides)}: {e.message}", e.hint) from e
-    return RunRow(run.run_id, _figures(result), result_digest(result), _returns(result))
+    day = (result.ts_close - 1) // NS_PER_DAY
+    days, equity = np.unique(day), last_of_each(day, result.equity)
+    return RunRow(run.run_id, _figures(result), result_digest(result), _returns(result), days, equity)
 
 
 def result_digest(result: BacktestResult) -> str:
@@ -236,7 +244,7 @@ class Journal:
         text = json.dumps({"run_id": row.run_id, "digest": row.digest, "figures": row.figures})
         scratch = self._folder / f".{row.run_id}.{os.getpid()}.tmp"
         with scratch.open("wb") as file:
-            np.savez(file, row=np.frombuffer(text.encode(), np.uint8), returns=row.returns)
+            np.savez(file, row=np.frombuffer(text.encode(), np.uint8), returns=row.returns, days=row.days, equity=row.equity)
         scratch.replace(self._folder / f"{row.run_id}.npz")
 
     def read(self, run_id: str) -> RunRow | None:
@@ -244,6 +252,6 @@ class Journal:
         try:
             with (self._folder / f"{run_id}.npz").open("rb") as raw, np.load(raw) as file:
                 kept: dict[str, Any] = json.loads(file["row"].tobytes())
-                return RunRow(kept["run_id"], kept["figures"], kept["digest"], file["returns"])
+                return RunRow(kept["run_id"], kept["figures"], kept["digest"], file["returns"], file["days"], file["equity"])
         except (FileNotFoundError, zipfile.BadZipFile, KeyError, ValueError, EOFError):
             return None

@@ -13,7 +13,7 @@ from crypto_qlib.backtest.inputs import PreparedRun
 from crypto_qlib.backtest.ledger_arrays import OPENING
 from crypto_qlib.backtest.result import BacktestResult
 from crypto_qlib.core.jit import njit
-from crypto_qlib.core.margin import initial_margin_isolated, liquidation_price_isolated
+from crypto_qlib.core.margin import average_entry, initial_margin_isolated, liquidation_price_isolated
 from crypto_qlib.core.market import FloatArray, IntArray
 from crypto_qlib.portfolio.market_panel import StateArrays
 
@@ -83,10 +83,12 @@ def _replay(
         last = math.nan
         for t in range(fills[f].bar, ends[trade]):
             while f < fills.size and fills[f].trade == trade and fills[f].bar == t:
-                lots += fills[f].lots
                 if fills[f].kind == OPENING:
-                    entry = fills[f].price
-                    margin = initial_margin_isolated(abs(lots) * state.contracts[j].base_per_lot, entry, leverage[trade])
+                    per_lot = state.contracts[j].base_per_lot
+                    added = abs(fills[f].lots) * per_lot
+                    entry = average_entry(abs(lots) * per_lot, entry, added, fills[f].price)
+                    margin += initial_margin_isolated(added, fills[f].price, leverage[trade])
+                lots += fills[f].lots
                 f += 1
             while p < funding.size and funding[p].trade == trade and funding[p].bar == t:
                 margin += funding[p].amount

@@ -17,7 +17,7 @@ import pandas as pd
 from crypto_qlib.analytics.account_book import PARTS
 from crypto_qlib.analytics.account_figures import AccountHistory, account_figures
 from crypto_qlib.analytics.trading import AccountSeries
-from crypto_qlib.backtest.result import BacktestResult
+from crypto_qlib.backtest.result import BacktestResult, at_closes_of
 from crypto_qlib.backtest.result_book import fill_book, position_book
 from crypto_qlib.core.clock import NS_PER_DAY, iso
 from crypto_qlib.core.market import FloatArray, IntArray, MarketPanel
@@ -87,13 +87,14 @@ def performance(
     result : BacktestResult
         The run.
     panel : MarketPanel
-        Bars it was run on, for the benchmarks.
+        Bars it decided on, for the benchmarks; the account's figures hold at their closes, also where it traded on finer ones.
     market : str
         ``simulated``, ``replay`` or ``exchange``: where the prices come from.
     model_performance : dict | None
         The model's own figures, copied into the result.
     """
-    c = curves(result, panel)
+    shown = at_closes_of(result, panel.frame_ns)
+    c = curves(shown, panel)
     fills = fill_book(result)
     positions = position_book(result, btc_factor(panel), fills)
     benchmarks = {"btc": c.btc, "equal_weight": c.equal_weight}
@@ -108,7 +109,7 @@ def performance(
             "symbols": len(result.symbols),
             "idle_since": _idle_since(result),
         },
-        **account_figures(account_history(result, c), fills, positions, result.funding["amount"], benchmarks),
+        **account_figures(account_history(shown, c), fills, positions, result.funding["amount"], benchmarks),
         "margin": _margin(result),
         "liquidations": _liquidations(result),
         "vetoes": {rule.label: n for rule, n in result.veto_counts.items() if n},

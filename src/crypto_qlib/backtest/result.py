@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -175,6 +175,50 @@ class BacktestResult:
         skipped = {*bars, "symbol", *kinds}
         data.update({name: rows[name] for name in rows.dtype.names or () if name not in skipped})
         return pd.DataFrame(data)
+
+
+def at_closes_of(result: BacktestResult, frame_ns: int) -> BacktestResult:
+    """Return the run as seen at the closes of bars of ``frame_ns``, for figures and charts; ledgers count those bars.
+
+    A run on finer bars is thinned: the account's row, and the exposure, of the last fine bar in each. A run on bars of that
+    length is returned as it is. The first bar traded must open one of ``frame_ns``.
+
+    Raises
+    ------
+    ValueError
+        If the bars traded do not divide ``frame_ns``.
+    """
+    if result.frame_ns == frame_ns:
+        return result
+    if frame_ns % result.frame_ns:
+        raise ValueError(f"bars of {result.frame_ns} ns do not divide bars of {frame_ns} ns")
+    _, first = np.unique(result.ts_open // frame_ns, return_index=True)
+    last = np.append(first[1:], result.ts_open.size) - 1
+    bar_of = np.repeat(np.arange(first.size), np.diff(np.append(first, result.ts_open.size)))
+    ledgers = {}
+    for name, columns in _BAR_COLUMNS.items():
+        ledgers[name] = getattr(result, name).copy()
+        for column in columns:
+            ledgers[name][column] = bar_of[ledgers[name][column]]
+    return replace(
+        result,
+        frame_ns=frame_ns,
+        ts_open=result.ts_open[first] // frame_ns * frame_ns,
+        series=result.series[last],
+        exposure=result.exposure[last] if result.exposure.shape[0] else result.exposure,
+        **ledgers,
+    )
+
+
+_BAR_COLUMNS: Final = {
+    "fills": ("bar",),
+    "trades": ("entry_bar", "exit_bar"),
+    "funding": ("bar",),
+    "liquidations": ("bar",),
+    "ambiguous": ("bar",),
+    "open_positions": ("opened_bar", "touched_bar"),
+}
+"""Columns of the ledgers that are rows of ``ts_open``."""
 
 
 def _kind_labels() -> npt.NDArray[Any]:

@@ -85,7 +85,8 @@ def lake_stream(lake: Lake, symbols: Sequence[str], frame: str, kind: Kind = Kin
     spans = {s: lake.span(Series(kind, frame, s)) for s in symbols}
     missing = [s for s, span in spans.items() if span is None]
     if missing:
-        raise UserError(f"{missing[0]}: the lake has no {kind} {frame} bars", "collect them, or leave the symbol out")
+        hint = f"collect them (crypto-qlib data update --frames {frame}), or leave the symbol out"
+        raise UserError(f"{missing[0]}: the lake has no {kind} {frame} bars", hint)
     known = [span for span in spans.values() if span is not None]
     last = np.array([span[1] for span in known], np.int64)
     has_mark = np.array([lake.span(Series(Kind.MARK, frame, s)) is not None for s in symbols])
@@ -93,6 +94,41 @@ def lake_stream(lake: Lake, symbols: Sequence[str], frame: str, kind: Kind = Kin
     return BarStream(
         tuple(symbols), frame_ns, start, end, last, has_mark, lambda a, b: load_panel(lake, symbols, frame, a, b, kind)
     )
+
+
+def run_on_finer_bars(
+    inputs: BacktestInputs, lake: Lake, frame: str, progress: Callable[[int, int], None] | None = None
+) -> BacktestResult:
+    """Run a backtest that decides on ``inputs.panel`` and trades on the lake's collected bars of ``frame``, stretch by stretch.
+
+    Raises
+    ------
+    UserError
+        As :func:`run_streamed`; and where the finer bars of a symbol do not cover the time in which it is traded, naming both.
+    """
+    stream = lake_stream(lake, inputs.panel.symbols, frame, Kind.CANDLES)
+    _require_cover(inputs, lake, frame)
+    return run_streamed(inputs, stream, progress=progress)
+
+
+def _require_cover(inputs: BacktestInputs, lake: Lake, frame: str) -> None:
+    """Refuse finer bars that begin later or end earlier than the bars behind the decisions, within the time traded."""
+    panel = inputs.panel
+    start = int(inputs.scores.as_of_ns[0]) if inputs.start_ns is None else inputs.start_ns
+    end = int(panel.ts_open[-1]) + panel.frame_ns if inputs.end_ns is None else inputs.end_ns
+    for j, symbol in enumerate(panel.symbols):
+        there = panel.ts_open[~np.isnan(panel.close[:, j])]
+        there = there[(there >= start) & (there < end)]
+        span = lake.span(Series(Kind.CANDLES, frame, symbol))
+        if not there.size or span is None:
+            continue
+        first, last = int(there[0]), int(there[-1])
+        if span[0] >= first + panel.frame_ns or span[1] < last:
+            raise UserError(
+                f"{symbol}: {frame} bars from {iso(span[0])} to {iso(span[1])} do not cover the time traded, "
+                f"{iso(first)} to {iso(last + panel.frame_ns)}",
+                f"collect the rest (crypto-qlib data update --frames {frame}), or empty backtest.execution_frame",
+            )
 
 
 def run_streamed(

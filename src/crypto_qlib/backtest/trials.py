@@ -7,7 +7,8 @@ however they came about: what the best of them shows is partly luck, and the mor
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +24,8 @@ from crypto_qlib.core.clock import NS_PER_DAY
 from crypto_qlib.core.errors import UserError
 
 EQUITY_FILE: Final = "equity.parquet"
+CURVES_FILE: Final = "curves.parquet"
+"""Equity by day of every run of a grid, one column a run, in the grid's folder ``reports/grid/NAME``."""
 FIGURES_FILE: Final = "multi_asset_performance.json"
 _DAYS: Final = 365.0
 _LEAST_DAYS: Final = 3
@@ -79,22 +82,46 @@ def read_curve(folder: Path) -> RunCurve:
 
 
 def comparable(chosen: RunCurve, reports: Path) -> list[RunCurve]:
-    """Return the runs below ``reports`` on the same data and days as ``chosen``, itself first; equal curves count once."""
+    """Return the runs below ``reports`` on the same data and days as ``chosen``, itself first; equal curves count once.
+
+    Runs are reports of their own, and every run of a grid.
+    """
     data = chosen.run.get("data")
     found = [chosen]
     seen = {_fingerprint(chosen)}
-    for path in sorted(reports.glob(f"*/{EQUITY_FILE}")) if data else []:
-        if path.parent.resolve() == chosen.folder.resolve():
-            continue
-        try:
-            other = read_curve(path.parent)
-        except UserError:
-            continue  # half-written by a run that was killed: it was not looked at by anybody
+    for other in _others(chosen, reports) if data else ():
         shared = np.isin(chosen.day, other.day).mean() if chosen.day.size else 0.0
         if other.run.get("data") == data and shared >= _LEAST_SHARED and _fingerprint(other) not in seen:
             seen.add(_fingerprint(other))
             found.append(other)
     return found
+
+
+def _others(chosen: RunCurve, reports: Path) -> Iterator[RunCurve]:
+    """Yield the curves of the other reports and of the grids below ``reports``; what cannot be read nobody has looked at."""
+    for path in sorted(reports.glob(f"*/{EQUITY_FILE}")):
+        if path.parent.resolve() != chosen.folder.resolve():
+            with suppress(UserError):  # half-written by a run that was killed
+                yield read_curve(path.parent)
+    for path in sorted(reports.glob(f"grid/*/{CURVES_FILE}")):
+        with suppress(pa.ArrowException, OSError, ValueError, KeyError):
+            table = pq.read_table(path)
+            run = json.loads((table.schema.metadata or {}).get(b"run", b"{}"))
+            day = table.column("day").to_numpy()
+            for run_id in table.column_names[1:]:
+                yield RunCurve(path.parent, {**run, "run_id": run_id}, day, table.column(run_id).to_numpy())
+
+
+def write_curves(folder: Path, stamp: dict[str, Any], curves: Mapping[str, tuple[IntArray, FloatArray]]) -> Path:
+    """Keep (days, equity) of every run of a grid beside its table, stamped with ``stamp``; return where.
+
+    The runs of a grid trade the same bars, so they have the same days.
+    """
+    day = next(iter(curves.values()))[0]
+    table = pa.table({"day": day, **{run_id: equity for run_id, (_, equity) in curves.items()}})
+    path = folder / CURVES_FILE
+    pq.write_table(table.replace_schema_metadata({b"run": json.dumps(stamp, default=str).encode()}), path)
+    return path
 
 
 def _fingerprint(curve: RunCurve) -> bytes:

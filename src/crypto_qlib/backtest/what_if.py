@@ -20,7 +20,7 @@ from crypto_qlib.analytics.trading import over_equity
 from crypto_qlib.backtest.engine import run_prepared
 from crypto_qlib.backtest.inputs import BacktestInputs, PreparedRun, prepare
 from crypto_qlib.backtest.liquidation_distance import liquidation_distance
-from crypto_qlib.backtest.result import BacktestResult
+from crypto_qlib.backtest.result import BacktestResult, at_closes_of
 from crypto_qlib.backtest.result_book import fill_book, lot_sizes
 from crypto_qlib.core.clock import NS_PER_DAY
 from crypto_qlib.core.market import FloatArray
@@ -143,7 +143,7 @@ def what_if(
     Parameters
     ----------
     inputs, result : BacktestInputs, BacktestResult
-        The run that was made.
+        The run that was made; where it traded on finer bars than ``inputs.panel``, the runs here trade on those of the panel.
     capitals, multiples : sequence of float
         Multiples of its capital, and of its exposure.
 
@@ -156,7 +156,7 @@ def what_if(
     highest = max(inputs.instruments[s].max_leverage for s in run.symbols)
     points = tuple(capacity_point(replace(run, initial_equity=run.initial_equity * k)) for k in sorted(capitals))
     ruin = tuple(ruin_point(run, k, highest) for k in sorted(multiples))
-    return WhatIf(points, capital_limit(points), ruin, liquidation_distance(run, result))
+    return WhatIf(points, capital_limit(points), ruin, liquidation_distance(run, at_closes_of(result, run.frame_ns)))
 
 
 def capacity_point(run: PreparedRun) -> CapacityPoint:

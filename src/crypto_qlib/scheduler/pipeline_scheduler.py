@@ -28,10 +28,12 @@ from crypto_qlib.backtest.grid import run_grid
 from crypto_qlib.backtest.grid_report import grid_lines, write_grid
 from crypto_qlib.backtest.grid_runs import grid_runs, parse_axis
 from crypto_qlib.backtest.inputs import BacktestInputs
+from crypto_qlib.backtest.result import BacktestResult
 from crypto_qlib.backtest.run_backtest_leveraged import leveraged_inputs
+from crypto_qlib.backtest.streaming import run_on_finer_bars
 from crypto_qlib.backtest.trials import EQUITY_FILE, compare, comparison_lines
 from crypto_qlib.backtest.what_if import what_if
-from crypto_qlib.core.clock import iso
+from crypto_qlib.core.clock import FRAME_NS, iso
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.signal import ScorePanel
 from crypto_qlib.data_collector.qlib_data_adapter import update_from_panel
@@ -184,13 +186,27 @@ class Pipeline:
                 skipped("unchanged")
                 return Said(tuple(record.output["lines"]))
             inputs = self._backtest_inputs(model)
-            result = run_backtest(inputs)
+            result = self._traded(inputs)
             performance, rolling = self._performance(model)
             study = what_if(inputs, result)
             files = write_report(result, inputs.panel, self.settings, stamp, performance.to_json(), folder, rolling, study)
             lines = tuple(summary_lines(files))
             self.workspace.book.complete("backtest", stamp["run_id"], {"lines": list(lines)})
         return Said(lines)
+
+    def _traded(self, inputs: BacktestInputs) -> BacktestResult:
+        """Return the run, on the bars of ``backtest.execution_frame`` where it is finer than ``data.frame``."""
+        frame = self.settings.backtest.execution_frame
+        if not frame or FRAME_NS[frame] == inputs.panel.frame_ns:
+            return run_backtest(inputs)
+        advance = self.workspace.reporter.progress(f"bars of {frame}", 1.0)
+        done = [0.0]
+
+        def tell(n: int, of: int) -> None:
+            advance(n / of - done[0])
+            done[0] = n / of
+
+        return run_on_finer_bars(inputs, self.workspace.lake, frame, tell)
 
     def grid(self, vary: Sequence[str], workers: int = 0, dask: str = "") -> Said:
         """Trade the same scores under every combination of settings and say what the best is worth.
@@ -205,6 +221,10 @@ class Pipeline:
             Address of a Dask scheduler; empty = worker processes on this machine.
         """
         axes = [parse_axis(text) for text in vary]
+        if self.settings.backtest.execution_frame not in ("", self.settings.data.frame):
+            raise UserError(
+                "a grid trades on bars of data.frame", "empty backtest.execution_frame, then run the best one with it"
+            )
         grid_runs(axes, self.settings, settings_identity)  # a typing error is told before anything is loaded
         model = self._model()
         stamp, data_id = self._identity(model), self.data.collected.data_id

@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from crypto_qlib.core.clock import FRAME_NS
 from crypto_qlib.core.costs import FeeSchedule
 from crypto_qlib.core.fees import FeeHistory, account_fees
 from crypto_qlib.settings.model_schema import ModelSettings
@@ -249,6 +250,11 @@ class BacktestSettings(Section):
     margin_mode: Literal["isolated", "cross"] = Field("isolated", description="Margin mode of all positions.")
     costs: CostSettings = Field(CostSettings(), description="Fees and slippage.")
     max_bar_volume_share: Fraction = Field(0.05, description="Largest share of a bar's volume one order may take.")
+    execution_frame: Literal["", "1m", "3m", "5m", "15m", "30m", "1h"] = Field(
+        "",
+        description="Bars the backtest trades on, finer than data.frame on which it decides, streamed from the lake (collect "
+        "them: data update --frames 1m); empty = data.frame.",
+    )
     adl_stress_move: float = Field(
         0.0,
         ge=0,
@@ -440,3 +446,13 @@ class Settings(Section):
     monitoring: MonitoringSettings = MonitoringSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     store: StoreSettings = StoreSettings()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Settings:
+        fine = self.backtest.execution_frame
+        if fine and FRAME_NS[self.data.frame] % FRAME_NS[fine]:
+            raise ValueError(
+                f"backtest.execution_frame = {fine} does not divide data.frame = {self.data.frame}: trade on finer bars, or "
+                "empty it"
+            )
+        return self
