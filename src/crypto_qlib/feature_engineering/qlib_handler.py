@@ -18,8 +18,15 @@ from qlib.data.dataset.handler import DataHandlerLP
 from qlib.data.dataset.loader import DataLoader
 
 from crypto_qlib.core.errors import UserError
+from crypto_qlib.data_collector.panel import load_panel
 from crypto_qlib.feature_engineering.feature_files import load_feature_frame
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
+from crypto_qlib.feature_engineering.feature_generator import build_features, settings_for_panel
+from crypto_qlib.feature_engineering.feature_sets import FEATURE_SETS
+from crypto_qlib.feature_engineering.side_loading import load_side
+from crypto_qlib.settings.schema import Settings
+from crypto_qlib.store.lake import Kind, Lake
+from crypto_qlib.store.paths import Paths
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -92,8 +99,9 @@ class CryptoFeatureLoader(DataLoader):  # type: ignore[misc]
         Raises
         ------
         UserError
-            If ``instruments`` is not a list of symbols, or nothing is left.
+            If ``instruments`` is neither a list of symbols nor ``all``, or nothing is left.
         """
+        instruments = None if instruments == "all" else instruments
         data = feature_dataframe(self.frame, self.labels)
         if start_time is not None or end_time is not None:
             data = data.loc[pd.IndexSlice[slice(_stamp(start_time), _stamp(end_time)), :], :]
@@ -104,6 +112,62 @@ class CryptoFeatureLoader(DataLoader):  # type: ignore[misc]
         if data.empty:
             raise UserError("no feature row lies in the instruments and times asked for")
         return data
+
+
+class LakeFeatureLoader(CryptoFeatureLoader):
+    """Any of our feature sets, built from the parquet lake, as one loader among others.
+
+    ::
+
+        data_loader:
+          class: NestedDataLoader
+          module_path: qlib.data.dataset.loader
+          kwargs:
+            dataloader_l:
+              - {class: QlibDataLoader, module_path: qlib.data.dataset.loader, kwargs: {...}}
+              - class: LakeFeatureLoader
+                module_path: crypto_qlib.feature_engineering.qlib_handler
+                kwargs: {lake: workspace/lake, sets: [technical, news]}
+
+    Its rows have the index of ``D.features`` with the two levels swapped, so frames of both join by index. Qlib's
+    ``NestedDataLoader`` sorts columns by name: give Alpha360 to models that know their order by itself.
+
+    Parameters
+    ----------
+    lake : str or Path
+        Folder of the lake; external series and news are looked for beside it.
+    sets : sequence of str
+        Feature sets, see ``crypto-qlib features list --all``.
+    symbols : sequence of str, optional
+        Coins of the panel, over which ranks and means go; all cleaned ones by default.
+    bars : str
+        Bar length, e.g. ``1h``.
+    features : mapping, optional
+        Further values of the ``features`` section of ``config.yaml``.
+
+    Raises
+    ------
+    UserError
+        If a set is unknown, or the lake has no cleaned bars.
+    """
+
+    def __init__(
+        self,
+        lake: str | Path,
+        sets: Sequence[str],
+        symbols: Sequence[str] | None = None,
+        bars: str = "1h",
+        features: Mapping[str, Any] | None = None,
+    ) -> None:
+        unknown = sorted(set(sets) - set(FEATURE_SETS))
+        if unknown:
+            raise UserError(f"there is no feature set {unknown[0]}", f"choose from {', '.join(FEATURE_SETS)}")
+        store = Lake(Path(lake))
+        panel = load_panel(store, tuple(symbols or store.symbols(Kind.CLEAN, bars)), bars)
+        settings = Settings.model_validate({"features": {**(features or {}), "sets": list(sets)}, "data": {"frame": bars}})
+        side = load_side(Paths(Path(lake).parent), settings, panel.symbols)
+        wanted, _ = settings_for_panel(panel, settings.features, side)
+        super().__init__(build_features(panel, wanted, side=side))
 
 
 def _stamp(time: Any) -> pd.Timestamp | None:
