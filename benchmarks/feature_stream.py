@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> None:
     reach = lookback_bars(CHOSEN, NS_PER_MINUTE)
     print(f"{N_SYMBOLS} symbols x {wanted.days * DAY:,} minutes, {len(WANTED)} features, look-back {reach} bars", flush=True)
     found = {}
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         for way in ("block by block", "all at once"):
             command = [sys.executable, "-m", "benchmarks", "feature_stream", "--child", way, "--days", str(wanted.days),
                        "--folder", f"{scratch}/features"]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import lightgbm
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
@@ -13,7 +14,8 @@ from crypto_qlib.core.clock import NS_PER_HOUR
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.feature_engineering.feature_drift import feature_drift
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
-from crypto_qlib.feature_engineering.feature_reduction import fit_components
+from crypto_qlib.feature_engineering.feature_importance import fold_importance, purged_folds, shap_shares
+from crypto_qlib.feature_engineering.feature_reduction import Components, fit_reduction, load_reduction, save_reduction
 from crypto_qlib.feature_engineering.feature_selection import (
     Chosen,
     FeatureIc,
@@ -64,6 +66,10 @@ def test_the_planted_feature_is_found_its_copy_is_redundant_and_noise_is_not_cho
     assert chosen.names[0] in {"F0", "F1"}
     assert chosen.cluster["F0"] == chosen.cluster["F1"]
     assert chosen.importance[chosen.names[0]] > 0.02
+    assert chosen.shap[chosen.names[0]] == (1.0, 0.0), "it is the only one"
+    periods = chosen.periods[chosen.names[0]]
+    assert len(periods) == 6
+    assert all(mean > 0.0 for mean in periods)
     found = {f.name: f for f in chosen.screened}["F0"]
     assert found.mean > 5 * found.standard_error
     assert found.stability == 1.0
@@ -95,19 +101,90 @@ def test_a_feature_equal_for_all_coins_is_left_out_of_the_correction() -> None:
     assert np.isfinite(found[0].q_value)
 
 
+def test_a_fold_learns_from_no_row_whose_outcome_reaches_into_it() -> None:
+    frame, _, _ = market(0.1)
+    for train, test in purged_folds(frame, (0, 2000), HORIZON, 3):
+        first, last = frame.row_bar[test[0]], frame.row_bar[test[-1]]
+        bars = frame.row_bar[train]
+        assert not np.any((bars + HORIZON >= first) & (bars <= last + HORIZON))
+        assert np.unique(bars).size > 2000 * 0.6
+
+
+def test_importance_goes_to_what_was_planted_by_shuffling_and_by_shap() -> None:
+    frame, outcome, _ = market(0.3)
+    found = fold_importance(frame, [0, 4, 7], outcome, (0, 2000), HORIZON)
+    assert found.permutation[0] > 0.1 > np.abs(found.permutation[1:]).max() * 4
+    assert found.shap.sum() == pytest.approx(1.0)
+    assert found.shap[0] > 0.8
+    assert found.shap_spread[0] < 0.1
+
+
+def test_shap_shares_equal_a_hand_worked_tree() -> None:
+    # One split: x > 0 predicts 1, else 0. Both halves hold 100 rows, so the model's mean is 1/2 and the feature that is split
+    # on moves each prediction by exactly 1/2; the other one by nothing.
+    x = np.column_stack([np.repeat([-1.0, 1.0], 100), np.tile([-1.0, 1.0], 100)]).astype(np.float32)
+    parameters = {"objective": "regression", "num_leaves": 2, "learning_rate": 1.0, "min_data_in_leaf": 1, "lambda_l2": 0.0,
+                  "verbose": -1, "min_sum_hessian_in_leaf": 0.0}  # fmt: skip
+    model = lightgbm.train(parameters, lightgbm.Dataset(x, (x[:, 0] > 0.0).astype(float)), num_boost_round=1)
+    parts = np.asarray(model.predict(x, pred_contrib=True))
+    np.testing.assert_allclose(parts, np.column_stack([0.5 * x[:, 0], 0.0 * x[:, 1], np.full(200, 0.5)]), atol=1e-7)
+    np.testing.assert_allclose(shap_shares(model, x), [1.0, 0.0])
+
+
 def test_components_equal_scikit_learns_and_read_the_training_rows_only() -> None:
     frame, _, _ = market(0.0)
     rows = slice(0, 12_000)
-    ours = fit_components(frame, rows, 3)
+    ours = fit_reduction("pca", frame, rows, 3)
+    assert isinstance(ours, Components)
     x = np.clip((frame.values[rows] - ours.centre) / ours.scale, -5, 5)
     theirs = PCA(3).fit(x)
     np.testing.assert_allclose(np.abs(ours.axes @ theirs.components_.T), np.eye(3), atol=0.05)
-    np.testing.assert_allclose(ours.explained, theirs.explained_variance_ratio_, rtol=0.02)
+    np.testing.assert_allclose(ours.shares, theirs.explained_variance_ratio_, rtol=0.02)
+    assert ours.explained(frame.values[rows]) == pytest.approx(float(ours.shares.sum()), abs=1e-3)
     frame.values[12_000:] *= 100.0
-    assert same_bits(fit_components(frame, rows, 3).axes, ours.axes)
+    again = fit_reduction("pca", frame, rows, 3)
+    assert isinstance(again, Components)
+    assert same_bits(again.axes, ours.axes)
     assert ours.apply(frame.values[:4]).shape == (4, 3)
     with pytest.raises(UserError, match="components"):
-        fit_components(frame, rows, 11)
+        fit_reduction("pca", frame, rows, 11)
+    with pytest.raises(UserError, match="pca or autoencoder"):
+        fit_reduction("magic", frame, rows, 3)
+
+
+@pytest.mark.slow
+def test_an_autoencoder_tells_a_curve_that_components_cannot() -> None:
+    pytest.importorskip("torch")
+    frame, _, _ = market(0.0)
+    rng = np.random.default_rng(4)
+    angle = rng.uniform(-2.5, 2.5, frame.n_rows)
+    curve = np.column_stack([np.sin((k % 3 + 1) * angle + k) for k in range(10)])
+    frame.values[:] = curve + 0.05 * rng.normal(size=frame.values.shape)
+    rows = slice(0, 12_000)
+    found = fit_reduction("autoencoder", frame, rows, 2)
+    straight = fit_reduction("pca", frame, rows, 2)
+    later = frame.values[12_000:24_000]
+    assert found.explained(later) > straight.explained(later) + 0.1
+    frame.values[12_000:] = 9.0
+    frame.values[5, 3] = np.nan
+    assert np.isfinite(found.apply(frame.values[:9])).all(), "a missing feature counts as its median"
+    again = fit_reduction("autoencoder", frame, slice(100, 12_000), 2)
+    assert same_bits(fit_reduction("autoencoder", frame, slice(100, 12_000), 2).apply(later), again.apply(later))
+
+
+@pytest.mark.parametrize("kind", ["pca", "autoencoder"])
+def test_a_reduction_is_saved_and_read_bit_for_bit(tmp_path: Path, kind: str) -> None:
+    if kind == "autoencoder":
+        pytest.importorskip("torch")
+    frame, _, _ = market(0.0)
+    made = fit_reduction(kind, frame, slice(0, 600), 3)
+    save_reduction(tmp_path / "v1.npz", made)
+    back = load_reduction(tmp_path / "v1.npz")
+    assert (type(back), back.names, back.n_components) == (type(made), frame.names, 3)
+    assert same_bits(back.apply(frame.values[:50]), made.apply(frame.values[:50]))
+    (tmp_path / "v1.npz").write_bytes(b"no")
+    with pytest.raises(UserError, match="features reduce"):
+        load_reduction(tmp_path / "v1.npz")
 
 
 def test_drift_is_small_where_nothing_moved_and_large_where_it_did() -> None:

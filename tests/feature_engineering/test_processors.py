@@ -72,6 +72,24 @@ def test_fitted_processors_read_the_training_span_only() -> None:
     assert same_bits(first.to_numpy()[rows], later.to_numpy()[rows])
 
 
+@pytest.mark.parametrize("kind", ["pca", "autoencoder"])
+def test_a_reduction_takes_the_features_place_and_reads_the_training_span_only(kind: str) -> None:
+    if kind == "autoencoder":
+        pytest.importorskip("torch")
+    given = frame()
+    options = {"fit_start_time": "2024-01-01", "fit_end_time": "2024-01-01 12:00", "n_components": 2, "kind": kind}
+    other = given.copy()
+    other.loc[pd.Timestamp("2024-01-01 13:00") :, "feature"] = 7.0
+    made = []
+    for data in (given, other):
+        one = fast.ReduceFeatures(**options)
+        one.fit(data)
+        made.append(one(given))
+    assert list(made[0].columns) == [("feature", "C0"), ("feature", "C1"), ("label", "Y")]
+    pd.testing.assert_frame_equal(made[0], made[1])
+    pd.testing.assert_series_equal(made[0]["label", "Y"], given["label", "Y"])
+
+
 def test_windows_on_demand_equal_the_materialised_rows_bit_for_bit() -> None:
     panel = noise_panel(150, 6, seed=2, with_gaps=True)
     whole = build_features(panel, FeatureSettings(sets=("alpha360",)))

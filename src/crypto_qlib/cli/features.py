@@ -89,6 +89,17 @@ def select(
 
 
 @_app.command()
+def reduce(
+    context: typer.Context,
+    kind: Annotated[str, typer.Option("--kind", help="pca, or autoencoder (extra torch).")] = "pca",
+    components: Annotated[int, typer.Option("--components", min=1, help="Numbers that take the features' place.")] = 16,
+    name: Annotated[str, typer.Option("--name", help="Name of the reduction; each fit is a new version.")] = "reduced",
+) -> None:
+    """Fit a reduction of the features on the training segment and say how much it holds and tells in each."""
+    run_step(context, lambda p: _study().reduced(p.feature_study(), kind, components, name))
+
+
+@_app.command()
 def drift(
     context: typer.Context,
     days: Annotated[

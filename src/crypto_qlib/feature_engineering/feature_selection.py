@@ -4,8 +4,9 @@
    mean, Newey-West t statistic and p value. Many are tried, so p values are corrected (Benjamini & Hochberg 1995). A feature
    that is equal for all coins orders nothing and has no RankIC.
 2. Features whose values move together (|Spearman| above a limit) form clusters; each cluster sends its strongest.
-3. Permutation importance of the survivors in a small model, on folds that are purged of overlapping outcomes.
-4. Stability: the share of sub-periods in which the mean RankIC keeps its sign.
+3. Importance of the survivors in a small model, by shuffling and by SHAP values, on folds purged of overlapping outcomes
+   (:mod:`.feature_importance`).
+4. Stability: the mean RankIC of each sub-period, and the share of them in which it keeps its sign.
 
 Everything is computed on the span it is given; what is reported as out of sample never entered the choice.
 """
@@ -14,25 +15,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
-import lightgbm
 import numpy as np
 import numpy.typing as npt
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from scipy.stats import norm
 
-from crypto_qlib.analytics.ic import average_ranks, correlation, summarise
+from crypto_qlib.analytics.ic import average_ranks, summarise
 from crypto_qlib.core.errors import UserError
-from crypto_qlib.core.jit import njit
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
+from crypto_qlib.feature_engineering.feature_importance import fold_importance, rank_ics
 
 FloatArray = npt.NDArray[np.float64]
 
-MIN_COINS: Final = 5
-"""Coins a bar needs for its RankIC to count."""
+PERIODS: Final = 6
+"""Sub-periods of the stability."""
 _ROWS: Final = 20_000
 
 
@@ -82,31 +82,18 @@ class Chosen:
         Cluster of each feature that passed the screen.
     importance : dict of str to float
         Loss of out-of-fold RankIC when a chosen feature is shuffled.
+    shap : dict of str to (float, float)
+        Share of the mean |SHAP| of all chosen features out of fold, and its standard deviation over folds.
+    periods : dict of str to tuple of float
+        Mean RankIC of each chosen feature in each sub-period, oldest first.
     """
 
     names: tuple[str, ...]
     screened: tuple[FeatureIc, ...]
     cluster: dict[str, int]
     importance: dict[str, float]
-
-
-@njit
-def _rank_ics(values: npt.NDArray[np.float32], outcome: FloatArray, starts: npt.NDArray[np.int64], columns: int) -> FloatArray:
-    """Return RankIC of each decision and column; rows ``starts[d, 0]:starts[d, 1]`` belong to decision ``d``."""
-    result = np.full((starts.shape[0], columns), np.nan)
-    for d in range(starts.shape[0]):
-        a, b = starts[d, 0], starts[d, 1]
-        for j in range(columns):
-            x = np.empty(b - a)
-            y = np.empty(b - a)
-            for k in range(b - a):
-                x[k] = values[a + k, j]
-                y[k] = outcome[a + k]
-                if math.isnan(x[k]) or math.isnan(y[k]):
-                    x[k] = math.nan
-                    y[k] = math.nan
-            result[d, j] = correlation(average_ranks(x), average_ranks(y), MIN_COINS)
-    return result
+    shap: dict[str, tuple[float, float]] = field(default_factory=dict)
+    periods: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 def decision_rows(frame: FeatureFrame, start_bar: int, stop_bar: int, every: int) -> npt.NDArray[np.int64]:
@@ -131,10 +118,12 @@ def rank_ic_table(frame: FeatureFrame, outcome: FloatArray, span: tuple[int, int
         Bars between decisions; the horizon, so that outcomes do not overlap.
     """
     starts = decision_rows(frame, *span, every)
-    return _rank_ics(frame.values, frame.at_rows(outcome), starts, len(frame.names))
+    return rank_ics(frame.values, frame.at_rows(outcome), starts, len(frame.names))
 
 
-def screen(frame: FeatureFrame, groups: Sequence[str], table: FloatArray, periods: int = 6, lags: int = 3) -> list[FeatureIc]:
+def screen(
+    frame: FeatureFrame, groups: Sequence[str], table: FloatArray, periods: int = PERIODS, lags: int = 3
+) -> list[FeatureIc]:
     """Return what each feature's RankICs say, with p values corrected for their number.
 
     Parameters
@@ -173,9 +162,14 @@ def false_discovery_rates(p: FloatArray) -> FloatArray:
     return q
 
 
-def _stability(ics: FloatArray, mean: float, periods: int) -> float:
+def period_means(ics: FloatArray, periods: int = PERIODS) -> tuple[float, ...]:
+    """Return the mean of each of ``periods`` contiguous parts of ``ics``, NaN where a part has none."""
     parts = [part[np.isfinite(part)] for part in np.array_split(ics, periods)]
-    signs = [np.sign(part.mean()) == np.sign(mean) for part in parts if part.size]
+    return tuple(float(part.mean()) if part.size else math.nan for part in parts)
+
+
+def _stability(ics: FloatArray, mean: float, periods: int) -> float:
+    signs = [np.sign(m) == np.sign(mean) for m in period_means(ics, periods) if math.isfinite(m)]
     return float(np.mean(signs)) if signs else math.nan
 
 
@@ -207,65 +201,6 @@ def clusters(frame: FeatureFrame, columns: Sequence[int], rows: slice, limit: fl
     return np.asarray(fcluster(tree, 1.0 - limit, criterion="distance"), dtype=np.int64)
 
 
-def permutation_importance(
-    frame: FeatureFrame, columns: Sequence[int], outcome: FloatArray, span: tuple[int, int], horizon: int, folds: int = 3
-) -> FloatArray:
-    """Return how much out-of-fold RankIC each feature is worth: the loss when its values are shuffled within bars.
-
-    Folds are contiguous in time; the training rows nearest to a fold, a horizon on each side, are purged.
-
-    Parameters
-    ----------
-    frame, columns, outcome : as above
-        Features and what came after.
-    span : (int, int)
-        Training bars.
-    horizon : int
-        Bars an outcome looks forward; also the purge.
-    folds : int
-        Contiguous folds.
-    """
-    y = frame.at_rows(outcome)
-    edges = np.linspace(span[0], span[1], folds + 1).astype(int)
-    rng = np.random.default_rng(7)
-    losses = np.zeros((folds, len(columns)))
-    for f in range(folds):
-        test = np.arange(*frame.row_span(edges[f], edges[f + 1]).indices(frame.n_rows))
-        before = np.arange(*frame.row_span(span[0], edges[f] - horizon - 1).indices(frame.n_rows))
-        after = np.arange(*frame.row_span(edges[f + 1] + horizon + 1, span[1]).indices(frame.n_rows))
-        train = np.concatenate([before, after])
-        train = train[np.isfinite(y[train])][:: max(1, train.size // (4 * _ROWS))]
-        model = _small_model(frame.values[train][:, list(columns)], y[train])
-        x = frame.values[test][:, list(columns)].copy()
-        bars, outcome_rows = frame.row_bar[test], y[test]
-        whole = _mean_rank_ic(np.asarray(model.predict(x)), outcome_rows, bars, horizon)
-        for j in range(len(columns)):
-            kept = x[:, j].copy()
-            order = np.lexsort((rng.random(test.size), bars))
-            x[:, j] = kept[order]
-            losses[f, j] = whole - _mean_rank_ic(np.asarray(model.predict(x)), outcome_rows, bars, horizon)
-            x[:, j] = kept
-    result: FloatArray = losses.mean(axis=0)
-    return result
-
-
-def _small_model(x: npt.NDArray[np.float32], y: FloatArray) -> lightgbm.Booster:
-    if y.size < 100:  # noqa: PLR2004 - fewer rows grow no tree
-        raise UserError(f"{y.size} labelled rows are too few to rank features by", "raise data.history_days")
-    parameters = {
-        "objective": "regression", "num_leaves": 15, "learning_rate": 0.1, "min_data_in_leaf": 50, "num_threads": 1,
-        "verbose": -1, "seed": 7, "deterministic": True, "force_col_wise": True, "feature_fraction": 0.7, "max_bin": 63,
-    }  # fmt: skip
-    return lightgbm.train(parameters, lightgbm.Dataset(x, y), num_boost_round=40)
-
-
-def _mean_rank_ic(scores: FloatArray, outcome: FloatArray, bars: npt.NDArray[np.int32], every: int) -> float:
-    edges = np.flatnonzero(np.append(True, bars[1:] != bars[:-1]))
-    starts = np.column_stack([edges, np.append(edges[1:], bars.size)]).astype(np.int64)[::every]
-    ics = _rank_ics(scores.astype(np.float32)[:, None], outcome, starts, 1)
-    return float(np.nanmean(ics)) if np.isfinite(ics).any() else 0.0
-
-
 def choose(
     frame: FeatureFrame,
     groups: Sequence[str],
@@ -295,7 +230,8 @@ def choose(
     UserError
         If no feature passes.
     """
-    screened = screen(frame, groups, rank_ic_table(frame, outcome, span, horizon))
+    table = rank_ic_table(frame, outcome, span, horizon)
+    screened = screen(frame, groups, table)
     passed = [j for j, f in enumerate(screened) if math.isfinite(f.q_value) and f.q_value <= false_discoveries]
     if not passed:
         raise UserError(
@@ -308,10 +244,13 @@ def choose(
         if c not in best or abs(screened[j].t_stat) > abs(screened[best[c]].t_stat):
             best[c] = j
     heads = sorted(best.values(), key=lambda j: -abs(screened[j].t_stat))[:most]
-    loss = permutation_importance(frame, heads, outcome, span, horizon)
+    found = fold_importance(frame, heads, outcome, span, horizon)
+    shares = zip(heads, found.shap.tolist(), found.shap_spread.tolist(), strict=True)
     return Chosen(
         names=tuple(frame.names[j] for j in heads),
         screened=tuple(screened),
         cluster={frame.names[j]: int(c) for j, c in zip(passed, label, strict=True)},
-        importance={frame.names[j]: float(v) for j, v in zip(heads, loss, strict=True)},
+        importance={frame.names[j]: float(v) for j, v in zip(heads, found.permutation, strict=True)},
+        shap={frame.names[j]: (share, spread) for j, share, spread in shares},
+        periods={frame.names[j]: period_means(table[:, j]) for j in heads},
     )

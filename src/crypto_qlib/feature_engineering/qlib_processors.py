@@ -25,6 +25,7 @@ from qlib.data.dataset.utils import fetch_df_by_index
 
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.feature_engineering import array_processors as kernels
+from crypto_qlib.feature_engineering.feature_reduction import fit_rows
 
 Block = npt.NDArray[np.float32]
 
@@ -138,3 +139,43 @@ class FastProcessInf(Processor):  # type: ignore[misc]
         """Return ``df`` without infinities."""
         starts = kernels.bar_starts(_bars(df))
         return _in_place(df, None, lambda b: kernels.fill_cross_section(b, starts, True))
+
+
+class ReduceFeatures(Processor):  # type: ignore[misc]
+    """Replace the features by fewer numbers: principal components or an autoencoder's code, fitted on the fitting span only.
+
+    Parameters
+    ----------
+    fit_start_time, fit_end_time
+        Span, bar opens, both inclusive.
+    n_components : int
+        How many numbers.
+    kind : str
+        ``pca``, or ``autoencoder`` (extra ``torch``).
+    seed : int
+        Of the autoencoder.
+    """
+
+    def __init__(self, fit_start_time: Any, fit_end_time: Any, n_components: int, kind: str = "pca", seed: int = 7) -> None:
+        self.fit_start_time = fit_start_time
+        self.fit_end_time = fit_end_time
+        self.n_components = n_components
+        self.kind = kind
+        self.seed = seed
+
+    def fit(self, df: pd.DataFrame | None = None) -> None:
+        """Fit on the rows of the fitting span."""
+        span = fetch_df_by_index(df, slice(self.fit_start_time, self.fit_end_time), level="datetime")
+        columns = get_group_columns(span, "feature")
+        names = tuple(str(c[-1]) for c in columns)
+        block = span[columns].to_numpy(dtype=np.float32)
+        self.reduction = fit_rows(self.kind, names, block, self.n_components, self.seed)
+
+    def __call__(self, df: pd.DataFrame) -> pd.DataFrame:
+        """Return ``df`` with the features ``C0``, ``C1`` ... in place of those it had."""
+        columns = get_group_columns(df, "feature")
+        codes = self.reduction.apply(df[columns].to_numpy(dtype=np.float32))
+        names = pd.MultiIndex.from_product([["feature"], [f"C{k}" for k in range(codes.shape[1])]])
+        reduced = pd.DataFrame(codes, index=df.index, columns=names, copy=False)
+        joined: pd.DataFrame = pd.concat([reduced, df.drop(columns=columns)], axis=1)
+        return joined

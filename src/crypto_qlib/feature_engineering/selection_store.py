@@ -43,9 +43,9 @@ def save_selection(root: Path, name: str, chosen: Chosen, facts: Mapping[str, An
     UserError
         If the name cannot be a folder.
     """
-    folder = _folder(root, name)
-    document = {"names": chosen.names, "importance": chosen.importance, "cluster": chosen.cluster, "facts": dict(facts),
-                "screened": [asdict(f) for f in chosen.screened]}  # fmt: skip
+    folder = artefact_folder(root, name)
+    document = {"names": chosen.names, "importance": chosen.importance, "shap": chosen.shap, "periods": chosen.periods,
+                "cluster": chosen.cluster, "facts": dict(facts), "screened": [asdict(f) for f in chosen.screened]}  # fmt: skip
     text = json.dumps(document, indent=1, sort_keys=True, allow_nan=True)
     versions = _versions(folder)
     if versions and versions[-1][1].read_text() == text:
@@ -66,7 +66,7 @@ def load_selection(root: Path, wanted: str) -> tuple[str, ...]:
         If there is none.
     """
     name, _, number = wanted.partition("@")
-    versions = dict(_versions(_folder(root, name)))
+    versions = dict(_versions(artefact_folder(root, name)))
     at = int(number) if number.isdigit() else max(versions, default=0)
     if at not in versions or (number and not number.isdigit()):
         raise UserError(f"there is no selection {wanted}", f"run `crypto-qlib features select --name {name}`")
@@ -91,7 +91,14 @@ def only(settings: FeatureSettings, names: tuple[str, ...], frame_ns: int) -> Fe
     return settings.model_copy(update={"exclude": (*settings.exclude, *rest)})
 
 
-def _folder(root: Path, name: str) -> Path:
+def artefact_folder(root: Path, name: str) -> Path:
+    """Return the folder of ``name``.
+
+    Raises
+    ------
+    UserError
+        If the name cannot be a folder.
+    """
     if not name or not name.replace("-", "").replace("_", "").isalnum():
         raise UserError(f"{name!r} cannot name a selection", "use letters, digits, dashes")
     return root / name
@@ -103,24 +110,50 @@ def _versions(folder: Path) -> list[tuple[int, Path]]:
 
 
 def draw_selection(chosen: Chosen, path: Path) -> None:
-    """Draw t statistics of all features by set, the chosen ones with their errors, and what shuffling them costs."""
+    """Draw t statistics of all features by set; RankIC of the chosen, also by sub-period, and their worth to a model."""
     import matplotlib.pyplot as plt  # noqa: PLC0415 - only where a picture is wanted
 
-    figure, axes = plt.subplots(1, 3, figsize=(16, 7), constrained_layout=True)
+    shown = list(chosen.names[:_TOP])[::-1]
+    height = max(6.0, 2.0 + 0.28 * len(shown))
+    figure, axes = plt.subplots(1, 4, figsize=(21, height), constrained_layout=True, width_ratios=(1.1, 1.1, 1.0, 1.2))
     _by_family(axes[0], chosen.screened)
     by_name = {f.name: f for f in chosen.screened}
-    shown = list(chosen.names[:_TOP])[::-1]
     at = np.arange(len(shown))
     axes[1].barh(at, [by_name[n].mean for n in shown], xerr=[1.96 * by_name[n].standard_error for n in shown], color="#4477aa")
-    axes[1].set_yticks(at, shown, fontsize=7)
+    axes[1].set_yticks(at, shown, fontsize=8)
     axes[1].axvline(0.0, color="black", linewidth=0.8)
-    axes[1].set_title("mean RankIC of the chosen, 95 % interval (in sample)")
-    axes[2].barh(at, [chosen.importance.get(n, 0.0) for n in shown], color="#cc6677")
-    axes[2].set_yticks(at, shown, fontsize=7)
-    axes[2].set_title("RankIC lost when shuffled (purged folds)")
+    axes[1].set_title("mean RankIC of the chosen,\n95 % interval (in sample)")
+    _by_period(axes[2], figure, chosen, shown)
+    _worth(axes[3], chosen, shown)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def _by_period(axis: Any, figure: Any, chosen: Chosen, shown: list[str]) -> None:
+    """Draw mean RankIC by sub-period: a feature that lasts keeps its colour from left to right."""
+    table = np.array([chosen.periods.get(n, ()) or (np.nan,) for n in shown], dtype=np.float64).reshape(len(shown), -1)
+    largest = float(np.nanmax(np.abs(table), initial=1e-9)) if np.isfinite(table).any() else 1.0
+    image = axis.imshow(table, aspect="auto", origin="lower", cmap="RdBu", vmin=-largest, vmax=largest)
+    axis.set_yticks([])
+    axis.set_xticks(range(table.shape[1]), [str(k + 1) for k in range(table.shape[1])])
+    axis.set_xlabel("sub-period, oldest first")
+    axis.set_title("mean RankIC by sub-period")
+    figure.colorbar(image, ax=axis, shrink=0.6)
+
+
+def _worth(axis: Any, chosen: Chosen, shown: list[str]) -> None:
+    """Draw what shuffling costs beside the share of |SHAP|, each with the scale of its own."""
+    at = np.arange(len(shown))
+    axis.barh(at - 0.2, [chosen.importance.get(n, 0.0) for n in shown], height=0.38, color="#cc6677")
+    axis.set_yticks([])
+    axis.set_xlabel("RankIC lost when shuffled", color="#cc6677")
+    axis.axvline(0.0, color="black", linewidth=0.8)
+    other = axis.twiny()
+    pairs = [chosen.shap.get(n, (0.0, 0.0)) for n in shown]
+    other.barh(at + 0.2, [100.0 * a for a, _ in pairs], xerr=[100.0 * b for _, b in pairs], height=0.38, color="#88ccee")
+    other.set_xlabel("share of |SHAP|, %, spread over folds", color="#3388aa")
+    axis.set_title("worth to a model, purged folds")
 
 
 def _by_family(axis: Any, screened: tuple[FeatureIc, ...]) -> None:

@@ -6,7 +6,7 @@ The choice reads the training segment only; its information on validation and te
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -17,8 +17,9 @@ from crypto_qlib.core.errors import UserError
 from crypto_qlib.feature_engineering.feature_drift import MOVED, feature_drift
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
 from crypto_qlib.feature_engineering.feature_generator import feature_catalogue
+from crypto_qlib.feature_engineering.feature_reduction import fit_reduction, save_reduction
 from crypto_qlib.feature_engineering.feature_selection import FeatureIc, choose, rank_ic_table, screen
-from crypto_qlib.feature_engineering.selection_store import save_selection
+from crypto_qlib.feature_engineering.selection_store import artefact_folder, save_selection
 from crypto_qlib.modeling.labels import Labels
 from crypto_qlib.modeling.splits import Segment, TimeSplit
 from crypto_qlib.scheduler.pipeline_results import Said
@@ -143,14 +144,55 @@ def selected(study: FeatureStudy, name: str, *, most: int, rate: float, alike: f
         f"saved as {path.parent.name}@{path.stem[1:]}: {path} (picture beside it)",
         f"use it with --set features.selection={path.parent.name}@{path.stem[1:]}",
         "",
-        f"{'feature':<24}{'train':>9}{'valid':>9}{'test':>9}{'importance':>12}",
+        f"{'feature':<24}{'train':>9}{'valid':>9}{'test':>9}{'shuffled':>12}{'SHAP':>12}",
     ]
     tables = [{f.name: f for f in study.screened(s)} for s in study.split.segments]
     for feature in chosen.names[:_SHOWN]:
         ics = "".join(f"{table[feature].mean:>9.4f}" for table in tables)
-        lines.append(f"{feature:<24}{ics}{chosen.importance[feature]:>12.5f}")
+        share, spread = chosen.shap[feature]
+        lines.append(f"{feature:<24}{ics}{chosen.importance[feature]:>12.5f}{share:>7.1%} ±{spread:>4.0%}")
     kept = [np.sign(tables[0][f].mean) == np.sign(tables[2][f].mean) for f in chosen.names]
     lines.append(f"{np.mean(kept):.0%} of the chosen keep the sign of their RankIC in the test segment")
+    return Said(tuple(lines))
+
+
+def reduced(study: FeatureStudy, kind: str, n_components: int, name: str) -> Said:
+    """Fit a reduction on the training segment, save it as a version, and return how much it holds and says, as text.
+
+    Parameters
+    ----------
+    study : FeatureStudy
+        Features and labels.
+    kind : str
+        ``pca`` or ``autoencoder``.
+    n_components : int
+        How many numbers take the features' place.
+    name : str
+        Name of the reduction.
+    """
+    frame, train = study.frame, study.split.train
+    fitted = fit_reduction(kind, frame, frame.row_span(train.start, train.stop), n_components)
+    folder = artefact_folder(study.selections.with_name("reductions"), name)
+    taken = [int(p.stem[1:]) for p in folder.glob("v*.npz") if p.stem[1:].isdigit()]
+    path = folder / f"v{max(taken, default=0) + 1}.npz"
+    save_reduction(path, fitted)
+    names = tuple(f"C{k}" for k in range(n_components))
+    small = replace(frame, values=fitted.apply(frame.values), names=names)
+    lines = [
+        f"{kind}: {len(frame.names)} features as {n_components} numbers, fitted on the training segment; saved as {path}",
+        "in a qrun file: crypto_qlib.feature_engineering.qlib_processors.ReduceFeatures",
+        "",
+        f"{'segment':<10}{'told from them':>16}{'median |RankIC|':>17}{'largest |t|':>13}",
+    ]
+    for part in study.split.segments:
+        values = frame.values[frame.row_span(part.start, part.stop)]
+        held = fitted.explained(values[:: max(1, values.shape[0] // 100_000)])
+        span = (part.start, max(part.start, part.stop - study.labels.horizon_bars - 1))
+        table = rank_ic_table(small, study.labels.values, span, study.labels.horizon_bars)
+        found = [f for f in screen(small, ["reduction"] * n_components, table) if np.isfinite(f.t_stat)]
+        size = float(np.median([abs(f.mean) for f in found])) if found else float("nan")
+        largest = max((abs(f.t_stat) for f in found), default=float("nan"))
+        lines.append(f"{part.name:<10}{held:>16.1%}{size:>17.4f}{largest:>13.2f}")
     return Said(tuple(lines))
 
 
