@@ -99,7 +99,7 @@ class AlgoApi:
         return Reply(rows, "0" if not failed else "1" if failed == len(rows) else "2")
 
     def _place_one(self, account_id: str, posted: Row) -> Row:
-        item = self._window.tradable(parse.required(posted, "instId"))
+        item = self._window.orderable(parse.required(posted, "instId"))
         hedged = self._venue.exchange.is_hedged(account_id)
         self._n_triggers += 1
         child = f"{parse.ANONYMOUS}T{self._n_triggers}"

@@ -148,7 +148,8 @@ class MarketFeed:
         stream.renew(bids, asks, self._window.clock.now_ns(), recorded.seq if recorded else 0)
 
     def _instruments(self) -> dict[str, Row]:
-        rows: dict[str, Row] = {item.inst_id: self._public.instrument_row(item) for item in self._window.listed()}
+        shown = (*self._window.listed(), *self._window.coming())
+        rows: dict[str, Row] = {item.inst_id: self._public.instrument_row(item) for item in shown}
         return rows
 
     def _push_instruments(self) -> None:

@@ -27,6 +27,8 @@ from crypto_qlib.venue.market_source import MarketSource
 _MAJOR_LEVERAGE: Final = 75.0
 _BAND_MAJOR: Final = 0.05
 _BAND_OTHER: Final = 0.08
+ANNOUNCED_NS: Final = NS_PER_DAY
+"""How long before its first trade an instrument is shown as ``preopen``; OKX announces listings hours to days ahead."""
 _STALE_AFTER_NS: Final = 2 * NS_PER_DAY
 """How far back a last price is looked for when no bar runs now."""
 
@@ -86,6 +88,18 @@ class MarketWindow:
         """Return the instruments that traded before and do so no more, in the source's order."""
         now = self.clock.market_ns
         return [item for item in self._by_inst_id.values() if item.delisted_ns is not None and item.delisted_ns <= now]
+
+    def coming(self) -> list[Instrument]:
+        """Return the instruments that will trade within a day (OKX's state ``preopen``), in the source's order."""
+        now = self.clock.market_ns
+        return [item for item in self._by_inst_id.values() if now < item.listed_ns <= now + ANNOUNCED_NS]
+
+    def orderable(self, inst_id: str) -> Instrument:
+        """Return an instrument that takes orders; refuse with 51021 before it trades, with 51001 where there is none."""
+        found = self._by_inst_id.get(inst_id)
+        if found is not None and found in self.coming():
+            raise WireRefusal("51021")
+        return self.tradable(inst_id)
 
     def tradable(self, inst_id: str) -> Instrument:
         """Return an instrument that trades now; refuse with 51001 otherwise."""

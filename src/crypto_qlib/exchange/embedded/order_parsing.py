@@ -57,7 +57,7 @@ def posted_order(row: Row, window: MarketWindow, anonymous_id: str, *, hedged: b
     WireRefusal
         51000 for a malformed parameter, 51001 unknown instrument, 51020/51121 size, 51100 protection on a reduce-only order.
     """
-    instrument = window.tradable(required(row, "instId"))
+    instrument = window.orderable(required(row, "instId"))
     side = position_side(row, hedged=hedged)
     kind = _choice(ORDER_KINDS, row, "ordType")
     price = None if kind is OrderKind.MARKET else number(row, "px")

@@ -62,7 +62,11 @@ class PublicApi:
             return envelope([])
         wanted = call.query.get("instId", "")
         family = call.query.get("instFamily", call.query.get("uly", ""))
-        listed = [i for i in self._window.listed() if wanted in ("", i.inst_id) and family in ("", _family(i))]
+        listed = [
+            i
+            for i in (*self._window.listed(), *self._window.coming())
+            if wanted in ("", i.inst_id) and family in ("", _family(i))
+        ]
         if wanted and not listed:
             raise WireRefusal("51001")
         rows = [self.instrument_row(item) for item in listed]
@@ -79,6 +83,8 @@ class PublicApi:
     def instrument_row(self, item: Instrument) -> Row:
         """Return the row of ``public/instruments``."""
         row = _instrument_row(item, self._window.inst_id_code(item.inst_id))
+        if item.listed_ns > self._window.clock.market_ns:
+            return row | {"state": "preopen"}
         return row | {"state": "suspend"} if item.symbol in self._window.switches.suspended else row
 
     def channel_rows(self, channel: str, item: Instrument) -> list[Row]:

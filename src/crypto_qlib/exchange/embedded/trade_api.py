@@ -114,7 +114,7 @@ class TradeApi:
         if len(call.body) != 1:
             raise WireRefusal("50000")
         row = call.body[0]
-        item = self._window.tradable(parse.required(row, "instId"))
+        item = self._window.orderable(parse.required(row, "instId"))
         side = parse.position_side(row, hedged=self._venue.exchange.is_hedged(call.account_id))
         key = (item.symbol, parse.margin_mode(row, "mgnMode"), side)
         held = self._held_lots(call.account_id, key)
