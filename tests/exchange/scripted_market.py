@@ -58,6 +58,10 @@ class ScriptedMarket:
             [TierTable(np.array([1e9]), np.array([mmr]), np.array([1.0 / max_leverage]), np.array([max_leverage]))]
         )
 
+    def become(self, table: TierTable) -> None:
+        """Have these tiers from now on."""
+        self._tiers = TierHistory([table])
+
     def instruments(self) -> tuple[Instrument, ...]:
         return (self._item,)
 

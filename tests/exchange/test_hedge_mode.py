@@ -51,6 +51,10 @@ async def test_card_82_each_side_closes_alone(client: Any) -> None:
     assert (left["side"], left["contracts"]) == ("short", 1.5)
     (past,) = await client.fetch_positions_history([BTC])
     assert (past["side"], past["info"]["posSide"]) == ("long", "long")
+    # Newest first: long closed, short reduced, short opened, long opened.
+    fills = (await client.private_get_trade_fills({"instType": "SWAP"}))["data"]
+    bills = (await client.private_get_account_bills({"type": "2"}))["data"]
+    assert [row["subType"] for row in fills] == [row["subType"] for row in bills] == ["5", "6", "4", "3"]
 
 
 async def test_card_83_the_mode_cannot_change_while_something_is_open(client: Any) -> None:

@@ -7,6 +7,7 @@ faults of the market, steps of its clock, kills and restarts, all through the AP
 from __future__ import annotations
 
 import math
+import os
 import random
 import shutil
 import tempfile
@@ -128,6 +129,10 @@ class Clients(RuleBasedStateMachine):
             self.the_books_balance()
             self.positions_are_their_fills()
             self.no_isolated_loss_exceeds_its_margin()
+        self.after_burst()
+
+    def after_burst(self) -> None:
+        """Compare more, where a walk has more to compare."""
 
     @rule(inst=INSTRUMENTS, name=NAMES)
     def cancel(self, inst: str, name: str) -> None:
@@ -187,10 +192,17 @@ class Clients(RuleBasedStateMachine):
         {"fault": "post_only_cancel"}, {"fault": "off"}, {"fault": "off"}, {"fault": "off"},
     ]))  # fmt: skip
     def switch(self, fault: dict[str, Any]) -> None:
+        self.switch_market(fault)
+
+    def switch_market(self, fault: dict[str, Any]) -> None:
         self.exchange.switchboard.switch(fault)
 
     @rule(killed=st.booleans())
     def restart(self, killed: bool) -> None:
+        self.come_back(killed)
+        self.done["restart"] += 1
+
+    def come_back(self, killed: bool) -> None:
         """Stop the exchange, or take it away without warning, and find every answer the same."""
         told, faults = views(self.exchange), self.exchange.switchboard.shown()["on"]
         if killed:
@@ -202,7 +214,6 @@ class Clients(RuleBasedStateMachine):
         self.start()
         assert views(self.exchange) == told
         assert self.exchange.switchboard.shown()["on"] == faults
-        self.done["restart"] += 1
 
     def perform(self, name: str, account_id: str, row: dict[str, Any]) -> None:
         try:
@@ -260,6 +271,8 @@ class Clients(RuleBasedStateMachine):
             assert state.cash >= -1e-9
 
 
+FURTHER = int(os.environ.get("CRYPTO_QLIB_WALKS", "1"))
+"""How many times as far the long walks go."""
 WALKS = {
     "database": None, "deadline": None, "derandomize": True,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.filter_too_much],
@@ -273,7 +286,7 @@ def test_a_few_random_walks() -> None:
 @pytest.mark.slow
 def test_thousands_of_random_operations() -> None:
     REACHED.clear()
-    run_state_machine_as_test(Clients, settings=settings(max_examples=50, stateful_step_count=50, **WALKS))
+    run_state_machine_as_test(Clients, settings=settings(max_examples=50 * FURTHER, stateful_step_count=50, **WALKS))
     posted = sum(count for name, count in REACHED.items() if "/" in name)
     assert posted > 2_000, REACHED
     for what, least in {"filled": 100, "canceled": 20, "funding": 20, "liquidation": 1, "restart": 20}.items():

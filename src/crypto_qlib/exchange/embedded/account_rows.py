@@ -7,7 +7,7 @@ from typing import Final
 
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.order import MarginMode, PositionSide
-from crypto_qlib.exchange.embedded.order_rows import shown_id
+from crypto_qlib.exchange.embedded.order_rows import shown_id, subtype
 from crypto_qlib.exchange.embedded.paper_book import BILL_ID_BASE, AlgoOrder, PaperFill
 from crypto_qlib.exchange.embedded.wire import Row, ms, num
 from crypto_qlib.venue.records import Bill, BillKind, ClosedPosition
@@ -133,7 +133,8 @@ def bill_row(bill: Bill, instrument: Instrument | None, fill: PaperFill | None) 
         "ordId": str(fill.order_id) if fill and fill.order_id else "",
         "pnl": num(bill.funding if bill.kind is BillKind.FUNDING else bill.pnl), "posBal": "",
         "posBalChg": num(bill.margin_change), "px": "" if math.isnan(bill.price) else num(bill.price), "sz": num(size),
-        "subType": _bill_subtype(bill, amount), "tag": "", "ts": ms(bill.ts_ns), "type": BILL_TYPES[bill.kind],
+        "subType": subtype(fill) if fill else _bill_subtype(bill, amount),
+        "tag": "", "ts": ms(bill.ts_ns), "type": BILL_TYPES[bill.kind],
         "fillTime": ms(bill.ts_ns) if bill.kind is BillKind.TRADE else "", "tradeId": str(fill.trade_id) if fill else "0",
     }  # fmt: skip
     return _EMPTY_FILL | row
@@ -146,16 +147,15 @@ def signed_size(lots: int, instrument: Instrument) -> str:
 
 
 def _bill_subtype(bill: Bill, amount: float) -> str:
-    buys = bill.signed_lots > 0
+    """Return the ``subType`` of a bill without a fill."""
     if bill.kind is BillKind.FUNDING:
         return "174" if amount >= 0.0 else "173"
     if bill.kind is BillKind.MARGIN:
         return "160" if bill.margin_change >= 0.0 else "161"
     if bill.kind is BillKind.TRANSFER:
         return "11" if amount >= 0.0 else "12"
-    closing_pair = {BillKind.LIQUIDATION: ("105", "104"), BillKind.DELISTING: ("113", "112"), BillKind.ADL: ("126", "125")}
-    pair = closing_pair.get(bill.kind, ("1", "2"))
-    return pair[0] if buys else pair[1]
+    # What the insurance fund bore after a cross liquidation has no fill either.
+    return "104"
 
 
 def _close_algo(algo: AlgoOrder) -> Row:

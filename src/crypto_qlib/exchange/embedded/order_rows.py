@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from crypto_qlib.core.instrument import Instrument
-from crypto_qlib.core.order import ExitKind, OrderKind, Protection
+from crypto_qlib.core.order import ExitKind, OrderKind, PositionSide, Protection
 from crypto_qlib.exchange.embedded.order_parsing import ANONYMOUS
 from crypto_qlib.exchange.embedded.paper_book import BILL_ID_BASE, ORDER_ID_BASE, AlgoOrder, PaperFill
 from crypto_qlib.exchange.embedded.refusals import wire_refusal
@@ -157,8 +157,6 @@ def fill_row(fill: PaperFill, instrument: Instrument, tag: str) -> Row:
     """Return a row of ``trade/fills``; ``fee`` is negative where it is charged."""
     f = fill.fill
     buys = f.signed_lots > 0
-    pair = _CLOSING_SUBTYPES.get(f.exit_kind) if f.exit_kind else None
-    subtype = (pair[1] if buys else pair[0]) if pair else ("1" if buys else "2")
     notional = abs(f.signed_lots) * instrument.base_per_lot * f.price
     return {
         "billId": str(BILL_ID_BASE + fill.bill.bill_id), "clOrdId": shown_id(f.client_order_id),
@@ -166,10 +164,23 @@ def fill_row(fill: PaperFill, instrument: Instrument, tag: str) -> Row:
         "fillFwdPx": "", "fillIdxPx": "", "fillMarkPx": "", "fillMarkVol": "", "fillPnl": num(fill.pnl),
         "fillPx": num(f.price), "fillPxUsd": "", "fillPxVol": "", "fillSz": instrument.format_size(abs(f.signed_lots)),
         "fillTime": ms(f.ts_ns), "instId": instrument.inst_id, "instType": "SWAP", "ordId": str(fill.order_id),
-        "posSide": fill.position_side.value, "side": "buy" if buys else "sell", "subType": subtype, "tag": tag,
+        "posSide": fill.position_side.value, "side": "buy" if buys else "sell", "subType": subtype(fill), "tag": tag,
         "tradeId": str(fill.trade_id),
         "ts": ms(f.ts_ns),
     }  # fmt: skip
+
+
+def subtype(fill: PaperFill) -> str:
+    """Return the ``subType`` of a fill and its bill: why the exchange closed; else buy and sell, or what it did to a side.
+
+    Source: OKX API v5, bill subtypes: 1 buy, 2 sell, 3 open long, 4 open short, 5 close long, 6 close short.
+    """
+    f, buys = fill.fill, fill.fill.signed_lots > 0
+    pair = _CLOSING_SUBTYPES.get(f.exit_kind) if f.exit_kind else None
+    if pair is not None:
+        return pair[1] if buys else pair[0]
+    names = {PositionSide.NET: ("1", "2"), PositionSide.LONG: ("3", "5"), PositionSide.SHORT: ("6", "4")}
+    return names[fill.position_side][0 if buys else 1]
 
 
 def pushed_fields(fill: PaperFill | None, instrument: Instrument, last: float, row: Row) -> Row:
