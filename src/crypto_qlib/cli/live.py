@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from crypto_qlib.cli import live_journal
+from crypto_qlib.cli import live_journal, live_notices
 from crypto_qlib.cli.asked import asked, out
 from crypto_qlib.core.errors import RetryLater, UserError
 
@@ -28,6 +28,7 @@ _Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 def register(root: typer.Typer) -> None:
     """Add this group to ``root``."""
     live_journal.register(_app)
+    live_notices.register(_app)
     root.add_typer(_app, name="live")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from crypto_qlib.live_trading.signal_processor import Contracts, Scorer, SignalP
 from crypto_qlib.modeling.artefact import TrainedModel
 from crypto_qlib.modeling.train_model import predict_row
 from crypto_qlib.portfolio.rules import rules_from_settings
+from crypto_qlib.scheduler.alerting import alerting
 from crypto_qlib.settings.schema import Settings
 from crypto_qlib.settings.secrets import Secrets
 from crypto_qlib.store.control_book import ControlBook
@@ -70,6 +71,8 @@ class SessionInputs:
         Gives what is known beside the bars by now; asked again at every bar.
     live : Path, optional
         Folder of the session's card, kill file and figures; beside the ledger where not given.
+    secrets : Secrets
+        Addresses alerts are sent to.
     """
 
     model: TrainedModel
@@ -82,6 +85,7 @@ class SessionInputs:
     members: Membership | None = None
     side: Callable[[], SideData] = SideData
     live: Path | None = None
+    secrets: Secrets = field(default_factory=Secrets)
 
 
 def session_ledger(settings: Settings, secrets: Secrets, run_folder: Path) -> LedgerPlace:
@@ -151,7 +155,8 @@ async def trade_bars(
         if step is not None and file is not None:  # the embedded account is born anew with the exchange, and so is its ledger
             for leftover in file.parent.glob(f"{file.name}*"):
                 leftover.unlink()
-        ledger = Ledger.open(inputs.ledger, SessionRow(inputs.session_id, first_close_ns, mode, inputs.identity))
+        session = SessionRow(inputs.session_id, first_close_ns, mode, inputs.identity)
+        ledger = Ledger.open(inputs.ledger, session)
         stack.callback(ledger.close)
         book = ControlBook(inputs.ledger, inputs.session_id)
         stack.callback(book.close)
@@ -170,6 +175,7 @@ async def trade_bars(
             clock=SystemClock() if step is None else ManualClock(first_close_ns),
             dead_man_s=settings.live.dead_man_s if step is None else 0,
             controls=Controls(book, folder / KILL_FILE, card.started_ns),
+            tell=stack.enter_context(alerting(settings, inputs.secrets, inputs.ledger, session)),
         )
         result = await run_session(parts, _bar_waiter(step, now_ns), first_close_ns, settings.live.paper_bars, show)
         figures = session_figures(ledger, feed.panel, inputs.instruments, rules)

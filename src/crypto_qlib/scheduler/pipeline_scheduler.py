@@ -339,7 +339,8 @@ class Pipeline:
         session_id = f"{self.settings.exchange.mode}-paper"
         side = partial(load_side, self.paths, self.settings, self.data.collected.symbols)
         inputs = SessionInputs(
-            model, self.data.panel(), instruments, tiers, ledger, session_id, stamp, self.data.members, side, self.paths.live
-        )
+            model, self.data.panel(), instruments, tiers, ledger, session_id, stamp, self.data.members, side, self.paths.live,
+            self.workspace.secrets,
+        )  # fmt: skip
         step = self.workspace.access.embedded().step if self.workspace.access.is_embedded else None
         return await trade_bars(gateway, self.settings, inputs, step, self._show_paper)

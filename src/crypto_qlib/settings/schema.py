@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from crypto_qlib.core.clock import FRAME_NS
 from crypto_qlib.core.costs import FeeSchedule
 from crypto_qlib.core.fees import FeeHistory, account_fees
+from crypto_qlib.settings.alert_schema import AlertSettings
 from crypto_qlib.settings.model_schema import ModelSettings
 from crypto_qlib.settings.section import Fraction, Frame, IsoTime, Names, Section
 
@@ -443,6 +444,7 @@ class Settings(Section):
     backtest: BacktestSettings = BacktestSettings()
     exchange: ExchangeSettings = ExchangeSettings()
     live: LiveSettings = LiveSettings()
+    alerts: AlertSettings = AlertSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     store: StoreSettings = StoreSettings()

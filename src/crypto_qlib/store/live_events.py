@@ -54,6 +54,10 @@ class EventKind(StrEnum):
     """An order was refused, dropped, cancelled, or is unresolved."""
     CYCLE = "cycle"
     """A decision was skipped or late."""
+    SUMMARY = "summary"
+    """The day in a few lines."""
+    GAP = "gap"
+    """Live and its own backtest differ by more than the bound."""
 
 
 @dataclass(frozen=True, slots=True)

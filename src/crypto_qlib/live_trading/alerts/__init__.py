@@ -1,0 +1,1 @@
+"""How does a person learn of it, without trading ever waiting for a message?"""
