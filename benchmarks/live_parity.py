@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crypto_qlib.backtest.bookkeeping import Execution
+from crypto_qlib.backtest.desk import Execution
 from crypto_qlib.backtest.engine import run_backtest
 from crypto_qlib.backtest.inputs import BacktestInputs
 from crypto_qlib.backtest.result import BacktestResult

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import sqlalchemy as sa
 
 from crypto_qlib.core.clock import NS_PER_HOUR, ManualClock
 from crypto_qlib.core.costs import FeeSchedule
-from crypto_qlib.core.order import OrderStatus
+from crypto_qlib.core.order import ExitKind, Fill, OrderStatus
+from crypto_qlib.exchange.embedded.order_parsing import ANONYMOUS
 from crypto_qlib.exchange.embedded.paper_book import AlgoOrder
 from crypto_qlib.exchange.embedded.server import EmbeddedExchange, EmbeddedOptions
 from crypto_qlib.exchange.okx import OkxGateway
@@ -31,6 +32,7 @@ from crypto_qlib.live_trading.signal_processor import Contracts, SignalProcessor
 from crypto_qlib.portfolio.market_columns import history_bars
 from crypto_qlib.settings.schema import ExchangeSettings
 from crypto_qlib.store.ledger import Ledger, SessionRow, sqlite_engine
+from crypto_qlib.venue.snapshot import PositionSnapshot
 from crypto_qlib.venue.venue_config import VenueConfig
 from tests.live_trading.test_parity import RULES, START_NS, WARM_UP, Tape, score
 
@@ -148,6 +150,8 @@ class Rig:
     exchange: EmbeddedExchange
     way: Way
     cycles: int = 0
+    finished: Callable[[PaperView], None] | None = None
+    before_step: Callable[[int], Awaitable[None]] | None = None
 
     @property
     def now_ns(self) -> int:
@@ -164,34 +168,56 @@ class Rig:
         """Live through ``n_bars`` bars; ``None`` where the session died on the way."""
         self.way.switch.next_life(fatal, after)
         try:
-            return await live(self.way, self.now_ns, n_bars, self._finished)
+            way = replace(self.way, step=self._step)
+            return await live(way, self.now_ns, n_bars, self._finished)
         except KilledError:
             return None
 
     def _finished(self, view: PaperView) -> None:
         """Look at the books when a cycle is over; orders still under way are exempt until they are final."""
         self.cycles += 1
-        self.check(frozenset(view.pending))
+        if self.finished is not None:
+            self.finished(view)
+        else:
+            self.check(frozenset(view.pending))
+
+    async def _step(self) -> int:
+        if self.before_step is not None:
+            await self.before_step(self.now_ns)
+        return await self.exchange.step()
+
+    def held(self) -> dict[str, PositionSnapshot]:
+        """Return the open positions by symbol."""
+        return {p.position.symbol: p for p in self.exchange.venue.exchange.snapshot(self.account_id).positions}
+
+    def unprotected(self) -> set[str]:
+        """Return the symbols of positions without a live stop."""
+        algos = [a for a in self.exchange._keeper.desk.book.algos(self.account_id) if a.state == "live"]
+        return {s for s, p in self.held().items() if not any(_protects(a, s, p.position.lots) for a in algos)}
+
+    def pending(self) -> tuple[str, ...]:
+        """Return the symbols whose order the ledger does not know to be final."""
+        ledger = Ledger(sqlite_engine(self.way.path), SessionRow(SESSION, FIRST, "embedded", {}))
+        try:
+            return tuple(intent.symbol for intent in ledger.unresolved())
+        finally:
+            ledger.close()
 
     def check(self, pending: frozenset[str] = frozenset()) -> None:
         """Check what must hold after every cycle; looks at the exchange itself, not through its API."""
-        venue, book = self.exchange.venue.exchange, self.exchange._keeper.desk.book
-        held = {p.position.symbol: p for p in venue.snapshot(self.account_id).positions}
-        assert len(held.keys() | pending) <= RULES.max_open
-        algos = [a for a in book.algos(self.account_id) if a.state == "live"]
-        for symbol, position in held.items():
-            assert any(_protects(a, symbol, position.position.lots) for a in algos), f"{symbol} has no stop"
+        venue = self.exchange.venue.exchange
+        assert len(self.held().keys() | pending) <= RULES.max_open
+        assert self.unprotected() == set(), "without a stop"
         fills = venue.fills(self.account_id)
         assert_no_decision_twice(fills, [(o.request.client_order_id, o.status) for o in venue.orders(self.account_id)])
         ledger = Ledger(sqlite_engine(self.way.path), SessionRow(SESSION, FIRST, "embedded", {}))
         try:
-            ours = Counter(
-                (f.ts_ns, f.symbol, f.signed_lots, f.client_order_id) for f in ledger.fills() if f.symbol not in pending
-            )
-            theirs = Counter((f.ts_ns, f.symbol, f.signed_lots, f.client_order_id) for f in fills if f.symbol not in pending)
+            ours = Counter((f.ts_ns, f.symbol, f.signed_lots, _name(f)) for f in ledger.fills() if f.symbol not in pending)
+            theirs = Counter((f.ts_ns, f.symbol, f.signed_lots, _name(f)) for f in fills if f.symbol not in pending)
             assert ours == theirs, (ours - theirs, theirs - ours)
             intended = {i.client_order_id for i in ledger.intents()}
-            sent = {o.request.client_order_id for o in venue.orders(self.account_id) if o.request.client_order_id}
+            sent = {o.request.client_order_id for o in venue.orders(self.account_id)} - {""}
+            sent = {coid for coid in sent if not coid.startswith(ANONYMOUS)}
             assert sent <= intended, "sent without being written first"
             for order in venue.orders(self.account_id):
                 row = ledger.order(order.request.client_order_id)
@@ -201,8 +227,18 @@ class Rig:
             ledger.close()
 
 
+def _name(fill: Fill) -> str:
+    """Return the client's id; what the exchange calls its own orders stays with it."""
+    return "" if fill.client_order_id.startswith(ANONYMOUS) else fill.client_order_id
+
+
 def _protects(algo: AlgoOrder, symbol: str, lots: int) -> bool:
-    return algo.key[0] == symbol and algo.closes_long is (lots > 0) and algo.protection.stop_price is not None
+    if algo.key[0] != symbol or algo.closes_long is not (lots > 0):
+        return False
+    if algo.trigger is None:
+        return algo.protection.stop_price is not None
+    asked = algo.trigger.request
+    return asked.lots in (0, abs(lots)) and any(leg.exit_kind is ExitKind.STOP for leg in asked.legs)
 
 
 def assert_no_decision_twice(fills: Any, orders: list[tuple[str, OrderStatus]]) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import sqlalchemy as sa
 
-from crypto_qlib.core.errors import DoNotRetry, RetryLater
-from crypto_qlib.core.order import Fill, OrderRequest
+from crypto_qlib.core.errors import DoNotRetry, RetryLater, SkipCycle
+from crypto_qlib.core.order import Fill, MarginMode, OrderRequest
 from crypto_qlib.exchange.gateway import OrderReport
-from tests.live_trading.paper_fakes import FakeExchange
+from tests.live_trading.paper_fakes import SYMBOLS, FakeExchange
 from tests.live_trading.test_runner import FIRST, TAPE, run, sound
 
 
@@ -87,3 +88,33 @@ async def test_a_bar_costs_the_same_however_many_came_before(tmp_path: Path) -> 
     for table in ("equity", "fills", "intents", "funding", "journal"):
         whole = [s for s in asked if f"WHERE {table}.session_id = ?" in s and " AND " not in s]
         assert len(whole) <= 4, (table, len(whole))
+
+
+class Suspends(FakeExchange):
+    """One symbol stops trading: whatever is asked of it is refused for now."""
+
+    suspended = "AAAUSDT"
+
+    async def set_leverage(self, symbol: str, leverage: float, margin_mode: MarginMode) -> None:
+        self._refuse(symbol)
+        await super().set_leverage(symbol, leverage, margin_mode)
+
+    async def place(self, request: OrderRequest) -> OrderReport:
+        self._refuse(request.symbol)
+        return await super().place(request)
+
+    def _refuse(self, symbol: str) -> None:
+        if symbol == self.suspended and self.now_ns > FIRST + 2 * TAPE.frame_ns:
+            raise SkipCycle("the instrument is suspended")
+
+
+@pytest.mark.parametrize("symbol", SYMBOLS)
+async def test_an_instrument_that_does_not_trade_holds_up_no_other(symbol: str, tmp_path: Path) -> None:
+    exchange = Suspends(TAPE, FIRST)
+    exchange.suspended = symbol
+    result = await run(exchange, tmp_path / "l.sqlite", 12)
+    sound(exchange, tmp_path / "l.sqlite")
+    assert not any("skipped" in alert for alert in result.alerts)
+    later = [f for f in exchange.executed if f.ts_ns > FIRST + 2 * TAPE.frame_ns]
+    assert later
+    assert {f.symbol for f in later} <= set(SYMBOLS) - {symbol}

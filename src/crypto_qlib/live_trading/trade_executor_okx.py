@@ -5,7 +5,7 @@ dies in between, the ledger knows every order that may exist. The classes of ``c
 
 =================  ==========================================================================
 ``RetryLater``     said not to be carried out: looked up, then the same request again, ``max_tries`` in all
-``DoNotRetry``     the order is rejected, with the exchange's words
+``DoNotRetry``     the order is rejected, with the exchange's words; so too ``SkipCycle``: that instrument does not trade now
 ``OutcomeUnknown``  never sent again: reported as unknown, the session looks it up by its id
 ``HaltTrading``    passes through to the runner, which asks for ``HALTED``
 =================  ==========================================================================
@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from crypto_qlib.core.clock import Clock
-from crypto_qlib.core.errors import DoNotRetry, OutcomeUnknown, RetryLater
+from crypto_qlib.core.errors import DoNotRetry, OutcomeUnknown, RetryLater, SkipCycle
 from crypto_qlib.core.order import OrderRequest, OrderStatus
 from crypto_qlib.exchange.gateway import Gateway, OrderReport
 from crypto_qlib.live_trading import events as ev
@@ -69,7 +69,7 @@ class TradeExecutor:
             except RetryLater as e:
                 reason = str(e)
                 await self._sleep(e.retry_after_s)
-            except (DoNotRetry, OutcomeUnknown) as e:  # an unknown outcome is not a verified one: no order may follow
+            except (DoNotRetry, OutcomeUnknown, SkipCycle) as e:  # an unknown outcome is not a verified one: no order follows
                 return ev.LeverageRefused(self._clock.now_ns(), instruction.symbol, str(e))
             else:
                 return ev.LeverageSet(self._clock.now_ns(), instruction.symbol, instruction.leverage)
@@ -94,8 +94,10 @@ class TradeExecutor:
                 return self._reported(await self._gateway.place(instruction.request))
             except RetryLater as e:
                 await self._sleep(e.retry_after_s)
-            except DoNotRetry as e:
-                return self._ended(coid, str(e)) if e.code != _ID_IN_USE else ev.OrderUnknown(self._clock.now_ns(), coid)
+            except (DoNotRetry, SkipCycle) as e:  # skipped: this instrument does not trade now; the orders of others go on
+                if not (isinstance(e, DoNotRetry) and e.code == _ID_IN_USE):
+                    return self._ended(coid, str(e))
+                break
             except OutcomeUnknown:
                 break
         return ev.OrderUnknown(self._clock.now_ns(), coid)
@@ -104,7 +106,7 @@ class TradeExecutor:
         """Look before an order is sent again: an id is free again once its order is final, so the same one could fill twice."""
         try:
             report = await self._gateway.order(request.symbol, request.client_order_id)
-        except (RetryLater, OutcomeUnknown):
+        except (RetryLater, OutcomeUnknown, SkipCycle):
             return ev.OrderUnknown(self._clock.now_ns(), request.client_order_id)
         return None if report is None else self._reported(report)
 
@@ -126,7 +128,7 @@ class TradeExecutor:
             await self._sleep(LOOKUP_PAUSE_S * 2.0 ** (instruction.attempt - 2))
         try:
             report = await self._gateway.order(instruction.symbol, instruction.client_order_id)
-        except (RetryLater, OutcomeUnknown):
+        except (RetryLater, OutcomeUnknown, SkipCycle):
             return ev.OrderUnknown(self._clock.now_ns(), instruction.client_order_id)
         if report is None:
             return ev.OrderNotFound(self._clock.now_ns(), instruction.client_order_id)
@@ -143,7 +145,7 @@ class TradeExecutor:
             except RetryLater as e:
                 reason = str(e)
                 await self._sleep(e.retry_after_s)
-            except DoNotRetry as e:
+            except (DoNotRetry, SkipCycle) as e:
                 return ev.StopRefused(self._clock.now_ns(), symbol, str(e))
             except OutcomeUnknown:
                 return ev.StopSent(self._clock.now_ns(), symbol)
@@ -152,8 +154,9 @@ class TradeExecutor:
         return ev.StopRefused(self._clock.now_ns(), symbol, reason)
 
     def give_up(self, instruction: ev.GiveUpOrder) -> None:
-        """Write the session's conclusion that an order never reached the exchange."""
-        self._ended(instruction.client_order_id, instruction.reason)
+        """Write the session's conclusion that an order never reached the exchange; one never written was never sent."""
+        if self._ledger.order(instruction.client_order_id) is not None:
+            self._ended(instruction.client_order_id, instruction.reason)
 
     def _reported(self, report: OrderReport) -> ev.OrderReported:
         """Write what the exchange says; a report older than what the ledger knows changes nothing."""
