@@ -30,6 +30,7 @@ from crypto_qlib.exchange.okx_stream import BookTick, Dropped, Tick, TradeTick
 from crypto_qlib.exchange.request_budget import LIMITS, WINDOW_NS, RequestBudget
 from crypto_qlib.scheduler.data_watch import Watch, next_round_ns, watch
 from crypto_qlib.settings.schema import DataSettings, ExchangeSettings
+from crypto_qlib.store import lake as lake_module
 from crypto_qlib.store.event_log import EventLog
 from crypto_qlib.store.lake import EVENT, TIME, Kind, Lake, Series
 from tests.data_collector.fake_exchange import T0, FakeExchange, part, walk, with_values
@@ -155,6 +156,47 @@ def test_minutes_of_flow_count_each_trade_once_and_average_the_books() -> None:
     assert rows["imbalance"][1] == pytest.approx(0.25)
     assert rows["spread_bps"][1] == pytest.approx(200.0)
     assert math.isnan(told([], 66.0).get("imbalance", np.array([math.nan]))[0])
+
+
+def test_spreads_of_trades_and_slopes_of_the_book_on_a_hand_worked_minute() -> None:
+    def levels(second: float, mid: float) -> BookTick:
+        """Two levels a side, 1 and 2 % away from the mid, 3 and 5 coins bid, half of that offered."""
+        bids = np.array([[0.99 * mid, 3.0], [0.98 * mid, 5.0]])
+        asks = np.array([[1.01 * mid, 1.5], [1.02 * mid, 2.5]])
+        return BookTick("BTCUSDT", Book(T0 + int(second * NS_PER_S), bids, asks))
+
+    def deal(k: int, second: float, price: float, size: float) -> TradeTick:
+        return TradeTick("BTCUSDT", f"d{k}", T0 + int(second * NS_PER_S), price, size)
+
+    ticks: list[tuple[float, Tick]] = [(-20.0, trade(0, -20, 1.0)), (-19.0, levels(-19, 100.0))]
+    ticks += [(1.0, levels(1.0, 100.0)), (2.0, deal(1, 2.0, 101.0, 2.0)), (3.0, deal(2, 3.0, 98.0, -1.0))]
+    ticks += [(3.5, levels(3.5, 200.0)), (3.6, deal(3, 3.4, 101.0, 3.0))]  # told after a book it came before
+    ticks += [(7.0, levels(7.0, 100.5)), (9.0, levels(9.0, 102.0))]
+    ticks += [(50.0, deal(4, 50.0, 150.0, 9.0))]  # no book for 41 s: nobody knows the mid
+    rows = {name: values[1] for name, values in told(ticks, 66.0).items()}
+    # Mid 100 for all three: 2 coins at 2 x 1 %, 1 at 2 x 2 %, 3 at 2 x 1 %, in basis points.
+    assert rows["effective_bps"] == pytest.approx((2 * 200.0 + 400.0 + 3 * 200.0) / 6)
+    # The buys at 2.0 s and 3.4 s meet 100.5 (at 7 s) and 102 (at 9 s); the sell at 98 of 3.0 s meets 102.
+    first, sold, late = 2 * (101 / 100.5 - 1), -2 * (98 / 102.0 - 1), 2 * (101 / 102.0 - 1)
+    assert rows["realised_bps"] == pytest.approx((2 * first + sold + 3 * late) / 6 * 1e4)
+    per_mid = np.mean([100.0, 200.0, 100.5, 102.0])
+    assert rows["bid_slope"] == pytest.approx((0.99 * 3 + 0.98 * 5) * per_mid / 200.0)
+    assert rows["ask_slope"] == pytest.approx((1.01 * 1.5 + 1.02 * 2.5) * per_mid / 200.0)
+
+
+def test_minutes_written_before_a_column_was_there_lack_it_and_take_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    series, later = Series(Kind.ORDER_FLOW, "1m", "BTCUSDT"), lake_module._LATER[Kind.ORDER_FLOW]
+    row = dict.fromkeys(lake_module._VALUES[Kind.ORDER_FLOW], np.array([1.0]))
+    with monkeypatch.context() as earlier:
+        old = {n: t for n, t in lake_module._VALUES[Kind.ORDER_FLOW].items() if n not in later}
+        earlier.setitem(lake_module._VALUES, Kind.ORDER_FLOW, old)
+        Lake(tmp_path).upsert(series, {TIME: np.array([T0]), **{n: row[n] for n in old}})
+    assert Lake(tmp_path).upsert(series, {TIME: np.array([T0 + NS_PER_MINUTE]), **row}).added == 1
+    found = Lake(tmp_path).read(series, columns=("buy", "realised_bps"))
+    assert found["buy"].tolist() == [1.0, 1.0]
+    assert np.isnan(found["realised_bps"]).tolist() == [True, False]
 
 
 def test_a_lost_connection_is_a_hole_from_the_last_thing_heard_to_the_next() -> None:

@@ -19,6 +19,7 @@ from crypto_qlib.feature_engineering.feature_generator import (
     settings_for_panel,
 )
 from crypto_qlib.feature_engineering.feature_sets import FEATURE_SETS
+from crypto_qlib.feature_engineering.side_data import KNOWN_FROM, SIDE_SERIES
 from crypto_qlib.settings.schema import FeatureSettings
 from tests.noise_market import changed, noise_panel, same_bits, with_other_future
 from tests.side_market import noise_side, side_with_other_future
@@ -125,6 +126,9 @@ def test_catalogue_names_are_unique_and_described() -> None:
     specs = feature_catalogue(ALL)
     assert len({s.name for s in specs}) == len(specs)
     assert all(s.formula and s.unit and s.lookback_bars >= 1 and s.known_at for s in specs)
+    vague = [s.name for s in specs if s.needs not in {"", "mark"} and s.known_at == "close of bar t"]
+    assert vague == [], "what comes from beside the bars says from when its source is known"
+    assert set(KNOWN_FROM) == {*SIDE_SERIES, "funding"}
     assert FRAME.names == tuple(s.name for s in specs)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from crypto_qlib.core.clock import NS_PER_HOUR, NS_PER_MINUTE, NS_PER_S
@@ -41,6 +42,7 @@ def lake(tmp_path: Path) -> Lake:
     lake.upsert(Series(Kind.TAKER_VOLUME, "1h", BTC), rows(buy=3.0, sell=1.0))
     lake.upsert(Series(Kind.OPEN_INTEREST, EVENT, BTC), rows(open_interest=5.0))
     flow = {"buy": 1.0, "sell": 1.0, "n_trades": 2.0, "imbalance": 0.2, "spread_bps": 2.0, "depth_quote": 1e6, "n_books": 9.0}
+    flow |= {"bid_slope": 3e4, "ask_slope": 1e4, "effective_bps": 2.0, "realised_bps": -1.0}
     lake.upsert(Series(Kind.ORDER_FLOW, "1m", BTC), rows(**flow, is_whole=1.0))
     lake.upsert(Series(Kind.ORDER_FLOW, "1m", BTC), rows(**flow | {"imbalance": 0.9}, is_whole=0.0, at=T + NS_PER_MINUTE))
     return lake
@@ -50,10 +52,30 @@ def test_each_series_of_the_lake_is_known_when_it_could_be(lake: Lake) -> None:
     found = lake_series(lake, [BTC, "ETHUSDT"], "1h")
     known = {name: int(r.known_ns[-1] - T) / NS_PER_S for (name, _), r in found.items()}
     assert known == {"index_close": 3600.0, "taker_buy_volume": 3600.0, "open_interest": 0.0, "book_imbalance": 65.0,
-                     "book_spread": 65.0, "book_depth": 65.0}  # fmt: skip
+                     "book_spread": 65.0, "book_depth": 65.0, "book_slope": 65.0, "book_slope_skew": 65.0,
+                     "effective_spread": 65.0, "realised_spread": 65.0}  # fmt: skip
     assert found["book_imbalance", BTC].value.tolist() == [0.2], "a minute with a hole is left out"
     assert found["book_spread", BTC].value[0] == pytest.approx(2e-4)
+    assert found["book_slope", BTC].value[0] == pytest.approx(np.log10(2e4))
+    assert found["book_slope_skew", BTC].value[0] == pytest.approx(np.log(3.0))
+    assert found["realised_spread", BTC].value[0] == pytest.approx(-1e-4)
     assert "taker_buy_volume" not in {name for name, _ in lake_series(lake, [BTC], "4h")}, "hours are no bars of four"
+
+
+def test_spreads_of_trades_are_means_of_an_hour_by_volume_that_do_not_depend_on_older_minutes(lake: Lake) -> None:
+    rng = np.random.default_rng(5)
+    ts = T + NS_PER_MINUTE * np.sort(rng.choice(np.arange(100, 500), 250, replace=False))
+    columns = {n: rng.uniform(1.0, 9.0, ts.size) for n in ("buy", "sell", "n_trades", "imbalance", "spread_bps", "depth_quote",
+                                                           "n_books", "bid_slope", "ask_slope", "effective_bps")}  # fmt: skip
+    columns |= {"is_whole": np.ones(ts.size), "realised_bps": np.where(rng.random(ts.size) < 0.2, np.nan, 1.0)}
+    lake.upsert(Series(Kind.ORDER_FLOW, "1m", BTC), {"ts": ts, **columns})
+    found = lake_series(lake, [BTC], "1h")["effective_spread", BTC]
+    frame = pd.DataFrame({"x": columns["effective_bps"] * 1e-4, "w": columns["buy"] + columns["sell"]}, pd.to_datetime(ts))
+    hour = frame.assign(xw=frame["x"] * frame["w"]).rolling("60min").sum()
+    np.testing.assert_allclose(found.value[-250:], (hour["xw"] / hour["w"]).to_numpy(), rtol=1e-12)
+    young = Lake(lake.root.with_name("young"))
+    young.upsert(Series(Kind.ORDER_FLOW, "1m", BTC), {"ts": ts[100:], **{n: v[100:] for n, v in columns.items()}})
+    assert np.array_equal(lake_series(young, [BTC], "1h")["effective_spread", BTC].value[-80:], found.value[-80:])
 
 
 def test_hourly_open_interest_comes_before_snapshots_of_another_unit(lake: Lake) -> None:

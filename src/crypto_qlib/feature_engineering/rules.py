@@ -13,6 +13,7 @@ import numpy.typing as npt
 from crypto_qlib.core.jit import njit
 from crypto_qlib.feature_engineering.bar_series import EMA_BARS, SIGNAL_BARS, FeatureInputs
 from crypto_qlib.feature_engineering.feature_frame import FeatureSpec, Float32Array
+from crypto_qlib.feature_engineering.side_data import KNOWN_FROM
 from crypto_qlib.feature_engineering.window_ops import (
     ATR,
     EMA_TO_CLOSE,
@@ -22,6 +23,7 @@ from crypto_qlib.feature_engineering.window_ops import (
     evaluate,
 )
 
+_CLOSE = "close of bar t"
 _RECURSIVE = (EMA_TO_CLOSE, RSI, ATR)
 
 
@@ -76,7 +78,10 @@ class FeatureRule:
         """Return the catalogue entry."""
         formula = f"rank over symbols of {self.formula}" if self.ranked else self.formula
         unit = "rank" if self.ranked else self.unit
-        return FeatureSpec(self.name, group, formula, unit, self.lookback_bars, needs=self.needs)
+        known_at = (
+            f"close of bar t, of what was known by then: {KNOWN_FROM[self.needs]}" if self.needs in KNOWN_FROM else _CLOSE
+        )
+        return FeatureSpec(self.name, group, formula, unit, self.lookback_bars, known_at, self.needs)
 
     def code(self) -> tuple[int, int, int, int, int]:
         """Return the row the compiled evaluator reads."""

@@ -79,9 +79,38 @@ SIDE_SERIES: Final[dict[str, SideSpec]] = {
         SideSpec("book_imbalance", Key.SYMBOL, NS_PER_HOUR, "(bid - ask) / (bid + ask) of depth near the mid"),
         SideSpec("book_spread", Key.SYMBOL, NS_PER_HOUR, "(ask - bid) / mid"),
         SideSpec("book_depth", Key.SYMBOL, NS_PER_HOUR, "log10 USDT of the best five levels of both sides"),
+        SideSpec(
+            "book_slope", Key.SYMBOL, NS_PER_HOUR, "log10 USDT a basis point of distance from the mid, mean of both sides"
+        ),
+        SideSpec("book_slope_skew", Key.SYMBOL, NS_PER_HOUR, "log(slope of the bids / slope of the asks)"),
+        SideSpec("effective_spread", Key.SYMBOL, NS_PER_HOUR, "2 |price - mid| / mid of an hour's trades"),
+        SideSpec("realised_spread", Key.SYMBOL, NS_PER_HOUR, "2 side (price - mid 5 s later) / mid of an hour's trades"),
     )
 }
 """Every side series by name. ``carry_ns = 0``: the value must have become known at the very close of its bar."""
+
+_ON_CHAIN: Final = "a day from the time its source calls it complete, else 08:00 UTC of the next"
+_MINUTES: Final = "a minute from 5 s after its end"
+KNOWN_FROM: Final[dict[str, str]] = {
+    "funding": "a settled rate from the bar that opens at its settlement",
+    "qqq_1h_open": "an hour of New York from its end and the quote's delay",
+    "qqq_1h_close": "an hour of New York from its end and the quote's delay",
+    "qqq_1d_close": "a session from an hour after its close",
+    "fear_greed": "a day's index from 00:45 UTC of that day",
+    "btc_dominance": "from when it was asked for",
+    "total_market_cap": "from when it was asked for",
+    "pageviews": "a day's views from the end of the next day",
+    "active_addresses": _ON_CHAIN, "tx_count": _ON_CHAIN, "mvrv": _ON_CHAIN, "nvt": _ON_CHAIN, "whale_supply": _ON_CHAIN,
+    "supply": _ON_CHAIN, "exchange_inflow_usd": _ON_CHAIN, "exchange_outflow_usd": _ON_CHAIN,
+    "open_interest": "an hour's from its end, a snapshot from when it was asked for",
+    "long_short_ratio": "an hour's from its end",
+    "predicted_funding": "from when it was asked for",
+    "taker_buy_volume": "a bar's from its close",
+    "index_close": "a bar's from its close",
+    "book_imbalance": _MINUTES, "book_spread": _MINUTES, "book_depth": _MINUTES, "book_slope": _MINUTES,
+    "book_slope_skew": _MINUTES, "effective_spread": _MINUTES, "realised_spread": _MINUTES,
+}  # fmt: skip
+"""From when a value of each input beside the bars is known, in words, as a rule; every value carries its own time."""
 
 
 @dataclass(frozen=True, slots=True)

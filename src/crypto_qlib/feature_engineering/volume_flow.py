@@ -113,6 +113,43 @@ def volume_flow_rules(frame_ns: int) -> tuple[FeatureRule, ...]:
             needs="book_depth",
         ),
         FeatureRule(
+            "BOOK_SLOPE",
+            o.VALUE,
+            "log10 USDT a basis point of distance from the mid, five levels, mean of both sides",
+            "log10",
+            v["book_slope"],
+            needs="book_slope",
+        ),
+        FeatureRule(
+            "BOOK_SLOPE_SKEW",
+            o.VALUE,
+            "log(slope of the bids / slope of the asks)",
+            "log ratio",
+            v["book_slope_skew"],
+            needs="book_slope_skew",
+        ),
+        FeatureRule(
+            "EFFECTIVE_SPREAD",
+            o.VALUE,
+            "mean by volume of 2 |price - mid| / mid over the trades of an hour",
+            series=v["effective_spread"],
+            needs="effective_spread",
+        ),
+        *(
+            FeatureRule(
+                name,
+                op,
+                f"mean by volume of 2 side (price - mid 5 s later) / mid over the trades of {span}",
+                series=v["realised_spread"],
+                window=window,
+                needs="realised_spread",
+            )
+            for name, op, span, window in (
+                ("REALISED_SPREAD", o.VALUE, "an hour", 1),
+                ("REALISED_SPREAD24", o.MEAN, "24 bars", 24),
+            )
+        ),
+        FeatureRule(
             "BOOK_AGE",
             o.VALUE,
             "hours since the snapshot was known",

@@ -93,10 +93,13 @@ _VALUES: Final[dict[Kind, dict[str, pa.DataType]]] = {
     Kind.TAKER_VOLUME: dict.fromkeys(("buy", "sell"), pa.float64()),
     Kind.FUNDING_QUOTES: {"rate": pa.float64(), "settles_ns": pa.int64()},
     Kind.ORDER_FLOW: dict.fromkeys(
-        ("buy", "sell", "n_trades", "imbalance", "spread_bps", "depth_quote", "n_books", "is_whole"), pa.float64()
+        ("buy", "sell", "n_trades", "imbalance", "spread_bps", "depth_quote", "n_books", "is_whole", "bid_slope", "ask_slope",
+         "effective_bps", "realised_bps"), pa.float64()
     ),
-}
+}  # fmt: skip
 """Value columns of each kind of series."""
+_LATER: Final = {Kind.ORDER_FLOW: frozenset(("bid_slope", "ask_slope", "effective_bps", "realised_bps"))}
+"""Columns a kind was given after files of it had been written: NaN in a file without them."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -274,6 +277,8 @@ class Lake:
     def _read_file(self, kind: Kind, path: Path, names: Sequence[str] | None = None) -> Columns:
         table = read_table(path, (TIME, *(_VALUES[kind] if names is None else names)))
         rows: Columns = {n: table.column(n).to_numpy() for n in table.column_names if n != TIME}
+        for name in _LATER.get(kind, frozenset()) & (set(_VALUES[kind] if names is None else names) - set(rows)):
+            rows[name] = np.full(table.num_rows, np.nan)
         return {TIME: table.column(TIME).cast(pa.int64()).to_numpy(), **rows}
 
     def span(self, series: Series) -> Range | None:
