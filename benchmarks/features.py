@@ -58,6 +58,31 @@ out["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 print(json.dumps(out))
 """
 
+OURS = """
+import json, resource, sys
+from benchmarks.features import panel_of
+from crypto_qlib.feature_engineering.feature_generator import build_features
+from crypto_qlib.settings.schema import FeatureSettings
+chosen = FeatureSettings(sets=(sys.argv[1],))
+panel = panel_of(int(sys.argv[2]), int(sys.argv[3]))
+build_features(panel.rows(0, 200), chosen)
+before = int(next(x for x in open("/proc/self/status") if x.startswith("VmRSS")).split()[1])
+size = build_features(panel, chosen).values.nbytes
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({"result_gb": size / 2**30, "taken_gb": (peak - before) / 2**20, "peak_gb": peak / 2**20}))
+"""
+
+
+def memory(group: str, n_bars: int, n_symbols: int) -> None:
+    """Print what our build of ``group`` takes in a process of its own, beside the size of its result."""
+    command = [sys.executable, "-c", OURS, group, str(n_bars), str(n_symbols)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    r = json.loads(done.stdout.strip().splitlines()[-1])
+    print(f"{group}: result {r['result_gb']:.2f} GiB, taken to build {r['taken_gb']:.2f} GiB, process {r['peak_gb']:.2f} GiB",
+          flush=True)  # fmt: skip
+
 
 def panel_of(n_bars: int, n_symbols: int, seed: int = 7) -> MarketPanel:
     """Return a random market whose numbers are float32 already, as Qlib's store holds them."""
@@ -123,6 +148,7 @@ def alphas(panel: MarketPanel) -> None:
         print(f"Qlib's process peaked at {theirs['peak_gb']:.1f} GB", flush=True)
         for group, loader in (("alpha360", "Alpha360DL"), ("alpha158", "Alpha158DL")):
             compare(panel, folder, group, loader)
+            memory(group, panel.n_bars, len(panel.symbols))
             chosen = FeatureSettings(sets=(group,))  # type: ignore[arg-type]
             row(f"{group}, all bars", cpu(lambda c=chosen: build_features(panel, c)), theirs[loader], "Qlib's loader")  # type: ignore[misc]
             newest = cpu(lambda c=chosen: latest_features(panel, c), 15)  # type: ignore[misc]
