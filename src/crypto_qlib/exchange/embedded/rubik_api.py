@@ -1,8 +1,8 @@
 """``/api/v5/rubik/stat/*``: statistics over time, as far as the market behind the server knows them.
 
 Source: OKX API v5, "Trading Statistics": ``contracts/open-interest-history`` (``[ts, contracts, coins, usd]``) and
-``taker-volume-contract`` (``[ts, sell, buy]``); newest first, at most 100 rows. Who took what is not part of a market's
-history here, and none is made up: taker volume is empty.
+``taker-volume-contract`` (``[ts, sell, buy]``); newest first, at most 100 rows. A simulated market tells who took what by the
+trades it shows. Recorded candles do not say it, and none is made up: it is empty then.
 """
 
 from __future__ import annotations
@@ -10,12 +10,17 @@ from __future__ import annotations
 import math
 from typing import Final
 
+import numpy as np
+
 from crypto_qlib.core.clock import FRAME_NS, NS_PER_MS
 from crypto_qlib.exchange.embedded.market_window import MarketWindow
+from crypto_qlib.exchange.embedded.taker_tape import taker_coins
 from crypto_qlib.exchange.embedded.wire import Call, WireRefusal, envelope, ms, num
+from crypto_qlib.exchange.gateway import PriceKind
 
 _PERIODS: Final = {"5m": "5m", "15m": "15m", "1H": "1h", "4H": "4h", "1D": "1d", "1Dutc": "1d"}
 _LIMIT: Final = 100
+_UNITS: Final = ("0", "1", "2")
 
 
 class RubikApi:
@@ -45,17 +50,37 @@ class RubikApi:
         return envelope(rows)
 
     def taker_volume(self, call: Call) -> bytes:
-        """Answer ``rubik/stat/taker-volume-contract``: nothing is known."""
-        self._window.known(call.required("instId"))
-        self._stamps(call)
-        return envelope([])
+        """Answer ``rubik/stat/taker-volume-contract``: one row per whole period; ``unit`` 0 coins, 1 contracts, 2 USD."""
+        item, frame_ns = self._window.known(call.required("instId")), self._period(call)
+        unit = call.query.get("unit", "1")
+        if unit not in _UNITS:
+            raise WireRefusal("51000", "unit")
+        opens = [ts for ts in self._stamps(call) if ts + frame_ns <= self._window.clock.market_ns]
+        if not opens or not self._window.source.is_simulated:
+            return envelope([])
+        step_ns = self._window.clock.step_ns
+        bars = self._window.closed_bars(PriceKind.LAST, item.symbol, step_ns, opens[-1], opens[0] + frame_ns)
+        buy, sell = taker_coins(item, bars)
+        if unit == "1":
+            buy, sell = buy / item.ct_val, sell / item.ct_val
+        elif unit == "2":
+            buy, sell = buy * bars.close, sell * bars.close
+        place = (bars.ts_open - opens[-1]) // frame_ns
+        n = (opens[0] - opens[-1]) // frame_ns + 1
+        bought, sold = (np.bincount(place, values, n) for values in (buy, sell))
+        is_known = np.bincount(place, minlength=n) > 0
+        rows = [(ts, (ts - opens[-1]) // frame_ns) for ts in opens]
+        return envelope([[ms(ts), num(float(sold[k])), num(float(bought[k]))] for ts, k in rows if is_known[k]])
 
-    def _stamps(self, call: Call) -> list[int]:
-        """Return the instants asked for, newest first: multiples of the period in ``(begin, end)``, at most 100."""
+    def _period(self, call: Call) -> int:
         period = call.query.get("period", "5m")
         if period not in _PERIODS:
             raise WireRefusal("51000", "period")
-        frame_ns = FRAME_NS[_PERIODS[period]]
+        return FRAME_NS[_PERIODS[period]]
+
+    def _stamps(self, call: Call) -> list[int]:
+        """Return the instants asked for, newest first: multiples of the period in ``(begin, end)``, at most 100."""
+        frame_ns = self._period(call)
         begin, end = call.whole("begin"), call.whole("end")
         now_ns = self._window.clock.market_ns
         stop = min(now_ns + 1, now_ns + 1 if end is None else end * NS_PER_MS)
