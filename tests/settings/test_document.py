@@ -15,7 +15,7 @@ from crypto_qlib.settings.fields import leaves, sections
 from crypto_qlib.settings.load import load_settings
 from crypto_qlib.settings.schema import Settings
 
-SECTIONS = "universe data external features news model strategy backtest exchange live monitoring scheduler store"
+SECTIONS = "universe data external features news model strategy backtest exchange live alerts monitoring scheduler store"
 
 
 def loaded(text: str, folder: Path) -> Settings:
