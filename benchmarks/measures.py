@@ -21,7 +21,6 @@ from benchmarks import workload as w
 from benchmarks.workload_product import build, check, plain_rules
 from crypto_qlib.backtest.engine import run_backtest, run_prepared
 from crypto_qlib.backtest.inputs import BacktestInputs, prepare
-from crypto_qlib.core.market import PANEL_FIELDS
 
 REPS = 15
 
@@ -97,57 +96,60 @@ def kernel_process(name: str) -> dict[str, Any]:
 
 
 def lake(name: str) -> dict[str, Any]:
-    """Load the workload's bars from a lake, run, and write every ledger as parquet."""
-    from crypto_qlib.core.market import BarBlock, FundingBlock  # noqa: PLC0415
-    from crypto_qlib.data_collector.panel import load_panel  # noqa: PLC0415 - pyarrow
-    from crypto_qlib.store.lake import Kind, Lake  # noqa: PLC0415
+    """Load the workload's bars from a lake as ``crypto-qlib backtest`` does, run, and write every ledger as parquet.
 
-    inputs, folder = build(name), w.FOLDER / "lakes" / name
+    The pipeline reads the cleaned bars through :class:`HotPanel`: mapped memory that is served while the stamp of the lake's
+    files and the checksum of the rows say that it is what the lake holds. ``files_s`` is what the month files themselves take,
+    as where nothing was mapped yet.
+    """
+    from crypto_qlib.data_collector.hot_panel import HotPanel  # noqa: PLC0415 - pyarrow
+    from crypto_qlib.data_collector.panel import load_panel  # noqa: PLC0415
+    from crypto_qlib.store.lake import Lake  # noqa: PLC0415
+
+    inputs, folder = build(name), w.FOLDER / "lakes" / f"{name}-clean"
     p, store = inputs.panel, Lake(folder)
-    if not (folder / "done").exists():
-        for j, symbol in enumerate(p.symbols):
-            prices = (np.ascontiguousarray(a[:, j]) for a in (p.open, p.high, p.low, p.close))
-            unknown = np.full(p.n_bars, np.nan)
-            store.write_bars(Kind.CANDLES, "1h", symbol, BarBlock(p.ts_open, *prices, unknown, unknown))
-            paid = ~np.isnan(p.funding_rate[:, j])
-            store.write_funding(symbol, FundingBlock(p.ts_open[paid], p.funding_rate[paid, j]))
-        (folder / "done").touch()
+    span = (p.symbols, int(p.ts_open[0]), int(p.ts_open[-1]) + p.frame_ns)
+    hot = HotPanel(store, w.FOLDER / "lakes" / f"{name}-panels" / "1h", "1h")
+    _written_lake(store, p)
+    if not hot.is_current(*span):
+        hot.renew(*span, w.FOLDER / "lakes" / f"{name}-qlib", lambda _: None)
+    start = time.process_time()
+    load_panel(store, p.symbols, "1h")
+    parts = {"files": time.process_time() - start}
     out = w.FOLDER / "ledgers"
-    parts = {"load": 0.0, "run": 0.0, "write": 0.0}
     for _ in range(2):  # the second time everything is compiled and in the page cache
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
-        start = time.process_time()
-        panel = load_panel(store, p.symbols, "1h", kind=Kind.CANDLES)
-        parts["load"] = time.process_time() - start
+        times = [time.process_time()]
+        panel = hot.serve(*span)
+        times.append(time.process_time())
         result = run_backtest(_with(inputs, panel))
-        parts["run"] = time.process_time() - start - parts["load"]
+        times.append(time.process_time())
         _write_ledgers(result, out)
-        parts["write"] = time.process_time() - start - parts["load"] - parts["run"]
-    whole = sum(parts.values())
+        times.append(time.process_time())
+        parts |= dict(zip(("load", "run", "write"), np.diff(times).tolist(), strict=True))
+    assert hot.is_current(*span), "the panel was read from the month files"
+    whole = parts["load"] + parts["run"] + parts["write"]
     return {"trades": int(result.trades.size), "cpu_s": round(whole, 2), **{f"{k}_s": round(v, 2) for k, v in parts.items()}}
 
 
-def hot(name: str) -> dict[str, Any]:
-    """As :func:`lake`, from the hot panel (mapped files) that collection keeps beside the lake."""
-    from crypto_qlib.store.panel_store import Layout, PanelStore  # noqa: PLC0415 - pyarrow
+def _written_lake(store: Any, p: Any) -> None:
+    """Write the panel's bars and settlements as cleaning leaves them, once."""
+    from crypto_qlib.core.market import FundingBlock  # noqa: PLC0415
+    from crypto_qlib.store.lake import TIME, Kind, Series  # noqa: PLC0415 - pyarrow
 
-    inputs, folder = build(name), w.FOLDER / "panels" / name
-    p = inputs.panel
-    if not (folder / "done").exists():
-        store = PanelStore.create(folder, Layout(p.frame_ns, int(p.ts_open[0]), p.symbols))
-        store.write_rows(0, {field: getattr(p, field) for field in PANEL_FIELDS})
-        (folder / "done").touch()
-    out, parts = w.FOLDER / "ledgers", {}
-    for _ in range(2):
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True)
-        start = time.process_time()
-        panel = PanelStore.open(folder).market_panel()
-        result = run_backtest(_with(inputs, panel))
-        _write_ledgers(result, out)
-        parts = {"cpu_s": round(time.process_time() - start, 2)}
-    return {"trades": int(result.trades.size), **parts}
+    done = store.root / "done"
+    if done.exists():
+        return
+    for j, symbol in enumerate(p.symbols):
+        prices = {k: np.ascontiguousarray(getattr(p, k)[:, j]) for k in ("open", "high", "low", "close")}
+        unknown = np.full(p.n_bars, np.nan)
+        flag = np.zeros(p.n_bars, np.uint16)
+        rows = {TIME: p.ts_open, **prices, "volume": unknown, "quote_volume": unknown, "flag": flag}
+        store.upsert(Series(Kind.CLEAN, "1h", symbol), rows)
+        paid = ~np.isnan(p.funding_rate[:, j])
+        store.write_funding(symbol, FundingBlock(p.ts_open[paid], p.funding_rate[paid, j]))
+    done.touch()
 
 
 def year(_: str) -> dict[str, Any]:
@@ -186,7 +188,7 @@ def _tell(done: int, of: int) -> None:
 
 
 MEASURES: dict[str, Callable[[str], dict[str, Any]]] = {
-    f.__name__: f for f in (loops, scaling, process, kernel_process, lake, hot, year)
+    f.__name__: f for f in (loops, scaling, process, kernel_process, lake, year)
 }
 
 

@@ -16,11 +16,12 @@ from crypto_qlib.backtest.engine import run_backtest
 from crypto_qlib.core.clock import NS_PER_HOUR
 from crypto_qlib.core.costs import FeeSchedule
 from crypto_qlib.core.fees import FeeHistory
-from crypto_qlib.core.order import ExitKind
+from crypto_qlib.core.order import ExitKind, Protection
 from crypto_qlib.portfolio.rules import BY_LIMIT, POST_ONLY
 from tests.backtest.engine_tape import play
 from tests.backtest.test_engine_tapes import BUY_A, PAIR, Own, assert_ends_as_worked, kind_of
-from tests.venue.venue_tape import FLAT, B
+from tests.venue.test_golden_tapes import protect
+from tests.venue.venue_tape import FLAT, ME, B, Tape, order, run
 
 RESTS = {"entry_order": POST_ONLY, "entry_offset": 0.01, "decide_every_bars": 3, "entry_bars": 3}
 TAKES = {**RESTS, "entry_order": BY_LIMIT}
@@ -78,16 +79,16 @@ def test_a_tape_of_resting_entries(tape: Own) -> None:
 def test_a_position_pays_the_rates_in_force_at_each_fill() -> None:
     """Bought at 0.1 %, sold two bars later at 0.05 %: 1000 - 1 + 20 - 0.51."""
     fees = FeeHistory([FeeSchedule(taker=0.001), FeeSchedule(taker=0.0005, valid_from_ns=NS_PER_HOUR)])
-    run = play([FLAT, FLAT, B(102, 102, 102, 102)], BUY_A, 1_000.0, holding_bars=2)
-    assert run_backtest(replace(run, fees=fees)).final_equity == pytest.approx(1_018.49)
+    inputs = play([FLAT, FLAT, B(102, 102, 102, 102)], BUY_A, 1_000.0, holding_bars=2)
+    assert run_backtest(replace(inputs, fees=fees)).final_equity == pytest.approx(1_018.49)
 
 
 @pytest.mark.parametrize(("taker", "survives"), [(0.001, True), (0.02, False)])
 def test_a_new_taker_rate_moves_the_liquidation_mark_of_open_positions(taker: float, survives: bool) -> None:
     """90 / (1 - 0.01 - f): 91.00 at 0.1 %, 92.78 at 2 %; the mark falls to 92."""
     fees = FeeHistory([FeeSchedule(taker=0.001), FeeSchedule(taker=taker, valid_from_ns=NS_PER_HOUR)])
-    run = play([FLAT, B(100, 100, 92, 100)], BUY_A, 1_000.0)
-    result = run_backtest(replace(run, fees=fees))
+    inputs = play([FLAT, B(100, 100, 92, 100)], BUY_A, 1_000.0)
+    result = run_backtest(replace(inputs, fees=fees))
     assert [kind_of(f["kind"]) for f in result.fills] == ([None] if survives else [None, ExitKind.LIQUIDATION])
 
 
@@ -95,7 +96,20 @@ def test_a_new_taker_rate_moves_the_liquidation_mark_of_open_positions(taker: fl
 @pytest.mark.parametrize(("move", "kinds"), [(0.05, [None, ExitKind.ADL]), (0.07, [None])])
 def test_the_stress_switch_deleverages_at_the_mark_close(move: float, kinds: list[ExitKind | None], cross: bool) -> None:
     """The mark rises 6 % within bar 1 and closes at 105: 1000 - 1 + 50 - 1.05 where it sets the switch off."""
-    run = play([FLAT, B(100, 106, 100, 105)], BUY_A, 1_000.0, cross=cross, stop_atr=5.0)
-    result = run_backtest(replace(run, execution=Execution(adl_stress_move=move)))
+    inputs = play([FLAT, B(100, 106, 100, 105)], BUY_A, 1_000.0, cross=cross, stop_atr=5.0)
+    result = run_backtest(replace(inputs, execution=Execution(adl_stress_move=move)))
     assert [kind_of(f["kind"]) for f in result.fills] == kinds
     assert result.final_equity == pytest.approx(1_047.95 if len(kinds) > 1 else 1_049.0)
+
+
+@pytest.mark.parametrize(
+    "last", [B(102, 102, 102, 102), B(93, 93, 93, 93)], ids=["its time is up", "the stop was passed first"]
+)
+def test_a_planned_time_exit_and_the_exchanges_own_give_the_same_fill(last: B) -> None:
+    """Two bars held: the engine plans the exit, the exchange closes by ``close_at_ns``; a passed stop comes before either."""
+    bars = [FLAT, FLAT, last]
+    guard = Protection(95.0, close_at_ns=2 * NS_PER_HOUR)
+    exchange = run(Tape("", "", bars, {0: [order(10, stop=95.0), protect(guard)]}, []))
+    venue = [(f.ts_ns // NS_PER_HOUR, f.signed_lots, f.price, f.exit_kind) for f in exchange.fills(ME)]
+    fills = run_backtest(play(bars, BUY_A, 1_000.0, holding_bars=2, stop_atr=5.0)).fills
+    assert [(int(f["bar"]), int(f["lots"]), float(f["price"]), kind_of(f["kind"])) for f in fills] == venue

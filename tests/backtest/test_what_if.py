@@ -16,7 +16,7 @@ from crypto_qlib.backtest.report_charts import distance_chart
 from crypto_qlib.backtest.result_book import fill_book, position_book
 from crypto_qlib.backtest.what_if import CapacityPoint, capital_limit, scaled_rules, what_if
 from crypto_qlib.portfolio.btc_factor import btc_factor
-from crypto_qlib.portfolio.rules import FIXED_FRACTION, Rules
+from crypto_qlib.portfolio.rules import AT_MARKET, BY_LIMIT, FIXED_FRACTION, Rules
 from crypto_qlib.venue.matching import LIQUIDATION
 from tests.backtest.backtest_tapes import LOOSE, Tape, inputs
 
@@ -70,12 +70,16 @@ def test_market_is_the_whole_price_result_where_every_coin_is_bitcoin() -> None:
         assert abs(row["signal"]) < 2e-3 * max(abs(row["market"]), abs(price)), kind
 
 
+@pytest.mark.parametrize("entry", [AT_MARKET, BY_LIMIT], ids=["at the market", "in parts"])
 @pytest.mark.parametrize("seed", range(4))
-def test_the_distance_to_liquidation_is_the_engines_own(seed: int) -> None:
-    asked = inputs(replace(WILD, seed=seed, delist=False))
+def test_the_distance_to_liquidation_is_the_engines_own(seed: int, entry: int) -> None:
+    rules = LOOSE._replace(entry_order=entry, entry_offset=0.0, decide_every_bars=4, entry_bars=4)
+    asked = inputs(replace(WILD, seed=seed, delist=False, thin=True), rules if entry else LOOSE)
     run, result = prepare(asked), run_backtest(asked)
     nearest, levels = isolated_distance(run, result)
     held = result.open_positions
+    opened = result.fills[result.fills["kind"] == 0]
+    assert (np.unique(opened["trade"]).size < opened.size) == (entry == BY_LIMIT)
     np.testing.assert_allclose(levels[held["trade"]], held["liq"], rtol=1e-9)
     if held.size:
         own = held["side"] * (held["mark"] - held["liq"]) / held["mark"]
