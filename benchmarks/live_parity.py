@@ -174,7 +174,9 @@ def _hours_of(market: MarketSource, n_symbols: int, start_ns: int, end_ns: int, 
     fields = {n: np.column_stack([getattr(blocks[s][0], n) for s in symbols]) for n in PANEL_FIELDS[:6]}
     fields |= {f"mark_{n}": np.column_stack([getattr(blocks[s][1], n) for s in symbols]) for n in PANEL_FIELDS[:4]}
     settled = (market.funding(s, start_ns, end_ns) for s in symbols)
-    fields["funding_rate"] = np.column_stack([funding_on_grid(b.ts, b.rate, ts, NS_PER_HOUR) for b in settled])
+    rates = np.column_stack([funding_on_grid(b.ts, b.rate, ts, NS_PER_HOUR) for b in settled])
+    # Holes of the record (OKX gives three months) would be refused: what nobody recorded counts as settled at rate zero.
+    fields["funding_rate"] = np.where(np.isnan(rates) & (ts % (8 * NS_PER_HOUR) == 0)[:, None], 0.0, rates)
     panel = MarketPanel(symbols, NS_PER_HOUR, ts, **fields, has_mark=np.ones(len(symbols), np.bool_))
     items = {s: replace(by_name[s], delisted_ns=None) for s in symbols}
     return Hours(panel, items, {s: market.tiers(s) for s in symbols}, is_simulated=market.is_simulated)

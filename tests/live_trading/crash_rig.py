@@ -119,11 +119,13 @@ class Way:
     path: Path
     switch: Switch
     limits: RiskLimits = field(default_factory=RiskLimits)
+    prepare: Callable[[sa.Engine], None] = lambda _engine: None
 
 
 async def live(way: Way, now_ns: int, n_bars: int, show: Callable[[PaperView], None] = lambda _view: None) -> PaperResult:
     """Start (or start again) at the market's time and live through ``n_bars`` bars, or die on the way."""
     engine = sqlite_engine(way.path)
+    way.prepare(engine)
     sa.event.listen(engine, "begin", lambda _db: way.switch.point("begin"))
     sa.event.listen(engine, "commit", lambda _db: way.switch.point("commit"))
     try:
@@ -152,6 +154,7 @@ class Rig:
     cycles: int = 0
     finished: Callable[[PaperView], None] | None = None
     before_step: Callable[[int], Awaitable[None]] | None = None
+    prepare: Callable[[sa.Engine], None] = lambda _engine: None
 
     @property
     def now_ns(self) -> int:
@@ -168,7 +171,7 @@ class Rig:
         """Live through ``n_bars`` bars; ``None`` where the session died on the way."""
         self.way.switch.next_life(fatal, after)
         try:
-            way = replace(self.way, step=self._step)
+            way = replace(self.way, step=self._step, prepare=self.prepare)
             return await live(way, self.now_ns, n_bars, self._finished)
         except KilledError:
             return None

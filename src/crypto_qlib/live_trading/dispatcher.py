@@ -53,18 +53,22 @@ class Dispatcher:
         self._show = show
         self._wall = wall
         self._executor = TradeExecutor(parts.gateway, parts.ledger, parts.clock, parts.sleep, parts.config.rules.max_open)
-        rules, ledger = parts.config.rules, parts.ledger
-        self.tracker = PositionTracker.rebuild(rules.frame_ns, rules.cooldown_ns, ledger.intents(), ledger.fills())
-        risk = risk_from_json(ledger.state(RISK))
-        decided_ns = int(ledger.state(DECIDED) or 0)
-        unresolved = tuple(ledger.unresolved())
-        self.session = Session(parts.config, self.tracker, risk, unresolved, decided_ns)
-        ids, fills = tuple(intent.client_order_id for intent in unresolved), tuple(ledger.unjournalled_fills())
-        self._restored = Restored(parts.config, self.session.risk, decided_ns, ids, fills)
+        self.rebuild()
         self.dead_man = DeadManSwitch(parts.gateway, parts.dead_man_s, wall)
         self.log = SessionLog()
         self._first_equity: float | None = None
         self._funding_since_ns: int | None = None
+
+    def rebuild(self) -> None:
+        """Take tracker and session from the ledger, as every start does."""
+        rules, ledger = self._parts.config.rules, self._parts.ledger
+        self.tracker = PositionTracker.rebuild(rules.frame_ns, rules.cooldown_ns, ledger.intents(), ledger.fills())
+        risk = risk_from_json(ledger.state(RISK))
+        decided_ns = int(ledger.state(DECIDED) or 0)
+        unresolved = tuple(ledger.unresolved())
+        self.session = Session(self._parts.config, self.tracker, risk, unresolved, decided_ns)
+        ids, fills = tuple(intent.client_order_id for intent in unresolved), tuple(ledger.unjournalled_fills())
+        self._restored = Restored(self._parts.config, self.session.risk, decided_ns, ids, fills)
 
     async def dispatch(self, event: ev.Event) -> None:
         """Hand ``event`` to the session and carry out everything that follows from it, journalling each step first."""

@@ -20,6 +20,7 @@ DAILY_LOSS: Final = "daily_loss"
 DRAWDOWN: Final = "drawdown"
 MARGIN: Final = "margin"
 DRIFT: Final = "drift"
+LEDGER: Final = "ledger"
 _OF_THE_BAR: Final = frozenset({STALE_DATA, MARGIN, DAILY_LOSS, DRIFT})
 """Voices that lift by themselves, with a bar, a day, or an account that agrees again; a person cannot talk them down."""
 

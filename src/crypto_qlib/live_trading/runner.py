@@ -12,13 +12,13 @@ from contextlib import nullcontext
 from typing import Final
 
 from crypto_qlib.core.clock import NS_PER_S, ManualClock, SystemClock, iso
-from crypto_qlib.core.errors import RetryLater, SkipCycle
+from crypto_qlib.core.errors import HaltTrading, RetryLater, SkipCycle
 from crypto_qlib.live_trading import events as ev
 from crypto_qlib.live_trading.bar_waiters import BarWaiter, RealBars, SteppedBars
 from crypto_qlib.live_trading.controls import FLATTEN, LEAVE, Verb
 from crypto_qlib.live_trading.dead_man import VOICE
 from crypto_qlib.live_trading.dispatcher import Dispatcher
-from crypto_qlib.live_trading.risk_control import Mode
+from crypto_qlib.live_trading.risk_control import LEDGER, Mode
 from crypto_qlib.live_trading.session import Session
 from crypto_qlib.live_trading.session_parts import PaperResult, SessionParts, Show
 from crypto_qlib.store.live_events import EventKind, Severity
@@ -46,6 +46,8 @@ class SessionRunner:
         self._desk = Dispatcher(parts, self._wall, show or (lambda _view: None))
         self._log = self._desk.log
         self._stopped_by = ""
+        self._lost = ""
+        """Why the ledger cannot be written; empty while it can."""
 
     @property
     def session(self) -> Session:
@@ -66,32 +68,54 @@ class SessionRunner:
         for bar in range(n_bars + 1):
             log.bar = bar
             close_ns = first_close_ns + bar * self._parts.config.rules.frame_ns
-            if not await self._reached(bars, close_ns):
-                break
-            self._move_clock(close_ns)
-            began = self._wall.now_ns()
             try:
-                log.market = await self._parts.signals.on_close(close_ns, is_last=bar == n_bars)
-                await self.dispatch(log.market)
-            except (RetryLater, SkipCycle) as e:
-                self._say(f"cycle of {iso(close_ns)} skipped: {e}", EventKind.CYCLE)
-            log.seconds.append((self._wall.now_ns() - began) / NS_PER_S)
+                if not await self._reached(bars, close_ns):
+                    break
+                self._move_clock(close_ns)
+                began = self._wall.now_ns()
+                await self._cycle(close_ns, is_last=bar == n_bars)
+                log.seconds.append((self._wall.now_ns() - began) / NS_PER_S)
+            except HaltTrading as e:  # the journal cannot be written: what is not written is not sent
+                self._lost = str(e)
+                self._say(f"nothing is sent until the ledger is back: {e}", EventKind.MODE)
         await self.attend()
         await self._let_go()
         return self._result(first_close_ns)
 
+    async def _cycle(self, close_ns: int, *, is_last: bool) -> None:
+        try:
+            if self._lost:
+                await self._regain()
+            self._log.market = await self._parts.signals.on_close(close_ns, is_last=is_last)
+            await self.dispatch(self._log.market)
+        except (RetryLater, SkipCycle) as e:
+            self._say(f"cycle of {iso(close_ns)} skipped: {e}", EventKind.CYCLE)
+
+    async def _regain(self) -> None:
+        """Start again from a ledger that answers again, as after a restart, and stay HALTED until a person resumes."""
+        self._desk.rebuild()
+        now = self._desk.now_ns()
+        await self.dispatch(ev.Started(now))
+        await self.dispatch(ev.ModeVoiced(now, LEDGER, Mode.HALTED, self._lost))
+        self._lost = ""
+
     async def _reached(self, bars: BarWaiter, close_ns: int) -> bool:
         """Wait for the bar, attending to what people ask meanwhile; ``False`` where the session was told to end."""
+        if self._lost:
+            await bars.wait_until(close_ns)
+            return True
         await self._keep_alive()
         if await self.attend():
             return False
         waiting = asyncio.ensure_future(bars.wait_until(close_ns))
-        while not waiting.done():
-            await asyncio.wait({waiting}, timeout=_ATTEND_EVERY_S)
-            await self._keep_alive()
-            if not waiting.done() and await self.attend():
-                waiting.cancel()
-                return False
+        try:
+            while not waiting.done():
+                await asyncio.wait({waiting}, timeout=_ATTEND_EVERY_S)
+                await self._keep_alive()
+                if not waiting.done() and await self.attend():
+                    return False
+        finally:
+            waiting.cancel()
         waiting.result()
         return True
 
