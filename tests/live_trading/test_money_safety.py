@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from crypto_qlib.core.clock import NS_PER_MINUTE, NS_PER_S
 from crypto_qlib.core.errors import DoNotRetry, RetryLater, SkipCycle
 from crypto_qlib.core.order import Fill, MarginMode, OrderRequest
 from crypto_qlib.exchange.gateway import OrderReport
@@ -118,3 +119,26 @@ async def test_an_instrument_that_does_not_trade_holds_up_no_other(symbol: str, 
     later = [f for f in exchange.executed if f.ts_ns > FIRST + 2 * TAPE.frame_ns]
     assert later
     assert {f.symbol for f in later} <= set(SYMBOLS) - {symbol}
+
+
+class WallClock:
+    """The exchange's time, plus how long this machine slept."""
+
+    def __init__(self, exchange: FakeExchange, lag_ns: int) -> None:
+        self._exchange, self.lag_ns = exchange, lag_ns
+
+    def now_ns(self) -> int:
+        return self._exchange.now_ns + self.lag_ns
+
+
+@pytest.mark.parametrize(("lag_ns", "opens"), [(2 * NS_PER_S, True), (20 * NS_PER_MINUTE, False)])
+async def test_no_entry_is_sent_on_a_bar_that_closed_long_ago(lag_ns: int, opens: bool, tmp_path: Path) -> None:
+    exchange = FakeExchange(TAPE, FIRST)
+    await run(exchange, tmp_path / "l.sqlite", 3)
+    held, before = len(exchange.positions), len(exchange.sent)
+    assert held
+    result = await run(exchange, tmp_path / "l.sqlite", 6, clock=WallClock(exchange, lag_ns))
+    later = exchange.sent[before:]
+    assert any(r.reduce_only for r in later), "exits go on"
+    assert any(not r.reduce_only for r in later) is opens
+    assert any("closed 1200 s ago" in alert for alert in result.alerts) is not opens

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from crypto_qlib.core.clock import NS_PER_HOUR, ManualClock
+from crypto_qlib.core.clock import NS_PER_HOUR, Clock, ManualClock
 from crypto_qlib.core.market import MarketPanel
 from crypto_qlib.core.order import MarginMode, OrderStatus
 from crypto_qlib.core.signal import Scores
@@ -58,7 +58,12 @@ async def no_sleep(_seconds: float) -> None:
 
 
 async def run(
-    exchange: FakeExchange, path: Path, n_bars: int, views: list[PaperView] | None = None, session_id: str = "s1"
+    exchange: FakeExchange,
+    path: Path,
+    n_bars: int,
+    views: list[PaperView] | None = None,
+    session_id: str = "s1",
+    clock: Clock | None = None,
 ) -> PaperResult:
     first = exchange.now_ns
     history = TAPE.known_until(first)
@@ -69,7 +74,7 @@ async def run(
         SignalProcessor(feed, momentum, RULES, contracts()),
         ledger,
         SessionConfig(session_id, RULES, margin_mode=MarginMode.ISOLATED),
-        ManualClock(first),
+        clock or ManualClock(first),
         no_sleep,
     )
     try:

@@ -7,7 +7,6 @@ in the end.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 from dataclasses import dataclass, field
@@ -31,9 +30,9 @@ EXAMPLES = int(os.environ.get("CRYPTO_QLIB_PROOF_EXAMPLES", "3"))
 """Random combinations tried; see docs/live_proofs.md."""
 RATE = 0.25
 UNKNOWN_BOUND_BARS = 3
+"""Bars an order may stay unresolved once the exchange answers again."""
 AFTER_BARS = 3
 """Bars after the last fault within which everything must be settled again."""
-"""Bars an order may stay unresolved once the exchange answers again."""
 
 
 def switch_of(name: str, rng: random.Random) -> dict[str, Any]:
@@ -151,7 +150,3 @@ def test_faults_in_random_combination(seed: int, tmp_path: Path) -> None:
             await through(here, faults, n_bars, kills)
 
     virtual_loop.run(lives())
-
-
-async def _never() -> None:
-    await asyncio.sleep(0)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Final, TypeVar
 
-from crypto_qlib.core.clock import NS_PER_MINUTE, Clock
+from crypto_qlib.core.clock import NS_PER_MINUTE, NS_PER_S, Clock
 from crypto_qlib.core.errors import DoNotRetry, HaltTrading, RetryLater, SkipCycle
 from crypto_qlib.live_trading import events as ev
 from crypto_qlib.live_trading.account_record import record_account
@@ -27,6 +27,8 @@ _T = TypeVar("_T")
 RISK: Final = "risk"
 DECIDED: Final = "decided_ns"
 _READ_TRIES: Final = 3
+_LATEST_ENTRY_NS: Final = 5 * NS_PER_MINUTE
+"""Age of a decision, after its bar's close, at which no entry is sent any more: the machine slept, or the exchange was slow."""
 _LATE_FILLS_NS: Final = 10 * NS_PER_MINUTE
 """Fills are read again from this long before the newest one known: an older one may be listed later than a newer one."""
 _OF_EVERY_DAY: Final = frozenset(
@@ -125,6 +127,10 @@ class Dispatcher:
                 return self._executor.withhold(instruction, f"not sent: {e}")
         if not self.session.allows(instruction.intent):
             return self._executor.withhold(instruction, f"not sent: the mode is {self.session.risk.mode.name}")
+        late_ns = self.now_ns() - instruction.intent.decided_ns
+        if instruction.intent.is_entry and late_ns > min(self._parts.config.rules.frame_ns // 4, _LATEST_ENTRY_NS):
+            text = f"not sent: the bar it was decided on closed {late_ns / NS_PER_S:.0f} s ago"
+            return self._executor.withhold(instruction, text)
         self.log.orders_sent += 1
         return await self._executor.place(instruction)
 
