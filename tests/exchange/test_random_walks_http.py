@@ -10,7 +10,6 @@ of each burst the answers of the API are compared with the books, and the books 
 from __future__ import annotations
 
 import http.client
-import os
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,9 +29,8 @@ from crypto_qlib.exchange.embedded.state_file import StateFile
 from crypto_qlib.exchange.embedded.thread import EmbeddedExchangeThread
 from tests.exchange.fake_market import FakeMarket
 from tests.exchange.test_persistence import KEY, NOW_NS
-from tests.exchange.test_random_walks import EQUITY, REACHED, WALKS, Clients
+from tests.exchange.test_random_walks import EQUITY, FURTHER, REACHED, WALKS, Clients
 
-FURTHER = int(os.environ.get("CRYPTO_QLIB_WALKS", "1"))
 RATES = {
     Fault.RATE_LIMIT: 0.005, Fault.UNAVAILABLE: 0.03, Fault.TIMEOUT: 0.04, Fault.SERVER_ERROR: 0.03, Fault.BAD_GATEWAY: 0.04,
     Fault.DROP: 0.04,

@@ -15,7 +15,7 @@ from crypto_qlib.venue.market_simulator import SimulatedMarket
 SETTINGS = ExchangeSettings(simulated_symbols=4, simulated_days=40)
 
 
-async def test_card_80_every_frame_reads_back_bit_for_bit_and_orders_fill() -> None:
+async def test_card_16_every_frame_reads_back_bit_for_bit_and_orders_fill() -> None:
     market = SimulatedMarket.from_settings(SETTINGS)
     now = parse_utc(SETTINGS.simulated_end)
     options = EmbeddedOptions(start_ns=now, step_frame_ns=NS_PER_HOUR)

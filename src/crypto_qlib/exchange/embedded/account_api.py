@@ -15,6 +15,7 @@ from crypto_qlib.exchange.embedded.account_rows import (
     bill_row,
     closed_position_row,
     position_row,
+    uid_of,
 )
 from crypto_qlib.exchange.embedded.market_window import MarketWindow
 from crypto_qlib.exchange.embedded.paging import page
@@ -58,7 +59,7 @@ class AccountApi:
 
     def config(self, call: Call) -> bytes:
         """Answer ``account/config``: futures mode, net or long/short positions."""
-        uid = str(int.from_bytes(call.account_id.encode()[:6]))
+        uid = uid_of(call.account_id)
         row = {
             "acctLv": _FUTURES_MODE, "posMode": _MODES[self._hedged(call)], "autoLoan": False, "ctIsoMode": "automatic",
             "greeksType": "PA",

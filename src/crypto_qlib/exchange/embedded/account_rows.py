@@ -27,14 +27,14 @@ _EMPTY_GREEKS: Final = dict.fromkeys(
 )  # fmt: skip
 _EMPTY_BALANCE: Final = dict.fromkeys(
     (
-        "accAvgPx", "clSpotInUseAmt", "maxSpotInUse", "openAvgPx", "spotBal", "spotUpl", "spotUplRatio", "totalPnl",
-        "totalPnlRatio", "maxLoan",
+        "accAvgPx", "clSpotInUseAmt", "maxSpotInUse", "maxSpotInUseAmt", "openAvgPx", "spotBal", "spotUpl", "spotUplRatio",
+        "totalPnl", "totalPnlRatio", "maxLoan",
     ), ""
 )  # fmt: skip
 _ZERO_BALANCE: Final = dict.fromkeys(
     (
         "borrowFroz", "crossLiab", "fixedBal", "interest", "isoLiab", "liab", "rewardBal", "smtSyncEq", "spotCopyTradingEq",
-        "spotInUseAmt", "spotIsoBal", "stgyEq", "twap", "uplLiab", "disEq",
+        "spotInUseAmt", "spotIsoBal", "stgyEq", "twap", "uplLiab", "disEq", "autoLendAmt", "autoLendMtAmt", "colRes", "frpType",
     ), "0"
 )  # fmt: skip
 _EMPTY_FILL: Final = dict.fromkeys(("fillFwdPx", "fillIdxPx", "fillMarkPx", "fillMarkVol", "fillPxUsd", "fillPxVol"), "")
@@ -50,12 +50,14 @@ def balance_row(state: AccountSnapshot) -> Row:
         "availEq": num(state.available), "availBal": num(state.available), "frozenBal": num(state.equity - state.available),
         "ordFrozen": num(state.frozen), "upl": num(state.upl), "isoUpl": num(isolated_upl), "mgnRatio": num(state.margin_ratio),
         "imr": num(state.imr), "mmr": num(state.mmr), "eqUsd": num(state.equity), "notionalLever": "",
+        "autoLendStatus": "unsupported", "autoStakingStatus": "unsupported", "coinUsdPrice": "1",
         "collateralEnabled": False, "collateralRestrict": False, "colBorrAutoConversion": "0",
     }  # fmt: skip
     total: Row = {
         "totalEq": num(state.equity), "isoEq": num(state.isolated_equity), "adjEq": "", "availEq": "", "ordFroz": "",
         "imr": "", "mmr": "", "borrowFroz": "", "notionalUsd": "", "notionalUsdForBorrow": "", "notionalUsdForFutures": "",
         "notionalUsdForOption": "", "notionalUsdForSwap": "", "mgnRatio": "", "upl": "", "uTime": ts,
+        "delta": "", "deltaLever": "", "deltaNeutralStatus": "",
     }  # fmt: skip
     return total | {"details": [_EMPTY_BALANCE | _ZERO_BALANCE | usdt]}
 
@@ -138,6 +140,11 @@ def bill_row(bill: Bill, instrument: Instrument | None, fill: PaperFill | None) 
         "fillTime": ms(bill.ts_ns) if bill.kind is BillKind.TRADE else "", "tradeId": str(fill.trade_id) if fill else "0",
     }  # fmt: skip
     return _EMPTY_FILL | row
+
+
+def uid_of(account_id: str) -> str:
+    """Return the number OKX's clients know an account by."""
+    return str(int.from_bytes(account_id.encode()[:6]))
 
 
 def signed_size(lots: int, instrument: Instrument) -> str:

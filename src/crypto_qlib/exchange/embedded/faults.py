@@ -70,7 +70,7 @@ def _answer(status: int, code: str, msg: str) -> Answer:
 
 
 ANSWERS: Final[dict[Fault, Answer]] = {
-    Fault.RATE_LIMIT: _answer(429, "50011", "Too Many Requests"),
+    Fault.RATE_LIMIT: Answer(429, orjson.dumps({"msg": "Too Many Requests", "code": "50011"})),
     Fault.UNAVAILABLE: _answer(503, "50001", "Service temporarily unavailable. Please try again later."),
     Fault.TIMEOUT: _answer(400, "50004", "API endpoint request timeout (does not mean that the request was successful or "
                                          "failed, please check)."),

@@ -103,10 +103,16 @@ class PushHub:
         """Return whether somebody is subscribed to ``topic``."""
         return topic in self._by_topic
 
-    def subscribe(self, topic: Topic, receiver: Receiver, arg: Mapping[str, str]) -> Subscription:
-        """Add a subscription; the same one twice counts once."""
-        subscription = Subscription(receiver, arg, orjson.dumps(arg))
-        self._by_topic.setdefault(topic, {})[id(receiver), subscription.arg_json] = subscription
+    def subscribe(self, topic: Topic, receiver: Receiver, arg: Mapping[str, str], uid: str = "") -> Subscription:
+        """Add a subscription; the same one twice counts once.
+
+        Parameters
+        ----------
+        uid : str
+            Shown beside ``arg`` in pushes of private channels.
+        """
+        subscription = Subscription(receiver, arg, orjson.dumps({**arg, "uid": uid} if uid else arg))
+        self._by_topic.setdefault(topic, {})[id(receiver), orjson.dumps(arg)] = subscription
         return subscription
 
     def unsubscribe(self, topic: Topic, receiver: Receiver, arg: Mapping[str, str]) -> bool:

@@ -25,8 +25,8 @@ from crypto_qlib.exchange.embedded.wire import Call, Reply, WireRefusal, envelop
 
 API_ROOT: Final = "/api/v5/"
 _COIN_PATH: Final = re.compile(r"(/api/v3/coins/)([a-z0-9-]+)(/.+)")
-_UNAUTHORISED: Final = 401
 _NOT_FOUND: Final = 404
+_WITHOUT_DATA: Final = (401, 429)
 
 
 Handler = Callable[[Call], bytes | Reply]
@@ -163,7 +163,7 @@ def _posted(body: bytes) -> list[dict[str, Any]]:
 
 
 def _refusal_body(refusal: WireRefusal) -> bytes:
-    if refusal.http_status == _UNAUTHORISED:
-        # OKX leaves the data key out of authentication failures.
+    if refusal.http_status in _WITHOUT_DATA:
+        # OKX leaves the data key out of authentication failures and of refusals for too many requests.
         return orjson.dumps({"msg": refusal.message, "code": refusal.code})
     return envelope([], refusal.code, refusal.message)

@@ -14,6 +14,7 @@ from typing import Any, Final
 import orjson
 
 from crypto_qlib.core.clock import NS_PER_HOUR, Clock
+from crypto_qlib.exchange.embedded.account_rows import uid_of
 from crypto_qlib.exchange.embedded.push_hub import Frame, PushHub
 from crypto_qlib.exchange.embedded.socket_channels import Path, SocketChannels
 from crypto_qlib.exchange.embedded.socket_errors import SocketRefusal
@@ -130,7 +131,8 @@ class SocketSession:
             self._answer(orjson.dumps(echo | {"event": op, "arg": arg, "connId": self.conn_id}))
             return
         self._answer(orjson.dumps(echo | {"event": op, "arg": arg, "connId": self.conn_id}))
-        subscription = hub.subscribe(topic, self, arg)
+        uid = uid_of(topic.of) if topic.of == self.account_id else ""
+        subscription = hub.subscribe(topic, self, arg, uid)
         for rows, extra in self._parts.channels.snapshots(topic):
             hub.push_to(subscription, topic.channel, rows, extra)
 

@@ -109,13 +109,17 @@ class TradeApi:
         """Return the row of the public channel liquidation-orders."""
         return liquidation_row(fill, self._by_symbol[fill.fill.symbol])
 
-    def close_position(self, call: Call) -> bytes:
+    def close_position(self, call: Call) -> bytes | Reply:
         """Answer ``trade/close-position``: a reduce-only market order over the whole position."""
         if len(call.body) != 1:
             raise WireRefusal("50000")
         row = call.body[0]
         item = self._window.orderable(parse.required(row, "instId"))
-        side = parse.position_side(row, hedged=self._venue.exchange.is_hedged(call.account_id))
+        try:
+            side = parse.position_side(row, hedged=self._venue.exchange.is_hedged(call.account_id))
+        except WireRefusal as refusal:
+            names = {"clOrdId": str(row.get("clOrdId", "")), "ordId": "", "tag": str(row.get("tag", ""))}
+            return Reply([names | {"sCode": refusal.code, "sMsg": refusal.message}], "1")
         key = (item.symbol, parse.margin_mode(row, "mgnMode"), side)
         held = self._held_lots(call.account_id, key)
         if held == 0:
