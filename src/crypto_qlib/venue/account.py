@@ -7,6 +7,7 @@ its fills (``core.position``). Every change of money writes one :class:`~crypto_
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 
 from crypto_qlib.core.costs import FeeSchedule
@@ -67,6 +68,27 @@ class VenueAccount:
     triggers: dict[int, TriggerOrder] = field(default_factory=dict)
     live_triggers: dict[int, TriggerOrder] = field(default_factory=dict)
     events: list[VenueEvent] = field(default_factory=list)
+    forgotten: tuple[int, int, int] = (0, 0, 0)
+    """Orders, fills and bills that are kept no more; ids and counts go on as if they were."""
+
+    def forget(self, before_ns: int, unfilled_before_ns: int) -> None:
+        """Keep no record that ended before ``before_ns``, nor an order that ended unfilled before ``unfilled_before_ns``."""
+
+        def is_old(order: VenueOrder) -> bool:
+            return order.updated_ns < (before_ns if order.filled_lots else unfilled_before_ns)
+
+        old = [number for number, order in self.orders.items() if order.status.is_final and is_old(order)]
+        for number in old:
+            del self.orders[number]
+        n_fills = bisect_left(self.fills, before_ns, key=lambda fill: fill.ts_ns)
+        n_bills = bisect_left(self.bills, before_ns, key=lambda bill: bill.ts_ns)
+        del self.fills[:n_fills]
+        del self.bills[:n_bills]
+        del self.closed[: bisect_left(self.closed, before_ns, key=lambda closed: closed.closed_ns)]
+        ended = (t for t in self.triggers.values() if t.trigger_id not in self.live_triggers and t.updated_ns < before_ns)
+        for trigger in list(ended):
+            del self.triggers[trigger.trigger_id]
+        self.forgotten = (self.forgotten[0] + len(old), self.forgotten[1] + n_fills, self.forgotten[2] + n_bills)
 
     def cross(self) -> list[HeldPosition]:
         """Return the open cross positions."""
@@ -79,7 +101,7 @@ class VenueAccount:
     def book(self, bill: Bill) -> Bill:
         """Write ``bill`` down under the next number and move its cash; isolated margin is moved by the caller."""
         self.cash += bill.cash_change
-        booked = replace(bill, bill_id=len(self.bills) + 1, cash_balance=self.cash)
+        booked = replace(bill, bill_id=self.forgotten[2] + len(self.bills) + 1, cash_balance=self.cash)
         self.bills.append(booked)
         return booked
 

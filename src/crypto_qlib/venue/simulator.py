@@ -316,7 +316,7 @@ class SimulatedExchange:
         return found
 
     def orders(self, account_id: str) -> Sequence[VenueOrder]:
-        """Return all orders ever taken or rejected, oldest first."""
+        """Return all orders taken or rejected and not forgotten, oldest first."""
         return tuple(self._account(account_id).orders.values())
 
     def order(self, account_id: str, order_id: int) -> VenueOrder | None:
@@ -329,16 +329,27 @@ class SimulatedExchange:
 
     def fills(self, account_id: str, after: int = 0) -> Sequence[Fill]:
         """Return all fills after the first ``after``, oldest first."""
-        return tuple(self._account(account_id).fills[after:])
+        account = self._account(account_id)
+        return tuple(account.fills[max(after - account.forgotten[1], 0) :])
 
     def counts(self, account_id: str) -> tuple[int, int, int]:
         """Return the numbers of orders, fills and bills there ever were."""
         account = self._account(account_id)
-        return len(account.orders), len(account.fills), len(account.bills)
+        gone = account.forgotten
+        return gone[0] + len(account.orders), gone[1] + len(account.fills), gone[2] + len(account.bills)
 
     def bills(self, account_id: str, after: int = 0) -> Sequence[Bill]:
         """Return every movement of cash and isolated margin after the first ``after``, oldest first."""
-        return tuple(self._account(account_id).bills[after:])
+        account = self._account(account_id)
+        return tuple(account.bills[max(after - account.forgotten[2], 0) :])
+
+    def forget(self, before_ns: int, unfilled_before_ns: int) -> None:
+        """Keep no record of what ended before ``before_ns``, nor of orders that ended unfilled before ``unfilled_before_ns``.
+
+        Positions, pending orders and balances are not touched, ids and counts go on: a server that runs for years calls it.
+        """
+        for account in self._accounts.values():
+            account.forget(before_ns, unfilled_before_ns)
 
     def closed_positions(self, account_id: str) -> Sequence[ClosedPosition]:
         """Return the finished positions, oldest first."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from crypto_qlib.core.clock import NS_PER_DAY
+from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_MS
 from crypto_qlib.core.costs import FeeSchedule
 from crypto_qlib.core.order import MarginMode, PositionKey, PositionSide
 from crypto_qlib.exchange.embedded import order_parsing as parse
@@ -114,13 +114,14 @@ class AccountApi:
 
     def positions_history(self, call: Call) -> bytes:
         """Answer ``account/positions-history``."""
-        closed = list(enumerate(self._venue.exchange.closed_positions(call.account_id), start=1))
-        wanted = call.query.get("instId", "")
-        kept = [(k, c) for k, c in closed if wanted in ("", self._by_symbol[c.symbol].inst_id)]
-        chosen = page(kept, call, lambda pair: pair[1].closed_ns, lambda pair: pair[1].closed_ns)
+        closed, wanted = self._venue.exchange.closed_positions(call.account_id), call.query.get("instId", "")
+        chosen = page(
+            closed, call, lambda c: c.closed_ns // NS_PER_MS, lambda c: c.closed_ns,
+            self._window.clock.market_ns - _ARCHIVE_KEPT_NS, lambda c: wanted in ("", self._by_symbol[c.symbol].inst_id),
+        )  # fmt: skip
         rows = [
             closed_position_row(c, self._by_symbol[c.symbol], self._number((c.symbol, c.margin_mode, c.position_side)))
-            for _, c in chosen
+            for c in chosen
         ]
         return envelope(rows)
 
@@ -195,11 +196,12 @@ class AccountApi:
 
     def _bills(self, call: Call, kept_ns: int) -> bytes:
         asked = call.query
-        kept = [bill for bill in self._venue.exchange.bills(call.account_id) if self._is_bill_asked(bill, asked)]
-        oldest = self._window.clock.market_ns - kept_ns
-        chosen = page(kept, call, lambda bill: BILL_ID_BASE + bill.bill_id, lambda bill: bill.ts_ns, oldest)
-        fills = {fill.bill.bill_id: fill for fill in self._book.fills(call.account_id)}
-        return envelope([bill_row(bill, self._by_symbol.get(bill.symbol), fills.get(bill.bill_id)) for bill in chosen])
+        oldest, fill_of = self._window.clock.market_ns - kept_ns, self._book.fill_of_bill
+        chosen = page(
+            self._venue.exchange.bills(call.account_id), call, lambda bill: BILL_ID_BASE + bill.bill_id,
+            lambda bill: bill.ts_ns, oldest, lambda bill: self._is_bill_asked(bill, asked),
+        )  # fmt: skip
+        return envelope([bill_row(b, self._by_symbol.get(b.symbol), fill_of(call.account_id, b.bill_id)) for b in chosen])
 
     def _is_bill_asked(self, bill: Bill, asked: Mapping[str, str]) -> bool:
         item = self._by_symbol.get(bill.symbol)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
+from crypto_qlib.core.clock import NS_PER_DAY
 from crypto_qlib.core.order import Protection
 from crypto_qlib.exchange.embedded import order_parsing as parse
 from crypto_qlib.exchange.embedded.algo_parsing import amended_trigger, posted_trigger
@@ -24,6 +25,7 @@ from crypto_qlib.exchange.gateway import PriceKind
 from crypto_qlib.venue.refusals import Refusal
 
 _MAX_CANCELS: Final = 10
+_HISTORY_KEPT_NS: Final = 92 * NS_PER_DAY
 _ENDED: Final = ("effective", "canceled", "order_failed")
 
 
@@ -71,7 +73,7 @@ class AlgoApi:
         return self._listed(call, ("live",))
 
     def history(self, call: Call) -> bytes:
-        """Answer ``trade/orders-algo-history`` by ``state`` or ``algoId``."""
+        """Answer ``trade/orders-algo-history`` by ``state`` or ``algoId``: three months."""
         state = call.query.get("state", "")
         if not state and not call.query.get("algoId", ""):
             raise WireRefusal("50014", "state")
@@ -146,15 +148,14 @@ class AlgoApi:
     def _listed(self, call: Call, states: tuple[str, ...]) -> bytes:
         kinds = call.required("ordType").split(",")
         inst_id, algo_id = call.query.get("instId", ""), call.query.get("algoId", "")
-        found = [
-            algo
-            for algo in self._book.algos(call.account_id)
-            if algo.state in states
-            and algo.kind in kinds
-            and inst_id in ("", self._by_symbol[algo.key[0]].inst_id)
-            and algo_id in ("", str(algo.algo_id))
-        ]
-        chosen = page(found, call, lambda algo: algo.algo_id, lambda algo: algo.created_ns)
+
+        def is_wanted(algo: AlgoOrder) -> bool:
+            is_kind = algo.state in states and algo.kind in kinds and algo_id in ("", str(algo.algo_id))
+            return is_kind and inst_id in ("", self._by_symbol[algo.key[0]].inst_id)
+
+        algos = self._book.algos(call.account_id)
+        oldest_ns = 0 if "live" in states else self._window.clock.market_ns - _HISTORY_KEPT_NS
+        chosen = page(algos, call, lambda algo: algo.algo_id, lambda algo: algo.created_ns, oldest_ns, is_wanted)
         return envelope([self.row(call.account_id, algo) for algo in chosen])
 
     def _named(self, account_id: str, algo_id: str, client_id: str) -> AlgoOrder | None:

@@ -7,6 +7,7 @@ events and keeps those records; it decides nothing.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -141,9 +142,21 @@ class AlgoChanged:
 BookChange = OrderChanged | FillMade | AlgoChanged | FundingPaid
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An order that came to its end: its OKX-like id and when; ``child`` is the fill of one the exchange made itself."""
+
+    order_id: int
+    ts_ns: int
+    child: PaperFill | None = None
+
+
 @dataclass(slots=True)
 class _Account:
     fills: list[PaperFill] = field(default_factory=list)
+    n_fills: int = 0
+    ended: list[Ended] = field(default_factory=list)
+    by_bill: dict[int, PaperFill] = field(default_factory=dict)
     last_fills: dict[int, PaperFill] = field(default_factory=dict)
     named: dict[tuple[str, str], int] = field(default_factory=dict)
     unassigned: list[int] = field(default_factory=list)
@@ -155,6 +168,22 @@ class _Account:
     children: dict[int, int] = field(default_factory=dict)
     tags: dict[int, str] = field(default_factory=dict)
     algo_client_ids: dict[PositionKey, str] = field(default_factory=dict)
+
+    def forget(self, before_ns: int, kept_orders: set[int]) -> None:
+        """Keep no record of what ended before ``before_ns``, nor of orders that are not among ``kept_orders``."""
+        assert not self.unassigned, "fills are looked up by place while their order is not told"
+        del self.fills[: bisect_left(self.fills, before_ns, key=lambda fill: fill.fill.ts_ns)]
+        kept_bills = {fill.bill.bill_id for fill in self.fills}
+        self.by_bill = {number: fill for number, fill in self.by_bill.items() if number in kept_bills}
+        self.ended = [e for e in self.ended if e.ts_ns >= before_ns and (e.child is not None or e.order_id in kept_orders)]
+        kept = kept_orders | {e.order_id for e in self.ended}
+        self.last_fills = {number: fill for number, fill in self.last_fills.items() if number in kept}
+        self.tags = {number: tag for number, tag in self.tags.items() if ORDER_ID_BASE + number in kept_orders}
+        self.named = {key: number for key, number in self.named.items() if ORDER_ID_BASE + number in kept_orders}
+        over = {n for n, algo in self.algos.items() if algo.state != "live" and algo.updated_ns < before_ns}
+        self.algos = {n: algo for n, algo in self.algos.items() if n not in over}
+        self.children = {child: n for child, n in self.children.items() if n not in over}
+        self.triggers = {trigger: n for trigger, n in self.triggers.items() if n not in over}
 
 
 class PaperBook:
@@ -192,6 +221,26 @@ class PaperBook:
         self.sync()
         return self._of(account_id).fills
 
+    def ended(self, account_id: str) -> list[Ended]:
+        """Return the orders that came to their end, in that order (refused ones never existed)."""
+        self.sync()
+        return self._of(account_id).ended
+
+    def fill_of_bill(self, account_id: str, bill_id: int) -> PaperFill | None:
+        """Return the fill that moved the money of a bill, if one did."""
+        self.sync()
+        return self._of(account_id).by_bill.get(bill_id)
+
+    def order_of(self, account_id: str, order_id: int) -> VenueOrder | None:
+        """Return the order with OKX-like id ``order_id``."""
+        return self._exchange.order(account_id, order_id - ORDER_ID_BASE)
+
+    def forget(self, before_ns: int) -> None:
+        """Keep no record of what ended before ``before_ns``, nor of orders the venue keeps no more."""
+        self.sync()
+        for account_id, account in self._accounts.items():
+            account.forget(before_ns, {ORDER_ID_BASE + order.order_id for order in self._exchange.orders(account_id)})
+
     def last_fill(self, account_id: str, order_id: int) -> PaperFill | None:
         """Return the latest fill of the order with OKX-like id ``order_id``, if it has one."""
         self.sync()
@@ -223,10 +272,6 @@ class PaperBook:
         self.sync()
         account = self._of(account_id)
         return account.algos[account.live[key]] if key in account.live else None
-
-    def orders(self, account_id: str) -> list[VenueOrder]:
-        """Return the orders OKX would know of (refused ones never existed there), oldest first."""
-        return [order for order in self._exchange.orders(account_id) if order.status is not OrderStatus.REJECTED]
 
     def find_order(self, account_id: str, symbol: str, order_id: int | None, client_id: str) -> VenueOrder | None:
         """Return the order with this OKX-like id, else the latest that carried the client's id; ``None`` if neither exists.
@@ -296,13 +341,15 @@ class PaperBook:
         order_id = ORDER_ID_BASE + event.order.order_id
         for at in [k for k in account.unassigned if account.fills[k].fill.client_order_id == event.order.client_order_id]:
             made = account.fills[at] = replace(account.fills[at], order_id=order_id)
-            account.last_fills[order_id] = made
+            account.last_fills[order_id] = account.by_bill[made.bill.bill_id] = made
             account.unassigned.remove(at)
             self._tell(FillMade(event.account_id, made, is_exchanges_own=False))
         if event.order.status is not OrderStatus.REJECTED:
             if event.order.client_order_id:
                 key = (event.order.symbol, event.order.client_order_id)
                 account.named[key] = max(account.named.get(key, 0), event.order.order_id)
+            if event.order.status.is_final:
+                account.ended.append(Ended(order_id, event.order.updated_ns))
             self._tell(OrderChanged(event.account_id, event.order, made))
 
     def _tell(self, change: BookChange) -> None:
@@ -318,11 +365,12 @@ class PaperBook:
             account.unassigned.append(len(account.fills))
         else:
             child_id, self._next_child = self._next_child, self._next_child + 1
-        number = len(account.fills) + 1
+        number = account.n_fills = account.n_fills + 1
         fill = PaperFill(event.fill, bill, event.margin_mode, event.pnl, number, child_id, event.position_side)
         account.fills.append(fill)
         if child_id:
-            account.last_fills[child_id] = fill
+            account.last_fills[child_id] = account.by_bill[bill.bill_id] = fill
+            account.ended.append(Ended(child_id, event.ts_ns, fill))
             self._tell(FillMade(event.account_id, fill, is_exchanges_own=True))
         key = fill.key
         account.lots[key] = account.lots.get(key, 0) + event.fill.signed_lots
@@ -356,4 +404,6 @@ class PaperBook:
         account.algos[number] = replace(
             account.algos[number], state=state, updated_ns=ts_ns, child_id=child_id, fired_side=fired_side
         )  # fmt: skip
+        if child_id:
+            account.children[child_id] = number
         self._tell(AlgoChanged(account_id, account.algos[number]))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Final
 
+from crypto_qlib.core.clock import NS_PER_DAY
 from crypto_qlib.core.errors import CryptoQlibError, RetryLater, UserError
 from crypto_qlib.exchange.embedded.house import OPEN
 from crypto_qlib.exchange.embedded.operations import Change, Journal, NoJournal, Operations
@@ -24,6 +25,11 @@ from crypto_qlib.settings.identity import code_identity
 
 SNAPSHOT_AFTER: Final = 20_000
 """Operations since the last snapshot from which another one is due; more on a longer journal, so that the cost stays small."""
+
+KEPT_NS: Final = 93 * NS_PER_DAY
+"""How long orders, fills, bills and closed positions stay in memory; the longest list of OKX reaches three months back."""
+UNFILLED_KEPT_NS: Final = 7 * NS_PER_DAY
+"""How long orders stay that ended without a fill; OKX lists them for two hours."""
 
 _LOG: Final = logging.getLogger(__name__)
 ChangesOf = Callable[[PaperDesk], Mapping[str, Change]]
@@ -64,6 +70,7 @@ class Keeper:
             self.desk.book.tell(self._follower.notice)
             self._repeat(file)
         self._shown_number = -1
+        self._tidied_day = -1
 
     @property
     def where(self) -> str:
@@ -78,17 +85,32 @@ class Keeper:
     def keep_up(self) -> None:
         """Bring the tables up to the journal, and take a snapshot where one is due; cheap where nothing happened."""
         file = self._file
+        if file is None:
+            self._forget()
         if file is None or file.last_number == self._shown_number:
             return
         try:
             file.show(books_of(self.desk.venue.exchange), self._follower.changed_rows(), {"positions": "true"})
             self._follower.shown()
             self._shown_number = file.last_number
+            self._forget()
             if file.last_number - self._snapshot_number >= max(SNAPSHOT_AFTER, self._snapshot_number):
                 self._take_snapshot(file)
         except RetryLater as e:
             # The journal has everything; the tables and the snapshot follow once the disk takes them.
             _LOG.warning("%s", e)
+
+    def _forget(self) -> None:
+        """Once a day of the market, let go of what no answer reaches any more; the state file's tables keep it.
+
+        Not an operation: nothing that happens later depends on it.
+        """
+        venue = self.desk.venue.exchange
+        day = venue.now_ns // NS_PER_DAY
+        if day != self._tidied_day:
+            self._tidied_day = day
+            venue.forget(venue.now_ns - KEPT_NS, venue.now_ns - UNFILLED_KEPT_NS)
+            self.desk.book.forget(venue.now_ns - KEPT_NS)
 
     def close(self) -> None:
         """Bring the file fully up to date and let go of it."""

@@ -23,6 +23,7 @@ from crypto_qlib.exchange.embedded.paper_book import (
     BILL_ID_BASE,
     CHILD_ID_BASE,
     ORDER_ID_BASE,
+    Ended,
     OrderChanged,
     PaperBook,
     PaperFill,
@@ -145,7 +146,7 @@ class TradeApi:
         if order_id is None and not name:
             raise WireRefusal("50014", "ordId")
         if order_id is not None and order_id >= CHILD_ID_BASE:
-            child = next((f for f in self._book.fills(call.account_id) if f.order_id == order_id), None)
+            child = self._book.last_fill(call.account_id, order_id)
             if child is None:
                 raise WireRefusal("51603")
             return envelope([self._child_row(call.account_id, child)])
@@ -256,33 +257,28 @@ class TradeApi:
         if call.query.get("instType", "SWAP") != "SWAP":
             return envelope([])
         account_id, state = call.account_id, call.query.get("state", "")
-        named: list[tuple[int, int, VenueOrder | PaperFill]] = []
-        for order in self._book.orders(account_id):
-            gone = order.status is OrderStatus.CANCELED and not order.filled_lots and order.updated_ns < oldest_canceled_ns
-            if order.status.is_final and not gone and self._is_asked(call, order.symbol) and state in ("", order.status.value):
-                named.append((ORDER_ID_BASE + order.order_id, order.updated_ns, order))
-        named.extend(
-            (fill.order_id, fill.fill.ts_ns, fill)
-            for fill in self._book.fills(account_id)
-            if fill.order_id >= CHILD_ID_BASE and self._is_asked(call, fill.fill.symbol) and state in ("", "filled")
-        )
-        named.sort(key=lambda n: (n[1], n[0]))
-        chosen = [record for _, _, record in page(named, call, lambda n: n[0], lambda n: n[1], oldest_ns)]
-        return envelope(
-            [self._row(account_id, r) if isinstance(r, VenueOrder) else self._child_row(account_id, r) for r in chosen]
-        )
+
+        def is_wanted(ended: Ended) -> bool:
+            if ended.child is not None:
+                return self._is_asked(call, ended.child.fill.symbol) and state in ("", "filled")
+            order = self._book.order_of(account_id, ended.order_id)
+            if order is None:
+                return False
+            gone = order.status is OrderStatus.CANCELED and not order.filled_lots and ended.ts_ns < oldest_canceled_ns
+            return not gone and self._is_asked(call, order.symbol) and state in ("", order.status.value)
+
+        chosen = page(self._book.ended(account_id), call, lambda e: e.order_id, lambda e: e.ts_ns, oldest_ns, is_wanted)
+        return envelope([row for ended in chosen if (row := self._ended_row(account_id, ended)) is not None])
 
     def _fills(self, call: Call, kept_ns: int) -> bytes:
         if call.query.get("instType", "SWAP") != "SWAP":
             return envelope([])
         wanted = call.whole("ordId")
-        found = [
-            fill
-            for fill in self._book.fills(call.account_id)
-            if self._is_asked(call, fill.fill.symbol) and wanted in (None, fill.order_id)
-        ]
-        oldest = self._window.clock.market_ns - kept_ns
-        chosen = page(found, call, lambda f: BILL_ID_BASE + f.bill.bill_id, lambda f: f.fill.ts_ns, oldest)
+        chosen = page(
+            self._book.fills(call.account_id), call, lambda f: BILL_ID_BASE + f.bill.bill_id, lambda f: f.fill.ts_ns,
+            self._window.clock.market_ns - kept_ns,
+            lambda f: self._is_asked(call, f.fill.symbol) and wanted in (None, f.order_id),
+        )  # fmt: skip
         return envelope(
             [
                 fill_row(f, self._by_symbol[f.fill.symbol], self._book.tag(call.account_id, f.order_id - ORDER_ID_BASE))
@@ -297,9 +293,15 @@ class TradeApi:
         algo = self._book.algo_of_order(account_id, ORDER_ID_BASE + order.order_id)
         return order_row(order, item, leverage, self._book.tag(account_id, order.order_id), last_fill, algo)
 
+    def _ended_row(self, account_id: str, ended: Ended) -> Row | None:
+        if ended.child is not None:
+            return self._child_row(account_id, ended.child)
+        order = self._book.order_of(account_id, ended.order_id)
+        return None if order is None else self._row(account_id, order)
+
     def _child_row(self, account_id: str, fill: PaperFill) -> Row:
         leverage = self._venue.exchange.leverage(account_id, *fill.key)
-        algo = next((a for a in self._book.algos(account_id) if a.child_id == fill.order_id), None)
+        algo = self._book.algo_of_order(account_id, fill.order_id)
         return child_order_row(fill, self._by_symbol[fill.fill.symbol], leverage, algo)
 
     def _held_lots(self, account_id: str, key: PositionKey) -> int:
