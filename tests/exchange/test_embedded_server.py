@@ -22,7 +22,7 @@ from crypto_qlib.exchange.embedded.server import EmbeddedExchange, EmbeddedOptio
 from crypto_qlib.exchange.embedded.server_clock import ServerClock
 from crypto_qlib.exchange.embedded.signature import SignedRequest, sign
 from crypto_qlib.exchange.embedded.thread import EmbeddedExchangeThread
-from crypto_qlib.exchange.embedded.wire import WireRefusal
+from crypto_qlib.exchange.embedded.wire import WireRefusal, num
 from crypto_qlib.exchange.okx import OkxGateway
 from crypto_qlib.settings.schema import ExchangeSettings
 from crypto_qlib.settings.secrets import Secrets
@@ -274,3 +274,19 @@ def test_no_posted_body_makes_the_server_fail(silent_exchange: EmbeddedExchange,
     answer = silent_exchange.router.answer(SignedRequest("POST", target, raw, headers), "127.0.0.1")
     assert answer.status < 500
     assert set(orjson.loads(answer.body)) >= {"code", "msg"}
+
+
+async def test_a_ticker_names_the_prices_its_day_began_with(exchange: EmbeddedExchange, market: FakeMarket) -> None:
+    await exchange.step(20)
+    async with (
+        aiohttp.ClientSession() as http,
+        http.get(f"{exchange.base_url}/api/v5/market/ticker?instId=BTC-USDT-SWAP") as answer,
+    ):
+        row = (await answer.json())["data"][0]
+    bars = market.bars("BTCUSDT", NS_PER_HOUR, NOW_NS, NOW_NS + NS_PER_DAY)
+    # Twenty hours into the UTC day; the day of UTC+8 began at 16:00.
+    assert (float(row["sodUtc0"]), float(row["sodUtc8"])) == (bars.open[0], bars.open[16])
+
+
+def test_zero_has_no_sign_on_the_wire() -> None:
+    assert (num(-0.0), num(-0.5)) == ("0", "-0.5")

@@ -179,6 +179,11 @@ class LiveWindow(MarketWindow):
         depth = live.depth()
         return None if depth is None else BookView(depth, live.seq)
 
+    def opened_at(self, symbol: str, ts_ns: int) -> float:
+        """Return OKX's own price the day began with (in UTC where ``ts_ns`` is a midnight, else in UTC+8)."""
+        name = "sodUtc8" if ts_ns % NS_PER_DAY else "sodUtc0"
+        return float(self._live.symbols[symbol].ticker.get(name) or "nan")
+
     def day_stats(self, symbol: str) -> DayStats:
         """Return the last 24 hours of OKX's ticker."""
         live = self._live.symbols[symbol]

@@ -31,6 +31,7 @@ _DEFAULT_LIMIT: Final = 100
 _FAR_MS: Final = 2**62
 _MAX_BOOK: Final = 400
 _MAX_TRADES: Final = 500
+_UTC8_NS: Final = 8 * NS_PER_HOUR
 
 
 class MarketApi:
@@ -97,7 +98,7 @@ class MarketApi:
         """Return the row of ``market/index-tickers``."""
         day, index = self._window.day_stats(item.symbol), self._window.price(PriceKind.INDEX, item.symbol)
         row: Row = {"instId": _index_name(item), "idxPx": num(index), "open24h": num(day.open)}
-        row |= {"high24h": num(day.high), "low24h": num(day.low), "sodUtc0": num(day.open), "sodUtc8": num(day.open)}
+        row |= {"high24h": num(day.high), "low24h": num(day.low)} | self._day_opens(item)
         return row | {"ts": ms(self._window.clock.now_ns())}
 
     def book(self, call: Call) -> bytes:
@@ -133,6 +134,16 @@ class MarketApi:
             return recorded
         bars = self._window.closed_bars(PriceKind.LAST, item.symbol, span_ns, since_ns - since_ns % span_ns, now)
         return [row for k in range(len(bars)) for row in bar_trades(item, bars, k, span_ns)]
+
+    def _day_opens(self, item: Instrument) -> Row:
+        """Return the prices the day began with, in UTC and in UTC+8."""
+        now = self._window.clock.market_ns
+        midnight = now - now % NS_PER_DAY
+        hongkong = now - (now + _UTC8_NS) % NS_PER_DAY
+        return {
+            "sodUtc0": num(self._window.opened_at(item.symbol, midnight)),
+            "sodUtc8": num(self._window.opened_at(item.symbol, hongkong)),
+        }
 
     def _recorded_trades(self, item: Instrument, since_ns: int) -> list[Row] | None:
         recording = self._window.recording
@@ -174,9 +185,9 @@ class MarketApi:
         return row | {
             "last": num(day.last), "lastSz": num(item.lot_size), "bidPx": bid_px, "bidSz": bid_sz,
             "askPx": asks[0][0], "askSz": asks[0][1], "open24h": num(day.open), "high24h": num(day.high),
-            "low24h": num(day.low), "vol24h": num(round(day.base_volume / item.ct_val, 8)), "volCcy24h": num(day.base_volume),
-            "sodUtc0": num(day.open), "sodUtc8": num(day.open),
-        }  # fmt: skip
+            "low24h": num(day.low), "vol24h": num(round(day.base_volume / item.ct_val, 8)),
+            "volCcy24h": num(round(day.base_volume, 8)),
+        } | self._day_opens(item)  # fmt: skip
 
 
 def _index_name(item: Instrument) -> str:

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from crypto_qlib.core.clock import NS_PER_DAY
+from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_HOUR
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.market import BarBlock
 from crypto_qlib.exchange.embedded.liquidity import TrailingLiquidity
@@ -29,6 +29,7 @@ _BAND_MAJOR: Final = 0.05
 _BAND_OTHER: Final = 0.08
 ANNOUNCED_NS: Final = NS_PER_DAY
 """How long before its first trade an instrument is shown as ``preopen``; OKX announces listings hours to days ahead."""
+_OPENS_KEPT: Final = 10_000
 _STALE_AFTER_NS: Final = 2 * NS_PER_DAY
 """How far back a last price is looked for when no bar runs now."""
 
@@ -79,6 +80,7 @@ class MarketWindow:
         self._kept_at_ns = -1
         self._running: dict[tuple[PriceKind, str, int], BarBlock] = {}
         self._day: dict[str, DayStats] = {}
+        self._opened: dict[tuple[str, int], float] = {}
 
     def listed(self) -> list[Instrument]:
         """Return the instruments that trade now, in the source's order."""
@@ -191,6 +193,18 @@ class MarketWindow:
             else:
                 self._day[symbol] = DayStats(last, last, last, last, 0.0, 0.0)
         return self._day[symbol]
+
+    def opened_at(self, symbol: str, ts_ns: int) -> float:
+        """Return the last price at an instant of the past on the grid of steps; that of now where nothing traded then."""
+        key = (symbol, ts_ns)
+        if key not in self._opened:
+            if len(self._opened) > _OPENS_KEPT:
+                self._opened.clear()
+            grain = math.gcd(NS_PER_HOUR, self.clock.step_ns)
+            bars = self.source.bars(symbol, grain, ts_ns, ts_ns + grain)
+            self._opened[key] = float(bars.open[0]) if len(bars) else math.nan
+        found = self._opened[key]
+        return self.price(PriceKind.LAST, symbol) if math.isnan(found) else found
 
     def _read_running(self, kind: PriceKind, symbol: str, frame_ns: int) -> BarBlock:
         now = self.clock.market_ns

@@ -160,7 +160,8 @@ def fill_row(fill: PaperFill, instrument: Instrument, tag: str) -> Row:
     notional = abs(f.signed_lots) * instrument.base_per_lot * f.price
     return {
         "billId": str(BILL_ID_BASE + fill.bill.bill_id), "clOrdId": shown_id(f.client_order_id),
-        "execType": "M" if f.is_maker else "T", "fee": num(-f.fee), "feeCcy": "USDT", "feeRate": num(-f.fee / notional),
+        "execType": "M" if f.is_maker else "T", "fee": num(-f.fee), "feeCcy": "USDT",
+        "feeRate": num(round(-f.fee / notional, 10)),
         "fillFwdPx": "", "fillIdxPx": "", "fillMarkPx": "", "fillMarkVol": "", "fillPnl": num(fill.pnl),
         "fillPx": num(f.price), "fillPxUsd": "", "fillPxVol": "", "fillSz": instrument.format_size(abs(f.signed_lots)),
         "fillTime": ms(f.ts_ns), "instId": instrument.inst_id, "instType": "SWAP", "ordId": str(fill.order_id),

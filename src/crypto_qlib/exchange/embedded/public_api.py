@@ -153,8 +153,13 @@ class PublicApi:
         if math.isnan(coins):
             return []
         usd = coins * self._window.price(PriceKind.LAST, item.symbol)
-        row: Row = {"instId": item.inst_id, "instType": "SWAP", "oi": num(coins / item.ct_val), "oiCcy": num(coins)}
-        return [row | {"oiUsd": num(usd), "ts": ms(self._window.clock.now_ns())}]
+        row: Row = {
+            "instId": item.inst_id,
+            "instType": "SWAP",
+            "oi": num(round(coins / item.ct_val, 8)),
+            "oiCcy": num(round(coins, 8)),
+        }
+        return [row | {"oiUsd": num(round(usd, 8)), "ts": ms(self._window.clock.now_ns())}]
 
     def _price_limit_row(self, item: Instrument) -> Row:
         row: Row = {"instType": "SWAP", "instId": item.inst_id, "ts": ms(self._window.clock.now_ns()), "enabled": True}

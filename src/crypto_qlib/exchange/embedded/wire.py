@@ -173,7 +173,8 @@ def num(value: float) -> str:
     """Render a number the way OKX does: shortest exact decimal, no exponent; NaN and infinity are ``""``."""
     if not math.isfinite(value):
         return ""
-    text = repr(float(value))
+    # Zero has no sign on the wire.
+    text = repr(float(value) + 0.0)
     if "e" in text:
         text = np.format_float_positional(value, trim="-")
     return text.removesuffix(".0")
