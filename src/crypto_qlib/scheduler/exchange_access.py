@@ -21,6 +21,7 @@ from crypto_qlib.exchange.embedded.server import EmbeddedExchange, EmbeddedOptio
 from crypto_qlib.exchange.embedded.thread import EmbeddedExchangeThread
 from crypto_qlib.exchange.gateway import Gateway
 from crypto_qlib.exchange.okx import OkxGateway
+from crypto_qlib.scheduler.exchange_process import EmbeddedExchangeProcess
 from crypto_qlib.scheduler.steps import key_of
 from crypto_qlib.settings.schema import FaultSettings, Settings
 from crypto_qlib.settings.secrets import Secrets
@@ -46,7 +47,7 @@ class ExchangeAccess:
     def __init__(self, settings: Settings, secrets: Secrets) -> None:
         self._settings = settings
         self._secrets = secrets
-        self._server: EmbeddedExchangeThread | None = None
+        self._server: EmbeddedExchangeThread | EmbeddedExchangeProcess | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -111,7 +112,7 @@ class ExchangeAccess:
             return ""
         return self.embedded().base_url
 
-    def embedded(self) -> EmbeddedExchangeThread:
+    def embedded(self) -> EmbeddedExchangeThread | EmbeddedExchangeProcess:
         """Return the running embedded exchange.
 
         Raises
@@ -122,7 +123,11 @@ class ExchangeAccess:
         if not self._is_served:
             raise UserError("this needs the embedded exchange", "set exchange.mode=embedded")
         if self._server is None:
-            server = EmbeddedExchangeThread(embedded_exchange(self._settings))
+            server: EmbeddedExchangeThread | EmbeddedExchangeProcess
+            if self._settings.exchange.own_process:
+                server = EmbeddedExchangeProcess(self._settings, embedded_exchange)
+            else:
+                server = EmbeddedExchangeThread(embedded_exchange(self._settings))
             server.start()
             self._server = server
         return self._server
@@ -135,7 +140,7 @@ class ExchangeAccess:
 
     def _credentials(self) -> ApiCredentials | None:
         if self._is_served:
-            return self.embedded().exchange.credentials
+            return self.embedded().credentials
         s = self._secrets
         return ApiCredentials(s.okx_api_key, s.okx_api_secret, s.okx_api_passphrase) if s.has_okx_keys else None
 

@@ -32,6 +32,7 @@ WITHOUT_EFFECT = (
     "exchange.speed",
     "exchange.stale_s",
     "exchange.okx_url",
+    "exchange.own_process",
     "exchange.rate_limits",
     "exchange.demo_key",
     "exchange.timeout_s",

@@ -343,6 +343,11 @@ class ExchangeSettings(Section):
         description="Signal planted in the simulated market, so that there is something to find; 0 = pure noise.",
     )
     seed: int = Field(20260101, ge=0, description="Seed of the simulated market.")
+    own_process: bool = Field(
+        False,
+        description="Whether the embedded exchange inside another command runs in a process of its own, on the other cores; "
+        "it builds its market once more.",
+    )
     rate_limits: bool = Field(False, description="Whether the embedded exchange enforces OKX's request limits (50011, 50061).")
     demo_key: bool | None = Field(
         None,

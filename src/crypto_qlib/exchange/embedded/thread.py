@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from typing import Any, Self, TypeVar
 
 from crypto_qlib.core.errors import CryptoQlibError
+from crypto_qlib.exchange.credentials import ApiCredentials
 from crypto_qlib.exchange.embedded.event_loop import new_loop
 from crypto_qlib.exchange.embedded.server import EmbeddedExchange
 
@@ -27,6 +28,11 @@ class EmbeddedExchangeThread:
         self.exchange = exchange
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+
+    @property
+    def credentials(self) -> ApiCredentials:
+        """Return the key of the paper account."""
+        return self.exchange.credentials
 
     @property
     def base_url(self) -> str:
