@@ -42,6 +42,10 @@ elif sys.argv[1:2] == ["live_parity"]:
     from benchmarks import live_parity
 
     live_parity.main(sys.argv[2:])
+elif sys.argv[1:2] == ["model_study"]:
+    from benchmarks import model_study
+
+    model_study.main(sys.argv[2:])
 elif sys.argv[1:2] == ["feature_study"]:
     from benchmarks import feature_study
 

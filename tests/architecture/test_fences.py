@@ -45,8 +45,12 @@ HEAVY = {
 }
 """May be imported inside a function: each costs from half a second to several, and not every run needs it."""
 
-HEAVY_OWN = {"crypto_qlib.modeling.mlflow_registry", "crypto_qlib.data_collector.qlib_data_adapter"}
-"""Own modules that bring MLflow in; training needs them only when a recorder is wanted."""
+HEAVY_OWN = {
+    "crypto_qlib.modeling.mlflow_registry",
+    "crypto_qlib.data_collector.qlib_data_adapter",
+    "crypto_qlib.modeling.tuning",
+}
+"""Own modules that bring MLflow or Optuna in; training needs them only when a recorder or a search is wanted."""
 
 BROAD_EXCEPT = {"cli/failure.py", "live_trading/runner.py", "scheduler/job_runner.py"}
 """The supervisors: the command line's outermost frame, the live session and the scheduler's job wrapper."""

@@ -9,7 +9,7 @@ import typer
 
 from crypto_qlib.cli.steps import run_step
 
-_app = typer.Typer(help="Trained models: list, show, compare, promote, roll back, export.", no_args_is_help=True)
+_app = typer.Typer(help="Trained models: list, show, compare, promote, update, roll back, export.", no_args_is_help=True)
 
 Version = Annotated[str, typer.Argument(help="Run id or its beginning, champion, or challenger.")]
 
@@ -50,6 +50,12 @@ def promote(
 ) -> None:
     """Make a version champion if it meets the rules of model.promotion."""
     run_step(context, lambda p: p.shelf.promoted(version, p.market(), force))
+
+
+@_app.command()
+def update(context: typer.Context, version: Version = "champion") -> None:
+    """Let a version go on learning from the bars since its training; the result is a version of its own, with its lineage."""
+    run_step(context, lambda p: p.shelf.updated(version, p.market()))
 
 
 @_app.command()

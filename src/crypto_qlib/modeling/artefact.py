@@ -21,6 +21,7 @@ from crypto_qlib.modeling.calibration import Calibration
 from crypto_qlib.modeling.families import ScoringModel, load_family
 from crypto_qlib.modeling.labels import TradeRule
 from crypto_qlib.modeling.models.per_symbol_model import PerSymbolModel
+from crypto_qlib.modeling.origin import Parent, Tuned
 from crypto_qlib.modeling.splits import Segment, TimeSplit
 from crypto_qlib.settings.schema import FeatureSettings, ModelSettings
 
@@ -58,6 +59,10 @@ class TrainedModel:
         Run id it was trained under.
     sha256 : str
         Digest of the model's files.
+    tuned : Tuned, optional
+        The search that chose ``settings``, where there was one.
+    parent : Parent, optional
+        The version it was updated from, where it was.
     """
 
     predictor: ScoringModel
@@ -71,6 +76,13 @@ class TrainedModel:
     segment_ts: dict[str, tuple[int, int]]
     identity: str
     sha256: str
+    tuned: Tuned | None = None
+    parent: Parent | None = None
+
+    @property
+    def asked(self) -> ModelSettings:
+        """Return the settings asked for, before hyper-parameters were searched."""
+        return self.settings if self.tuned is None else self.tuned.asked
 
     @property
     def context_bars(self) -> int:
@@ -99,6 +111,8 @@ def save_model(model: TrainedModel, folder: Path) -> TrainedModel:
         "bin_bars": model.split.bins,
         "segment_ts": model.segment_ts,
         "calibration": model.calibration.to_json(),
+        "tuning": None if model.tuned is None else model.tuned.to_json(),
+        "parent": None if model.parent is None else model.parent.to_json(),
         "diagnostics": model.predictor.diagnostics(),
         "importance": _top_importance(model),
         "environment": _environment(),
@@ -166,9 +180,19 @@ def load_model(folder: Path) -> TrainedModel:
             segment_ts={name: (int(a), int(b)) for name, (a, b) in meta["segment_ts"].items()},
             identity=str(meta["identity"]),
             sha256=str(meta["sha256"]),
+            tuned=_tuned(meta["tuning"], settings),
+            parent=None if meta["parent"] is None else Parent.from_json(meta["parent"]),
         )
     except (KeyError, TypeError, ValueError) as e:
         raise UserError(f"{folder / META_FILE} does not describe a model: {e}", "train again") from e
+
+
+def _tuned(raw: Any, settings: ModelSettings) -> Tuned | None:
+    if raw is None:
+        return None
+    asked = ModelSettings.model_validate(raw["asked"])
+    counts = int(raw["n_trials"]), int(raw["n_pruned"])
+    return Tuned(settings, asked, *counts, float(raw["validation_ic"]), dict(raw["parameters"]))
 
 
 def _pair(raw: Any) -> tuple[int, int] | None:

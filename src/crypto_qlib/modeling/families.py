@@ -51,7 +51,15 @@ class ScoringModel(Protocol):
 
 
 class TrainableModel(ScoringModel, Protocol):
-    """A family before its training, on Qlib's model interface."""
+    """A family before its training, on Qlib's model interface.
+
+    Attributes
+    ----------
+    on_score : callable or None
+        Told (pass, best validation IC so far) while it trains, where it trains in passes; what it raises ends the training.
+    """
+
+    on_score: Callable[[int, float], None] | None
 
     def fit(self, dataset: Any, reweighter: BarReweighter | None = None) -> None:
         """Train on segment ``train`` of a Qlib ``DatasetH``, stop or choose on ``valid``."""
@@ -68,6 +76,22 @@ _CLASSES: Final = {
     "ensemble": ("ensemble_model", "EnsembleModel"),
 }
 """Module below ``modeling.models`` and class of each family."""
+
+
+class UpdatableModel(ScoringModel, Protocol):
+    """A fitted family that can go on learning.
+
+    Attributes
+    ----------
+    settings : ModelSettings
+        As it was trained, with the ``update`` wanted.
+    """
+
+    settings: ModelSettings
+
+    def update(self, dataset: Any, reweighter: BarReweighter | None = None) -> None:
+        """Learn from segment ``train``, bars it has not seen, and stop or choose on ``valid``."""
+        ...
 
 
 def family_class(name: str) -> Any:

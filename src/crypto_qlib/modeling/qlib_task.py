@@ -194,7 +194,7 @@ def make_dataset(frame: FeatureFrame, labels: Labels, split: TimeSplit, bins: An
     frame, labels : FeatureFrame, Labels
         On the same grid.
     split : TimeSplit
-        Segments.
+        Segments; one beyond the frame's end is left out.
     bins : optional
         As in :class:`FrameDataset`.
 
@@ -207,7 +207,9 @@ def make_dataset(frame: FeatureFrame, labels: Labels, split: TimeSplit, bins: An
     row_label = frame.at_rows(labels.values)
     handler = CryptoHandler(frame=frame, labels={labels.kind: row_label})
     stamps = pd.DatetimeIndex(frame.ts_open.astype("datetime64[ns]"))
-    dataset = FrameDataset(handler, {s.name: (stamps[s.start], stamps[s.stop - 1]) for s in split.segments})
+    dataset = FrameDataset(
+        handler, {s.name: (stamps[s.start], stamps[s.stop - 1]) for s in split.segments if s.stop <= frame.n_bars}
+    )
     dataset.frame, dataset.row_label, dataset.bins = frame, row_label, bins
     dataset.bin_bars = split.bins or (split.train.start, split.train.stop)
     return dataset

@@ -138,6 +138,18 @@ def _measured(folder: Path) -> tuple[float | None, float | None]:
     return rank["mean"], rank["t_stat"]
 
 
+def count_trials(models: Path) -> int:
+    """Return how many models were tried in all: each version, and of a searched one every trial of its search."""
+    total = 0
+    for version in list_models(models):
+        try:
+            tuning = json.loads((models / version.run_id / META_FILE).read_text()).get("tuning")
+        except (OSError, ValueError):
+            tuning = None
+        total += int(tuning["n_trials"]) if tuning else 1
+    return total
+
+
 def champion_id(models: Path) -> str | None:
     """Return the run id of the champion, or ``None`` if none was promoted."""
     return _pointed(models, CHAMPION_FILE)

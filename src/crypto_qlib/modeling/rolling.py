@@ -27,7 +27,7 @@ from crypto_qlib.settings.schema import ModelSettings
 
 Progress = Callable[[float], None]
 
-WITHOUT_EFFECT: Final = ("threads", "tracking", "promotion")
+WITHOUT_EFFECT: Final = ("threads", "tracking", "promotion", "update")
 """Model settings that change no model."""
 
 
@@ -59,7 +59,9 @@ def fold_folder(folder: Path, k: int) -> Path:
 
 def model_key(settings: ModelSettings) -> dict[str, Any]:
     """Return the settings that can change a model, as plain values."""
-    return settings.model_dump(exclude={**dict.fromkeys(WITHOUT_EFFECT, True), "rolling": {"workers", "dask"}})
+    return settings.model_dump(
+        exclude={**dict.fromkeys(WITHOUT_EFFECT, True), "rolling": {"workers", "dask"}, "tuning": {"storage"}}
+    )
 
 
 def train_fold(
@@ -75,7 +77,7 @@ def train_fold(
     """Train one step, or load it where ``folder`` holds it already (same identity, settings and segments)."""
     if (folder / SUMS_FILE).is_file():
         done = load_model(folder)
-        same = [model_key(m) for m in (done.settings, settings)]
+        same = [model_key(m) for m in (done.asked, settings)]
         if same[0] == same[1] and (done.identity, done.split) == (identity, fold.split):
             return done
     return train_model(frame, labels, settings, folder, identity=identity, fold=fold, rule=rule)

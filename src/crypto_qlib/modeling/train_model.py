@@ -20,13 +20,13 @@ from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.signal import ScorePanel, Scores
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
 from crypto_qlib.modeling.artefact import TrainedModel, save_model
-from crypto_qlib.modeling.calibration import fit_calibration
+from crypto_qlib.modeling.calibration import Calibration, fit_calibration
 from crypto_qlib.modeling.families import ScoringModel, new_model
 from crypto_qlib.modeling.labels import Labels, TradeRule
 from crypto_qlib.modeling.models.per_symbol_model import PerSymbolModel
 from crypto_qlib.modeling.qlib_task import BarReweighter, make_dataset
 from crypto_qlib.modeling.row_batch import batch_of
-from crypto_qlib.modeling.splits import TimeSplit, check_no_leak, split_bars
+from crypto_qlib.modeling.splits import Segment, TimeSplit, check_no_leak, split_bars
 from crypto_qlib.modeling.stage_times import stage
 from crypto_qlib.settings.schema import ModelSettings
 
@@ -95,28 +95,47 @@ def train_model(
     check_no_leak(split)
     if split.horizon_bars < labels.horizon_bars:
         raise UserError(f"leak: the split leaves {split.horizon_bars} bars for labels that span {labels.horizon_bars}")
-    _check_rows(frame, split)
+    check_rows(frame, split)
+    tuned = None
+    if settings.tuning.trials:
+        # Optuna takes a second to import, and most trainings search nothing.
+        from crypto_qlib.modeling.tuning import tune  # noqa: PLC0415
+
+        tuned = tune(frame, labels, settings, folder, split, progress)
+        settings, progress = tuned.settings, None
     if settings.per_symbol:
         predictor: ScoringModel = _fit_per_symbol(frame, labels, settings, split, progress)
     else:
         predictor = _fit(frame, labels, settings, fold, progress, folder)
-    batch = batch_of(frame, split.valid.start, split.valid.stop, predictor.context_bars)
+    calibration = calibrated(predictor, frame, labels, settings, split.valid)
+    spans = spans_of(frame, split)
+    return save_model(
+        TrainedModel(
+            predictor, calibration, frame.names, frame.settings, settings, rule or TradeRule(), frame.frame_ns, split, spans,
+            identity, sha256="", tuned=tuned,
+        ),
+        folder,
+    )  # fmt: skip
+
+
+def calibrated(
+    predictor: ScoringModel, frame: FeatureFrame, labels: Labels, settings: ModelSettings, valid: Segment
+) -> Calibration:
+    """Return the calibration of ``predictor`` fitted on the validation segment alone."""
+    batch = batch_of(frame, valid.start, valid.stop, predictor.context_bars)
     with stage("scoring validation"):
         raw = predictor.predict_batch(batch, settings.threads)
-    rows = frame.row_span(split.valid.start, split.valid.stop)
+    rows = frame.row_span(valid.start, valid.stop)
     grids = (labels.realised, labels.forward_return, labels.trade_long, labels.trade_short)
     realised, forward, long_, short = (frame.at_rows(grid)[rows] for grid in grids)
     trades = (long_, short) if settings.win_label == "trade" else None
     with stage("calibration"):
-        calibration = fit_calibration(raw, realised, forward, settings.horizon_bars, trades)
-    spans = {s.name: (int(frame.ts_open[s.start]), int(frame.ts_open[s.stop - 1])) for s in split.segments}
-    return save_model(
-        TrainedModel(
-            predictor, calibration, frame.names, frame.settings, settings, rule or TradeRule(), frame.frame_ns, split, spans,
-            identity, sha256="",
-        ),
-        folder,
-    )  # fmt: skip
+        return fit_calibration(raw, realised, forward, settings.horizon_bars, trades)
+
+
+def spans_of(frame: FeatureFrame, split: TimeSplit) -> dict[str, tuple[int, int]]:
+    """Return the open times of each segment's first and last bar."""
+    return {s.name: (int(frame.ts_open[s.start]), int(frame.ts_open[s.stop - 1])) for s in split.segments}
 
 
 def _fit(
@@ -152,7 +171,7 @@ def _fit_per_symbol(
     return PerSymbolModel(members)
 
 
-def _check_rows(frame: FeatureFrame, split: TimeSplit) -> None:
+def check_rows(frame: FeatureFrame, split: TimeSplit) -> None:
     """Refuse symbols without rows and features without a value in training."""
     counts = np.bincount(frame.row_symbol, minlength=len(frame.symbols))
     if np.any(counts == 0):
@@ -227,12 +246,23 @@ def predict_row(model: TrainedModel, frame: FeatureFrame) -> Scores:
     return Scores(int(frame.known_at_ns[-1]), frame.symbols, *grids)
 
 
-def _predict(model: TrainedModel, frame: FeatureFrame, first: int, stop: int, threads: int) -> FloatArray:
+def check_features(model: TrainedModel, frame: FeatureFrame) -> None:
+    """Refuse features other than those the model was trained on.
+
+    Raises
+    ------
+    UserError
+        Naming those that are gone.
+    """
     if frame.names != model.feature_names:
         gone = [n for n in model.feature_names if n not in set(frame.names)]
         what = f"features the model needs do not exist: {', '.join(gone[:5])}" if gone else "the feature columns differ"
         raise UserError(f"{what} (model has {len(model.feature_names)} columns, data {len(frame.names)})",
                         "build features with the model's own feature settings, or train again")  # fmt: skip
+
+
+def _predict(model: TrainedModel, frame: FeatureFrame, first: int, stop: int, threads: int) -> FloatArray:
+    check_features(model, frame)
     batch = batch_of(frame, first, stop, model.context_bars)
     return model.predictor.predict_batch(batch, threads) if batch.n_scored else np.empty(0)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from crypto_qlib.core.clock import Clock, SystemClock, iso
 from crypto_qlib.core.errors import UserError
@@ -14,12 +15,13 @@ from crypto_qlib.core.signal import ScorePanel
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
 from crypto_qlib.modeling.artefact import load_model, verified_meta
 from crypto_qlib.modeling.compare_models import Comparison, compare_models
-from crypto_qlib.modeling.evaluate_model import ModelPerformance, evaluate_model
+from crypto_qlib.modeling.evaluate_model import ModelPerformance, evaluate_model, write_performance
 from crypto_qlib.modeling.labels import Labels
 from crypto_qlib.modeling.promotion import Verdict, judge
 from crypto_qlib.modeling.registry import (
     Promotion,
     champion_id,
+    count_trials,
     export_model,
     find_version,
     list_models,
@@ -30,7 +32,10 @@ from crypto_qlib.modeling.registry import (
     set_challenger,
 )
 from crypto_qlib.modeling.rolling import out_of_sample_scores
+from crypto_qlib.modeling.train_model import predict_scores
+from crypto_qlib.modeling.updating import update_model
 from crypto_qlib.scheduler.pipeline_results import Said
+from crypto_qlib.scheduler.steps import key_of
 from crypto_qlib.settings.model_schema import ModelSettings
 from crypto_qlib.store.paths import Paths
 
@@ -101,6 +106,7 @@ class ModelShelf:
             *spans,
             "  ".join(f"{key} {value:g}" for key, value in meta["diagnostics"].items()),
             f"looks at: {', '.join(top)}",
+            *_origin_lines(meta),
             f"environment: {', '.join(f'{k} {v}' for k, v in meta['environment'].items())}",
         ]
         lines += [_change_line(c) for c in promotions(self._models) if run_id in (c.run_id, c.previous)]
@@ -113,8 +119,8 @@ class ModelShelf:
             raise UserError("there are no two models to compare", "train another, or name two")
         first = load_model(model_folder(self._models, run_ids[0]))
         scores = {run_id: self._scores(run_id, market.frame) for run_id in dict.fromkeys(run_ids)}
-        n_trials = len(list_models(self._models))
-        return Said(comparison_lines(compare_models(scores, market.labels(first.settings), n_trials)))
+        found = compare_models(scores, market.labels(first.settings), count_trials(self._models))
+        return Said(comparison_lines(found))
 
     def _scores(self, run_id: str, frame: FeatureFrame) -> ScorePanel:
         folder = model_folder(self._models, run_id)
@@ -180,6 +186,32 @@ class ModelShelf:
         self._tell_mlflow()
         return Said((f"model {run_id} is the champion again", "a running session takes it at its next start"))
 
+    def updated(self, given: str, market: Market) -> Said:
+        """Let a version go on learning from newer bars, measure what comes of it, and put it up as challenger.
+
+        Raises
+        ------
+        UserError
+            As :func:`~crypto_qlib.modeling.updating.update_model`.
+        """
+        run_id = find_version(self._models, given)
+        parent = model_folder(self._models, run_id)
+        how, last_ns = self._settings.update, int(market.frame.known_at_ns[-1])
+        new_id = key_of(verified_meta(parent)["sha256"], how, last_ns)
+        folder = model_folder(self._models, new_id)
+        labels = market.labels(load_model(parent).settings)
+        model = update_model(parent, market.frame, labels, how, folder, identity=new_id)
+        performance = evaluate_model(predict_scores(model, market.frame, segment="test"), labels)
+        write_performance(performance, folder, {"run_id": new_id, "parent": run_id})
+        learned = " to ".join(iso(t) for t in model.segment_ts["train"])
+        generation = model.parent.generation if model.parent else 0
+        rank = performance.rank_ic
+        return Said((
+            f"model {new_id}: update {generation} of {run_id}, learned {learned}",
+            f"out of sample: RankIC {rank.mean:+.4f} ± {rank.standard_error:.4f}, t {rank.t_stat:+.1f}",
+            *self.consider(new_id, performance, market).lines,
+        ))  # fmt: skip
+
     def exported(self, given: str, target: Path) -> Said:
         """Pack a version's artefact into a zip file."""
         return Said((f"written: {export_model(self._models, find_version(self._models, given), target)}",))
@@ -190,6 +222,19 @@ class ModelShelf:
         from crypto_qlib.modeling.mlflow_registry import mirror, tracking_uri  # noqa: PLC0415 - MLflow takes seconds to import
 
         mirror(self._models, tracking_uri(self._settings.tracking, self._database))
+
+
+def _origin_lines(meta: dict[str, Any]) -> Iterator[str]:
+    tuning, parent = meta["tuning"], meta["parent"]
+    if tuning:
+        best = ", ".join(f"{k} {v:.4g}" for k, v in tuning["parameters"].items()) or "the settings as they were"
+        yield (
+            f"tuned: best of {tuning['n_trials']} trials on validation ({tuning['n_pruned']} ended early), IC "
+            f"{tuning['validation_ic']:+.4f}: {best}"
+        )
+    if parent:
+        until = iso(parent["trained_until_ns"])
+        yield f"update {parent['generation']} of {parent['identity']}, which had learned until {until}"
 
 
 def _change_line(change: Promotion) -> str:

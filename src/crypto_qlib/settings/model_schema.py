@@ -62,6 +62,28 @@ class RollingSettings(Section):
     dask: str = Field("", description="Address of a Dask scheduler whose workers train the steps instead; empty = none.")
 
 
+class UpdateSettings(Section):
+    """How `crypto-qlib models update` lets a fitted model go on learning."""
+
+    method: Literal["continue", "refit"] = Field(
+        "continue", description="LightGBM: continue = more trees, refit = the same trees with their leaves moved."
+    )
+    rounds: int = Field(30, ge=1, description="Trees an update adds at most (continue).")
+    decay: Fraction = Field(0.9, description="Share of a leaf's old value that is kept (refit).")
+    epochs: int = Field(3, ge=1, description="Passes of a network over the new rows at most.")
+    learning_rate_share: float = Field(0.3, gt=0, le=1, description="A network's learning rate in an update, share of its own.")
+
+
+class TuningSettings(Section):
+    """Search of hyper-parameters on validation, inside every training."""
+
+    trials: int = Field(0, ge=0, description="Settings tried in each training, these ones included; 0 = no search.")
+    storage: str = Field(
+        "", description="Optuna database of the trials, e.g. postgresql+psycopg://user@host/optuna; empty = a journal beside "
+        "the model."
+    )  # fmt: skip
+
+
 class PromotionSettings(Section):
     """What a model must show out of sample before it becomes champion."""
 
@@ -117,6 +139,8 @@ class ModelSettings(Section):
     net: NetSettings = Field(NetSettings(), description="Neural networks.")
     ensemble: EnsembleSettings = Field(EnsembleSettings(), description="Ensembles.")
     rolling: RollingSettings = Field(RollingSettings(), description="Rolling retraining.")
+    update: UpdateSettings = Field(UpdateSettings(), description="Updates of a fitted model.")
+    tuning: TuningSettings = Field(TuningSettings(), description="Search of hyper-parameters on validation.")
     promotion: PromotionSettings = Field(PromotionSettings(), description="Gate of the champion.")
     tracking: str = Field(
         "", description="MLflow address, e.g. postgresql://user@host/mlflow; empty = SQLite in the workspace, off = none."
@@ -132,6 +156,8 @@ class ModelSettings(Section):
             raise ValueError(f"objective = {self.objective} is for lightgbm; {self.name} learns by regression")
         if self.per_symbol and (self.name in ("linear", "ensemble") or self.objective == "ranking"):
             raise ValueError("per_symbol needs a family that learns from one coin alone: lightgbm (not ranking) or a network")
+        if self.tuning.trials and (self.name in ("linear", "ensemble") or self.per_symbol):
+            raise ValueError("tuning.trials is for lightgbm and networks, one model for all coins")
         if any(h < 1 for h in self.extra_horizons):
             raise ValueError("extra_horizons must be whole numbers of bars, 1 or more")
         return self

@@ -18,7 +18,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ from qlib.model.base import Model
 from scipy.optimize import nnls
 
 from crypto_qlib.core.errors import UserError
-from crypto_qlib.modeling.families import ScoringModel, load_family, new_model
+from crypto_qlib.modeling.families import ScoringModel, UpdatableModel, load_family, new_model
 from crypto_qlib.modeling.qlib_task import BarReweighter, prediction_series, windowed_rows
 from crypto_qlib.modeling.row_batch import RowBatch
 from crypto_qlib.settings.schema import ModelSettings
@@ -67,6 +67,7 @@ class EnsembleModel(Model):  # type: ignore[misc]
         self.weights: FloatArray = np.empty((0, 0))
         self.regime_column = -1
         self.regime_edge = math.nan
+        self.on_score: Callable[[int, float], None] | None = None
 
     @property
     def FILES(self) -> tuple[str, ...]:  # noqa: N802 - as the other families
@@ -100,6 +101,17 @@ class EnsembleModel(Model):  # type: ignore[misc]
             member.fit(dataset, reweighter)
             trained.append(member)
         self.members = tuple(trained)
+        self._fit_weights(dataset)
+
+    def update(self, dataset: DatasetH, reweighter: BarReweighter | None = None) -> None:
+        """Let every member go on learning, then fit the weights anew."""
+        for name, member in zip(self.settings.ensemble.members, self.members, strict=True):
+            going_on = cast("UpdatableModel", member)
+            going_on.settings = self.member_settings(name)
+            going_on.update(dataset, reweighter)
+        self._fit_weights(dataset)
+
+    def _fit_weights(self, dataset: DatasetH) -> None:
         rows = windowed_rows(dataset, "valid", learning=False)
         batch = rows.batch()
         raw = self._raw(batch, self.settings.threads)

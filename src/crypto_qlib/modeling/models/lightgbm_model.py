@@ -6,6 +6,7 @@ bar (the raw prediction is the score minus its bar's mean). Zero always means no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -41,6 +42,8 @@ from crypto_qlib.settings.schema import ModelSettings
 
 FloatArray = npt.NDArray[np.float64]
 
+ROUNDS_PER_PASS: Final = 10
+"""Rounds between two reports to ``on_score``."""
 GRADES: Final = 16
 """Grades of relevance a bar's labels are cut into for LambdaRank."""
 
@@ -69,6 +72,8 @@ class LightGBMModel(Model):  # type: ignore[misc]
         self.settings = settings if isinstance(settings, ModelSettings) else ModelSettings.model_validate(settings or {})
         self.progress = progress
         self.booster: lgb.Booster | None = None
+        self._best = -math.inf
+        self.on_score: Callable[[int, float], None] | None = None
 
     def params(self) -> dict[str, Any]:
         """Return LightGBM's parameters; histograms column-wise, results independent of the number of threads."""
@@ -143,6 +148,46 @@ class LightGBMModel(Model):  # type: ignore[misc]
             self.booster = self._boosted(train_set, valid_set, rate)
         self.booster.free_dataset()
 
+    def update(self, dataset: DatasetH, reweighter: BarReweighter | None = None) -> None:
+        """Go on from the trees there are: add some grown on the ``train`` segment, or fit their leaves to it.
+
+        ``model.update.method`` = ``continue`` adds up to ``rounds`` trees and keeps as many as raise the IC on ``valid``;
+        ``refit`` keeps every split and moves the leaves' values by ``1 - decay`` towards the new rows. Where the IC on
+        ``valid`` is no better than before, the trees stay as they were.
+
+        Raises
+        ------
+        UserError
+            If it was not trained, there are too few rows, a feature knows the label, or a ranking is to be refitted.
+        """
+        if self.booster is None:
+            raise UserError("the model is not trained yet")
+        chosen, before = self.settings.update, self.booster
+        if chosen.method == "refit" and self.settings.objective == "ranking":
+            raise UserError("LightGBM cannot refit a ranking", "set model.update.method=continue")
+        train, valid = windowed_rows(dataset, "train"), windowed_rows(dataset, "valid")
+        leaf = self.settings.min_data_in_leaf
+        clip = check_trainable(train.label, 2 * leaf, f"two leaves of {leaf}", "update less often")
+        check_no_leaky_feature(train.values, train.label, train.bar, train.names, self.settings.max_feature_ic, train.sample)
+        outcome, bar = np.clip(valid.label, *clip), correlation_groups(valid.bar[valid.sample])
+
+        def rate(predicted: FloatArray, _data: lgb.Dataset) -> tuple[str, float, bool]:
+            return "ic", mean_bar_correlation(predicted, outcome, bar), True
+
+        values = valid.values[valid.sample]
+        reached = rate(np.asarray(before.predict(values, raw_score=True)), None)[1]
+        if chosen.method == "refit":
+            label, _, weight = self._targets(train, clip, reweighter)
+            names = before.feature_name()
+            after = before.refit(train.values[train.sample], label, decay_rate=chosen.decay, weight=weight, feature_name=names)
+            found = rate(np.asarray(after.predict(values, raw_score=True)), None)[1]
+        else:
+            train_set = self._binned(train, clip, None, None, reweighter, raw=True)
+            valid_set = self._binned(valid, clip, None, train_set, None, raw=True)
+            after = self._boosted(train_set, valid_set, rate, before, chosen.rounds)
+            found = float(after.best_score["valid"]["ic"])
+        self.booster = after if found > reached else before
+
     @staticmethod
     def _placed(dataset: DatasetH, rows: WindowedRows) -> npt.NDArray[np.int64]:
         """Return the rows that bins are placed on."""
@@ -151,11 +196,21 @@ class LightGBMModel(Model):  # type: ignore[misc]
             return np.arange(span.start, span.stop, dtype=np.int64)
         return rows.sample
 
-    def _boosted(self, train_set: lgb.Dataset, valid_set: lgb.Dataset, rate: Callable[..., Any]) -> lgb.Booster:
+    def _boosted(
+        self,
+        train_set: lgb.Dataset,
+        valid_set: lgb.Dataset,
+        rate: Callable[..., Any],
+        before: lgb.Booster | None = None,
+        rounds: int = 0,
+    ) -> lgb.Booster:
+        """Return trees grown from nothing, or ``rounds`` more after those of ``before``."""
+        self._best = -math.inf
         return lgb.train(
             self.params(),
             train_set,
-            num_boost_round=self.settings.num_boost_round,
+            num_boost_round=rounds or self.settings.num_boost_round,
+            init_model=before,
             valid_sets=[valid_set],
             valid_names=["valid"],
             feval=rate,
@@ -169,8 +224,27 @@ class LightGBMModel(Model):  # type: ignore[misc]
         bins: FrameBins | None,
         reference: lgb.Dataset | None,
         reweighter: BarReweighter | None,
+        *,
+        raw: bool = False,
     ) -> lgb.Dataset:
-        """Return a segment's labelled rows binned: taken from ``bins``, or binned here like ``reference``."""
+        """Return a segment's labelled rows binned: taken from ``bins``, or binned here like ``reference``.
+
+        ``raw`` keeps the values, and leaves the binning to LightGBM, which has to score them first with the trees there are.
+        """
+        label, group, weight = self._targets(rows, clip, reweighter)
+        if bins is not None:
+            return bins.take(rows.sample, label, group=group, weight=weight)
+        values = rows.values[rows.sample]
+        params = self.params() if raw else binning(self.params())
+        kept = {"label": label, "group": group, "weight": weight, "params": params, "reference": reference}
+        if raw:
+            return lgb.Dataset(values, free_raw_data=False, **kept)
+        return lgb.Dataset(values, **kept).construct()
+
+    def _targets(
+        self, rows: WindowedRows, clip: tuple[float, float], reweighter: BarReweighter | None
+    ) -> tuple[Any, list[int] | None, FloatArray | None]:
+        """Return label, sizes of the ranking's groups, and weight of the labelled rows."""
         objective = self.settings.objective
         bar = rows.bar[rows.sample]
         label: Any = np.clip(rows.label, *clip)
@@ -179,16 +253,14 @@ class LightGBMModel(Model):  # type: ignore[misc]
         elif objective == "ranking":
             label = relevance(rows.label, bar)
         group = [part.stop - part.start for part in _bars(bar)] if objective == "ranking" else None
-        weight = None if reweighter is None else reweighter.at(bar, rows.symbol[rows.sample])
-        if bins is not None:
-            return bins.take(rows.sample, label, group=group, weight=weight)
-        values = rows.values[rows.sample]
-        params = binning(self.params())
-        return lgb.Dataset(values, label=label, group=group, weight=weight, params=params, reference=reference).construct()
+        return label, group, None if reweighter is None else reweighter.at(bar, rows.symbol[rows.sample])
 
-    def _tell(self, _env: Any) -> None:
+    def _tell(self, env: Any) -> None:
         if self.progress is not None:
             self.progress(1.0 / self.settings.num_boost_round)
+        self._best = max(self._best, float(env.evaluation_result_list[0][2]))
+        if self.on_score is not None and (env.iteration + 1) % ROUNDS_PER_PASS == 0:
+            self.on_score((env.iteration + 1) // ROUNDS_PER_PASS, self._best)
 
     def predict(self, dataset: DatasetH, segment: str | slice = "test") -> pd.Series:
         """Return raw predictions of a segment as a series over ``(datetime, instrument)``."""

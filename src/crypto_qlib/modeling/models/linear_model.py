@@ -97,7 +97,7 @@ class LinearModel(Model):  # type: ignore[misc]
         Told the fraction of the work just finished.
     """
 
-    FILES: Final = ("model.weights.json",)
+    FILES: Final = ("model.weights.json", "model.moments.npz")
     context_bars: Final = 0
 
     def __init__(
@@ -111,6 +111,8 @@ class LinearModel(Model):  # type: ignore[misc]
         self.progress = progress
         self.weights: FloatArray | None = None
         self.penalty = math.nan
+        self.moments: tuple[FloatArray, FloatArray, int] | None = None
+        self.on_score: Callable[[int, float], None] | None = None
 
     def fit(self, dataset: DatasetH, reweighter: BarReweighter | None = None) -> None:
         """Fit on ``train``, choose the penalty by squared error on ``valid``.
@@ -121,18 +123,41 @@ class LinearModel(Model):  # type: ignore[misc]
             If there are fewer training rows than features, the labels do not vary, or a feature knows the label.
         """
         train = windowed_rows(dataset, "train")
+        self.moments = None
         n_features = train.values.shape[1]
         check_trainable(train.label, 2 * n_features, f"twice {n_features} features")
         check_no_leaky_feature(train.values, train.label, train.bar, train.names, self.settings.max_feature_ic, train.sample)
+        self._learn(train, dataset, reweighter)
+
+    def update(self, dataset: DatasetH, reweighter: BarReweighter | None = None) -> None:
+        """Add the ``train`` segment to what was learned from, and choose the penalty anew on ``valid``.
+
+        The moments of old and new rows add up: the weights are those of a fit on all of them at once, up to rounding.
+
+        Raises
+        ------
+        UserError
+            If it was not fitted, a feature knows the label, or the features are other ones.
+        """
+        train = windowed_rows(dataset, "train")
+        if self.moments is None or self.moments[1].size != train.values.shape[1]:
+            raise UserError("the linear model holds no moments of these features to add to", "train again")
+        check_no_leaky_feature(train.values, train.label, train.bar, train.names, self.settings.max_feature_ic, train.sample)
+        self._learn(train, dataset, reweighter)
+
+    def _learn(self, train: WindowedRows, dataset: DatasetH, reweighter: BarReweighter | None) -> None:
         weight = None if reweighter is None else reweighter.at(train.bar[train.sample], train.symbol[train.sample])
         gram, cross = self._moments(train, weight, 0.7)
         size = train.label.size
+        if self.moments is not None:
+            gram, cross, size = gram + self.moments[0], cross + self.moments[1], size + self.moments[2]
+        self.moments = gram, cross, size
         del train
         valid = windowed_rows(dataset, "valid")
         valid_gram, valid_cross = self._moments(valid, None, 0.3)
         best = math.inf
         for penalty in PENALTIES:
-            weights = np.linalg.solve(gram + penalty * size * np.eye(n_features), cross)
+            weights = np.linalg.solve(gram + penalty * size * np.eye(cross.size), cross)
             loss = float(weights @ valid_gram @ weights - 2.0 * weights @ valid_cross)
             if loss < best:
                 best, self.weights, self.penalty = loss, np.asarray(weights, dtype=np.float64), penalty
@@ -177,9 +202,11 @@ class LinearModel(Model):  # type: ignore[misc]
         return result
 
     def save(self, folder: Path) -> None:
-        """Write the weights as JSON (exact round trip)."""
-        if self.weights is None:
+        """Write the weights as JSON (exact round trip), and the moments they were solved from as plain arrays."""
+        if self.weights is None or self.moments is None:
             raise UserError("the model is not trained yet")
+        gram, cross, size = self.moments
+        np.savez(folder / self.FILES[1], gram=gram, cross=cross, size=np.int64(size))
         (folder / self.FILES[0]).write_text(json.dumps({"penalty": self.penalty, "weights": self.weights.tolist()}))
 
     @classmethod
@@ -195,8 +222,10 @@ class LinearModel(Model):  # type: ignore[misc]
         try:
             raw = json.loads((folder / cls.FILES[0]).read_text())
             model.weights, model.penalty = np.array(raw["weights"], dtype=np.float64), float(raw["penalty"])
-        except (ValueError, KeyError, TypeError) as e:
-            raise UserError(f"{folder / cls.FILES[0]} does not hold linear weights: {e}", "train again") from e
+            with np.load(folder / cls.FILES[1], allow_pickle=False) as kept:
+                model.moments = kept["gram"], kept["cross"], int(kept["size"])
+        except (ValueError, KeyError, TypeError, OSError) as e:
+            raise UserError(f"{folder} does not hold a linear model: {e}", "train again") from e
         return model
 
     def diagnostics(self) -> dict[str, float]:

@@ -36,6 +36,7 @@ from crypto_qlib.modeling.training_checks import (
     correlation_groups,
     mean_bar_correlation,
 )
+from crypto_qlib.settings.model_schema import NetSettings
 from crypto_qlib.settings.schema import ModelSettings
 
 FloatArray = npt.NDArray[np.float64]
@@ -77,6 +78,7 @@ class NetModel(Model):  # type: ignore[misc]
         given = settings if settings is not None else {"name": "lstm"}
         self.settings = given if isinstance(given, ModelSettings) else ModelSettings.model_validate(given)
         self.progress = progress
+        self.on_score: Callable[[int, float], None] | None = None
         self.checkpoint = checkpoint
         self.net: Any = None
         self.columns: Int64Array = np.empty(0, np.int64)
@@ -103,17 +105,45 @@ class NetModel(Model):  # type: ignore[misc]
         UserError
             If there are too few rows, the labels do not vary, or the loss diverges.
         """
-        train, valid = windowed_rows(dataset, "train"), windowed_rows(dataset, "valid")
+        train = windowed_rows(dataset, "train")
         self._standardise(train)
-        rows = self.settings.net.batch_rows
-        low, high = check_trainable(train.label, 2 * rows, f"two batches of {rows}", "lower model.net.batch_rows")
-        check_no_leaky_feature(train.values, train.label, train.bar, train.names, self.settings.max_feature_ic, train.sample)
-        outcome = np.clip(train.label, low, high)
-        self.label_sd = float(outcome.std())
+        low, high = self._checked(train)
+        self.label_sd = float(np.clip(train.label, low, high).std())
         self.symbols = train.symbols
         torch.manual_seed(self.settings.seed)
         shape = NetShape(self.columns.size + 1, self.settings.net.lookback_bars, len(self.symbols))
-        net = build_net(self.settings.name, shape, self.settings.net)
+        self._train(build_net(self.settings.name, shape, self.settings.net), self.settings.net, dataset, reweighter)
+
+    def update(self, dataset: DatasetH, reweighter: BarReweighter | None = None) -> None:
+        """Go on from the weights there are, on the ``train`` segment, for ``model.update.epochs`` passes at a lower rate.
+
+        Columns, standardisation and known coins stay. Where no pass raises the IC on ``valid``, the weights do too.
+
+        Raises
+        ------
+        UserError
+            If it was not trained, there are too few rows, a feature knows the label, or the loss diverges.
+        """
+        if self.net is None:
+            raise UserError("the model is not trained yet")
+        chosen = self.settings.update
+        rate = self.settings.net.learning_rate * chosen.learning_rate_share
+        plan = self.settings.net.model_copy(update={"epochs": chosen.epochs, "learning_rate": rate})
+        self._train(self.net.train(), plan, dataset, reweighter, from_weights=True)
+
+    def _checked(self, train: WindowedRows) -> tuple[float, float]:
+        """Return the clip bounds of the labels, having looked at rows and features."""
+        rows = self.settings.net.batch_rows
+        bounds = check_trainable(train.label, 2 * rows, f"two batches of {rows}", "lower model.net.batch_rows")
+        check_no_leaky_feature(train.values, train.label, train.bar, train.names, self.settings.max_feature_ic, train.sample)
+        return bounds
+
+    def _train(
+        self, net: Any, plan: NetSettings, dataset: DatasetH, reweighter: BarReweighter | None, *, from_weights: bool = False
+    ) -> None:
+        train, valid = windowed_rows(dataset, "train"), windowed_rows(dataset, "valid")
+        low, high = self._checked(train)
+        outcome = np.clip(train.label, low, high)
         valid_label, valid_bar = np.clip(valid.label, low, high), correlation_groups(valid.bar[valid.sample])
 
         def score(predicted: FloatArray) -> float:
@@ -121,18 +151,21 @@ class NetModel(Model):  # type: ignore[misc]
 
         # Both segments read the rows up to validation's end: training rows come first, so row numbers agree.
         grid, first = row_grid(valid.bar, valid.symbol, len(valid.symbols))
+        ids = self._symbol_ids(valid.symbols)
 
         def gather(rows: Int64Array) -> tuple[torch.Tensor, torch.Tensor]:
             bar, symbol = valid.bar[rows] - first, valid.symbol[rows]
-            return self._windows(valid.values, grid, bar, symbol), torch.from_numpy(symbol + 1)
+            return self._windows(valid.values, grid, bar, symbol), torch.from_numpy(ids[symbol])
 
         weight = reweighter.at(train.bar[train.sample], train.symbol[train.sample]) if reweighter is not None else None
-        trainer = NetTrainer(net, self.settings.net, self.settings.seed, score, self.progress, self.checkpoint)
+        trainer = NetTrainer(net, plan, self.settings.seed, score, self.progress, self.checkpoint)
+        trainer.on_score = self.on_score
         self._use_threads(self.settings.threads)
         found = trainer.fit(
             TrainingRows(train.sample, outcome / self.label_sd, np.ones(outcome.size) if weight is None else weight),
             TrainingRows(valid.sample, valid_label / self.label_sd, np.ones(valid_label.size)),
             gather,
+            from_weights=from_weights,
         )
         self.net = trainer.net.to("cpu").eval()
         self.trained = {"epochs": found.epochs, "best_epoch": found.best_epoch, "validation_ic": found.best_score}

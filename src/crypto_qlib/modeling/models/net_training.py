@@ -137,9 +137,12 @@ class NetTrainer:
         self._score = score
         self._progress = progress
         self._file = checkpoint / CHECKPOINT_FILE if checkpoint is not None else None
+        self.on_score: Callable[[int, float], None] | None = None
 
-    def fit(self, train: TrainingRows, valid: TrainingRows, gather: Gather) -> Trained:
+    def fit(self, train: TrainingRows, valid: TrainingRows, gather: Gather, *, from_weights: bool = False) -> Trained:
         """Train until the validation IC no longer rises; the network ends with its best weights.
+
+        ``from_weights`` counts the weights it begins with among them, as pass 0.
 
         Raises
         ------
@@ -154,10 +157,12 @@ class NetTrainer:
         )
         forward: Any = torch.compile(self.net) if s.compile else self.net
         best, best_weights, history = -math.inf, self._weights(), []
+        if from_weights:
+            best = self._score(self.predict(valid.rows, gather))
         state = self._resumed(optimiser, schedule)
         if state is not None:
             history, best, best_weights = state["history"], state["best"], state["best_weights"]
-        best_epoch = 1 + int(np.argmax(history)) if history else 0
+        best_epoch = 1 + int(np.argmax(history)) if history and max(history) >= best else 0
         for epoch in range(len(history), s.epochs):
             if epoch - best_epoch >= s.patience:
                 break
@@ -167,6 +172,8 @@ class NetTrainer:
             if found > best:
                 best, best_epoch, best_weights = found, epoch + 1, self._weights()
             self._keep(optimiser, schedule, history, best, best_weights)
+            if self.on_score is not None:
+                self.on_score(epoch + 1, best)
         self.net.load_state_dict(best_weights)
         if self._file is not None:
             self._file.unlink(missing_ok=True)
