@@ -311,6 +311,9 @@ def test_the_step_runs_as_the_settings_say() -> None:
     assert result.series["n_open"].max() <= 2
     assert result.initial_equity == 5_000.0
     assert result.exposure.shape == (result.ts_open.size, 4)
+    finer = settings.model_copy(update={"backtest": BacktestSettings(execution_frame="1m")})
+    with pytest.raises(UserError, match="execution_frame = 1m: finer bars are streamed from a workspace's lake"):
+        run_backtest_leveraged(panel, run.scores, run.instruments, run.tiers, finer)
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from crypto_qlib.backtest.analysis_report import PAGE, PERFORMANCE_FILE, write_r
 from crypto_qlib.backtest.engine import run_backtest
 from crypto_qlib.backtest.inputs import BacktestInputs
 from crypto_qlib.backtest.report_words import BANNERS
-from crypto_qlib.backtest.run_backtest_leveraged import leveraged_inputs
+from crypto_qlib.backtest.run_backtest_leveraged import leveraged_inputs, refuse_finer_bars
 from crypto_qlib.backtest.what_if import what_if
 from crypto_qlib.core.clock import iso
 from crypto_qlib.core.errors import UserError
@@ -144,6 +144,7 @@ class LeveragedBacktestRecord(RecordTemp):  # type: ignore[misc]
         return fit_calibration(raw[rows], labels.values[rows], labels.forward_return[rows], labels.horizon_bars)
 
     def _inputs(self, panel: MarketPanel, scores: ScorePanel) -> BacktestInputs:
+        refuse_finer_bars(self._settings)
         end_ns = int(panel.ts_open[-1]) + panel.frame_ns
         instruments = load_instruments(self._lake, panel.symbols, end_ns)
         tiers = load_tiers(self._lake, panel.symbols)

@@ -9,6 +9,7 @@ from crypto_qlib.backtest.desk import Execution
 from crypto_qlib.backtest.engine import run_backtest
 from crypto_qlib.backtest.inputs import BacktestInputs
 from crypto_qlib.backtest.result import BacktestResult
+from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.market import MarketPanel
 from crypto_qlib.core.signal import ScorePanel
@@ -46,6 +47,7 @@ def run_backtest_leveraged(
     UserError
         If the inputs cannot be right; it names symbol and time.
     """
+    refuse_finer_bars(settings)
     return run_backtest(leveraged_inputs(panel, scores, instruments, tiers, settings, require_funding=require_funding))
 
 
@@ -73,6 +75,21 @@ def leveraged_inputs(
         veto_log_rows=200_000,
         require_funding=require_funding,
     )
+
+
+def refuse_finer_bars(settings: Settings) -> None:
+    """Refuse ``backtest.execution_frame`` where there is no lake to stream finer bars from.
+
+    Raises
+    ------
+    UserError
+        If the setting asks for finer bars.
+    """
+    if settings.backtest.execution_frame not in ("", settings.data.frame):
+        raise UserError(
+            f"backtest.execution_frame = {settings.backtest.execution_frame}: finer bars are streamed from a workspace's lake",
+            "use `crypto-qlib backtest`, or run_streamed with the bars at hand",
+        )
 
 
 def execution_of(backtest: BacktestSettings) -> Execution:

@@ -119,7 +119,7 @@ def _ratio(a: str, b: str) -> float:
 
 def _kind_in_words(kind: object) -> str:
     if get_origin(kind) is Literal:
-        return "one of " + ", ".join(str(v) for v in get_args(kind))
+        return "one of " + ", ".join(str(v) or "empty" for v in get_args(kind))
     if get_origin(kind) is tuple:
         of_what = _kind_in_words(get_args(kind)[0]).removeprefix("one of ")
         return f"a list of {of_what.replace('text', 'names').replace('a whole number', 'whole numbers')}"
