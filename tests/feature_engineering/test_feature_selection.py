@@ -20,6 +20,7 @@ from crypto_qlib.feature_engineering.feature_selection import (
     Chosen,
     FeatureIc,
     choose,
+    clusters,
     false_discovery_rates,
     rank_ic_table,
     screen,
@@ -73,6 +74,16 @@ def test_the_planted_feature_is_found_its_copy_is_redundant_and_noise_is_not_cho
     found = {f.name: f for f in chosen.screened}["F0"]
     assert found.mean > 5 * found.standard_error
     assert found.stability == 1.0
+
+
+def test_features_that_order_the_coins_alike_are_one_whatever_they_do_over_time() -> None:
+    frame, _, _ = market(0.0)
+    swings = 10.0 * np.sin(frame.row_bar / 7.0)
+    frame.values[:, 3] = frame.values[:, 2] + swings  # as momentum and momentum less that of BTC
+    frame.values[:, 5] = swings
+    found = clusters(frame, [2, 3, 4, 5], slice(0, 20_000), 0.7)
+    assert found[0] == found[1]
+    assert found[2] not in found[[0, 1, 3]]
 
 
 def test_from_noise_nothing_is_chosen() -> None:

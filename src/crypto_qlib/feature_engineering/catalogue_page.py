@@ -9,6 +9,43 @@ from crypto_qlib.feature_engineering.feature_frame import FeatureSpec
 from crypto_qlib.feature_engineering.feature_sets import FEATURE_SETS
 from crypto_qlib.settings.schema import FeatureSettings
 
+_USE = """
+## Using them
+
+`features.sets` of the settings names the sets that are built. They are kept below `features/` of the workspace by
+what they are made of, written in blocks of time (memory holds one block), extended by new bars and mapped into memory
+when read; a corrected bar or a value beside the bars that became known late rebuilds from its block on.
+
+Each set is a Qlib loader too, alone or beside Qlib's own:
+
+```yaml
+data_loader:
+  class: NestedDataLoader
+  module_path: qlib.data.dataset.loader
+  kwargs:
+    dataloader_l:
+      - class: QlibDataLoader
+        module_path: qlib.data.dataset.loader
+        kwargs:
+          freq: 60min
+          config:
+            feature: [["$close/Ref($close, 24)-1"], [ROC24]]
+            label: [["Ref($close, -24)/$close-1"], [RET24]]
+      - class: LakeFeatureLoader
+        module_path: crypto_qlib.feature_engineering.qlib_handler
+        kwargs: {lake: workspace/MARKET/lake, sets: [technical, news]}
+```
+
+Qlib's processors are there at array speed under `crypto_qlib.feature_engineering.qlib_processors`
+(`FastRobustZScoreNorm`, `FastCSZScoreNorm`, `FastCSRankNorm`, `FastCSZFillna`, `FastFillna`, `FastProcessInf`), and
+`ReduceFeatures` puts principal components or an autoencoder's code in the features' place. What is fitted reads the
+fitting span only.
+
+`crypto-qlib features ic` measures what each feature says about what came after, `select` chooses (screening with a
+correction for the number of tries, redundancy, importance by shuffling and by SHAP on purged folds) and keeps the
+choice as `NAME@VERSION` with a picture, `reduce` fits a reduction, `drift` says what has moved since training.
+"""
+
 _MANY = 5
 """A run of this many features that differ by a number only is shown as one line."""
 
@@ -33,6 +70,7 @@ def catalogue_markdown(frame_ns: int = NS_PER_HOUR) -> str:
     for name, feature_set in FEATURE_SETS.items():
         is_default = "yes" if name in settings.sets else ""
         lines.append(f"| [{name}](#{name}) | {len(listed[name])} | {is_default} | {feature_set.says} |")
+    lines += _USE.splitlines()
     for name, specs in listed.items():
         lines += ["", f"## {name}", "", FEATURE_SETS[name].says, ""]
         lines += ["| feature | formula | unit | look-back | known | needs |", "|---|---|---|---:|---|---|"]

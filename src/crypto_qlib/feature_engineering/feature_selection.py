@@ -3,7 +3,7 @@
 1. RankIC of every feature at every decision of the training span, spaced by the horizon so that outcomes do not overlap; its
    mean, Newey-West t statistic and p value. Many are tried, so p values are corrected (Benjamini & Hochberg 1995). A feature
    that is equal for all coins orders nothing and has no RankIC.
-2. Features whose values move together (|Spearman| above a limit) form clusters; each cluster sends its strongest.
+2. Features that move together, or order the coins alike (|Spearman| above a limit), form clusters; each sends its strongest.
 3. Importance of the survivors in a small model, by shuffling and by SHAP values, on folds purged of overlapping outcomes
    (:mod:`.feature_importance`).
 4. Stability: the mean RankIC of each sub-period, and the share of them in which it keeps its sign.
@@ -26,6 +26,7 @@ from scipy.stats import norm
 
 from crypto_qlib.analytics.ic import average_ranks, summarise
 from crypto_qlib.core.errors import UserError
+from crypto_qlib.feature_engineering.array_processors import bar_starts, cross_section_rank
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
 from crypto_qlib.feature_engineering.feature_importance import fold_importance, rank_ics
 
@@ -174,7 +175,10 @@ def _stability(ics: FloatArray, mean: float, periods: int) -> float:
 
 
 def clusters(frame: FeatureFrame, columns: Sequence[int], rows: slice, limit: float) -> npt.NDArray[np.int64]:
-    """Return the cluster of each of ``columns``: average linkage of ``1 - |Spearman|`` over a sample of ``rows``.
+    """Return the cluster of each of ``columns``: average linkage of ``1 - |Spearman|`` over a sample of the bars of ``rows``.
+
+    Two features are as alike as the larger of two correlations: over all rows together, and of their ranks inside each bar.
+    Momentum and momentum less BTC's differ over time and order the coins of a bar the same way.
 
     Parameters
     ----------
@@ -189,16 +193,25 @@ def clusters(frame: FeatureFrame, columns: Sequence[int], rows: slice, limit: fl
     """
     if len(columns) == 1:
         return np.ones(1, dtype=np.int64)
-    step = max(1, (rows.stop - rows.start) // _ROWS)
-    sample = frame.values[rows.start : rows.stop : step][:, list(columns)].astype(np.float64)
-    ranks = np.column_stack([average_ranks(np.ascontiguousarray(sample[:, j])) for j in range(sample.shape[1])])
-    ranks = np.where(np.isfinite(ranks), ranks, np.nanmean(ranks, axis=0))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        like = np.nan_to_num(np.abs(np.corrcoef(ranks.T)))
-    distance = np.clip(1.0 - like, 0.0, 1.0)
+    bars = frame.row_bar[rows]
+    step = max(1, bars.size // _ROWS)
+    taken = rows.start + np.flatnonzero((bars - bars[0]) % step == 0)
+    sample = np.ascontiguousarray(frame.values[taken][:, list(columns)])
+    pooled = np.column_stack([average_ranks(sample[:, j].astype(np.float64)) for j in range(sample.shape[1])])
+    cross_section_rank(sample, bar_starts(frame.row_bar[taken].astype(np.int64)))
+    alike = np.maximum(_alike(pooled), _alike(sample.astype(np.float64)))
+    distance = np.clip(1.0 - alike, 0.0, 1.0)
     np.fill_diagonal(distance, 0.0)
     tree = linkage(squareform(distance, checks=False), method="average")
     return np.asarray(fcluster(tree, 1.0 - limit, criterion="distance"), dtype=np.int64)
+
+
+def _alike(ranks: FloatArray) -> FloatArray:
+    """Return the absolute correlations of rank columns; a missing rank counts as the mean, a constant column as unlike all."""
+    filled = np.where(np.isfinite(ranks), ranks, np.nan_to_num(np.nanmean(ranks, axis=0)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        alike: FloatArray = np.nan_to_num(np.abs(np.corrcoef(filled.T)))
+    return alike
 
 
 def choose(

@@ -18,18 +18,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from crypto_qlib.core.clock import FRAME_NS
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.market import PANEL_FIELDS, IntArray, MarketPanel
-from crypto_qlib.core.membership import Membership
-from crypto_qlib.data_collector.panel import load_panel
 from crypto_qlib.feature_engineering.feature_files import (
     CURRENT,
     LIST,
@@ -49,7 +46,6 @@ from crypto_qlib.feature_engineering.feature_generator import (
 )
 from crypto_qlib.feature_engineering.side_data import SideData, side_digest
 from crypto_qlib.settings.schema import FeatureSettings
-from crypto_qlib.store.lake import Kind, Lake, Series
 from crypto_qlib.store.parquet_file import write_atomic
 
 KEPT: Final = 2
@@ -90,29 +86,8 @@ class BarSource:
 
 
 def panel_source(panel: MarketPanel) -> BarSource:
-    """Return the bars of a panel, whose columns may be files mapped into memory."""
+    """Return the bars of a panel; those of the pipeline are files mapped into memory, so only what a block reads is there."""
     return BarSource(panel.symbols, panel.frame_ns, panel.ts_open, panel.rows)
-
-
-def lake_source(lake: Lake, symbols: Sequence[str], frame: str, members: Membership | None = None) -> BarSource:
-    """Return the cleaned bars of ``symbols`` in the lake; a stretch is read when it is asked for.
-
-    Raises
-    ------
-    UserError
-        If there are none.
-    """
-    frame_ns = FRAME_NS[frame]
-    spans = [s for s in (lake.span(Series(Kind.CLEAN, frame, symbol)) for symbol in symbols) if s is not None]
-    if not spans:
-        raise UserError(f"the lake has no clean {frame} bars", "run `crypto-qlib data check`")
-    grid = np.arange(min(a for a, _ in spans), max(b for _, b in spans) + frame_ns, frame_ns, dtype=np.int64)
-
-    def load(start: int, stop: int) -> MarketPanel:
-        panel = load_panel(lake, symbols, frame, int(grid[start]), int(grid[stop - 1]) + frame_ns)
-        return panel.with_members(members) if members is not None else panel
-
-    return BarSource(tuple(symbols), frame_ns, grid, load)
 
 
 def stored_features(

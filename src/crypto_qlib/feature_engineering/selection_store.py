@@ -115,16 +115,17 @@ def draw_selection(chosen: Chosen, path: Path) -> None:
 
     shown = list(chosen.names[:_TOP])[::-1]
     height = max(6.0, 2.0 + 0.28 * len(shown))
-    figure, axes = plt.subplots(1, 4, figsize=(21, height), constrained_layout=True, width_ratios=(1.1, 1.1, 1.0, 1.2))
+    figure, axes = plt.subplots(1, 5, figsize=(22, height), constrained_layout=True, width_ratios=(1.1, 1.1, 1, 0.8, 0.8))
     _by_family(axes[0], chosen.screened)
     by_name = {f.name: f for f in chosen.screened}
     at = np.arange(len(shown))
     axes[1].barh(at, [by_name[n].mean for n in shown], xerr=[1.96 * by_name[n].standard_error for n in shown], color="#4477aa")
     axes[1].set_yticks(at, shown, fontsize=8)
+    axes[1].set_ylim(-0.5, len(shown) - 0.5)
     axes[1].axvline(0.0, color="black", linewidth=0.8)
     axes[1].set_title("mean RankIC of the chosen,\n95 % interval (in sample)")
     _by_period(axes[2], figure, chosen, shown)
-    _worth(axes[3], chosen, shown)
+    _worth(axes[3:], chosen, shown)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -142,18 +143,18 @@ def _by_period(axis: Any, figure: Any, chosen: Chosen, shown: list[str]) -> None
     figure.colorbar(image, ax=axis, shrink=0.6)
 
 
-def _worth(axis: Any, chosen: Chosen, shown: list[str]) -> None:
-    """Draw what shuffling costs beside the share of |SHAP|, each with the scale of its own."""
+def _worth(axes: Any, chosen: Chosen, shown: list[str]) -> None:
+    """Draw what shuffling a feature costs a model, and its share of what the model says, both on purged folds."""
     at = np.arange(len(shown))
-    axis.barh(at - 0.2, [chosen.importance.get(n, 0.0) for n in shown], height=0.38, color="#cc6677")
-    axis.set_yticks([])
-    axis.set_xlabel("RankIC lost when shuffled", color="#cc6677")
-    axis.axvline(0.0, color="black", linewidth=0.8)
-    other = axis.twiny()
+    axes[0].barh(at, [chosen.importance.get(n, 0.0) for n in shown], color="#cc6677")
+    axes[0].set_title("RankIC lost when shuffled\n(purged folds)")
     pairs = [chosen.shap.get(n, (0.0, 0.0)) for n in shown]
-    other.barh(at + 0.2, [100.0 * a for a, _ in pairs], xerr=[100.0 * b for _, b in pairs], height=0.38, color="#88ccee")
-    other.set_xlabel("share of |SHAP|, %, spread over folds", color="#3388aa")
-    axis.set_title("worth to a model, purged folds")
+    axes[1].barh(at, [100.0 * a for a, _ in pairs], xerr=[100.0 * b for _, b in pairs], color="#88ccee")
+    axes[1].set_title("share of |SHAP|, %\n(spread over purged folds)")
+    for axis in axes:
+        axis.set_yticks([])
+        axis.set_ylim(-0.5, len(shown) - 0.5)
+        axis.axvline(0.0, color="black", linewidth=0.8)
 
 
 def _by_family(axis: Any, screened: tuple[FeatureIc, ...]) -> None:
