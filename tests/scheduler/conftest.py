@@ -32,6 +32,7 @@ SMALL = (
     "strategy.min_daily_turnover=0",
     "strategy.min_listing_days=0",
     "live.paper_bars=3",
+    "external.when=never",
 )
 
 MakePipeline = Callable[..., Pipeline]

@@ -9,10 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crypto_qlib.core.clock import NS_PER_HOUR
 from crypto_qlib.core.errors import UserError
+from crypto_qlib.data_collector.external_catalogue import series_on_bars
 from crypto_qlib.data_collector.qlib_store import write_qlib_store
+from crypto_qlib.scheduler.external_data import SIMULATED_LINE
 from crypto_qlib.store.lake import Kind, Lake, Series
 from crypto_qlib.store.panel_store import PanelStore
+from crypto_qlib.store.series_store import MARKET, SeriesStore
 from tests.scheduler.conftest import MakePipeline
 
 pytestmark = pytest.mark.slow
@@ -35,6 +39,23 @@ def test_what_the_watch_collects_is_at_once_in_the_hot_store_and_the_panel_stays
     np.testing.assert_array_equal(store.field("close")[-2:, store.layout.symbols.index("BTCUSDT")], newest.close[-2:])
     np.testing.assert_array_equal(watching.data.panel().close, checked.close)
     assert "and 2 newer ones as collected" in watching.data.files.verify().lines[-1]
+
+
+def test_a_fresh_workspace_is_filled_by_one_command_and_the_simulated_world_outside_is_asked(
+    make_pipeline: MakePipeline,
+) -> None:
+    wanted = ("exchange.simulated_symbols=4", "exchange.simulated_days=25", "data.history_days=20", "universe.size=2")
+    sources = ("external.when=online", "external.sources=[alternative_me, coingecko, coinmetrics]")
+    pipeline = make_pipeline(*wanted, *sources)
+    said = pipeline.data.update().lines
+    assert said[0].startswith("universe: 2 coins")
+    assert SIMULATED_LINE in said
+    assert not [line for line in said if "WARNING" in line]
+    closes = pipeline.data.collected.end_ns - NS_PER_HOUR * np.arange(10, dtype=np.int64)[::-1]
+    store = SeriesStore(pipeline.paths.series)
+    for name in ("fear_greed", "active_addresses"):
+        assert np.isfinite(series_on_bars(store, name, closes, ("BTC",)).value).all(), name
+    assert store.read("btc_dominance", MARKET).value[-1] > 0.0
 
 
 def test_collect_watch_look_and_mend(make_pipeline: MakePipeline, tmp_path: Path) -> None:

@@ -29,7 +29,15 @@ from crypto_qlib.data_collector.universe_history import UniverseSnapshot, all_sn
 from crypto_qlib.data_collector.universe_rebuild import rebuild_history
 from crypto_qlib.exchange.gateway import Gateway
 from crypto_qlib.scheduler.data_files import DataFiles
-from crypto_qlib.scheduler.external_data import OFFLINE_LINE, external_lines, update_external, wants_external
+from crypto_qlib.scheduler.external_data import (
+    OFFLINE_LINE,
+    SIMULATED_LINE,
+    World,
+    external_lines,
+    real_world,
+    update_external,
+    wants_external,
+)
 from crypto_qlib.scheduler.pipeline_results import (
     Said,
     quality_lines,
@@ -87,7 +95,7 @@ class DataSteps:
     def __init__(self, space: Workspace) -> None:
         self._settings, self._secrets, self._reporter = space.settings, space.secrets, space.reporter
         self._paths, self._lake, self._book, self._access = space.paths, space.lake, space.book, space.access
-        self._step = space.step
+        self._step, self._one_exchange = space.step, space.one_exchange
 
     def universe(self) -> Said:
         """Choose the coins, unless the stored choice is still fresh."""
@@ -113,7 +121,17 @@ class DataSteps:
         return Said(changes_lines(all_snapshots(self._lake, rule_of(self._settings.universe))))
 
     def update(self, symbols: tuple[str, ...] = ()) -> Said:
-        """Fetch what the lake lacks, of the universe or (for collecting only) of ``symbols``."""
+        """Fetch what the lake lacks, of the universe or (for collecting only) of ``symbols``, and the external series.
+
+        The universe is chosen first where none ever was.
+        """
+        with self._one_exchange():
+            first = () if symbols or universe_snapshots(self._lake) else self.universe().lines
+            said = self._update(symbols)
+            outside = self.external().lines if wants_external(self._settings) and not symbols else ()
+        return Said((*first, *said.lines, *outside))
+
+    def _update(self, symbols: tuple[str, ...]) -> Said:
         with self._step("data update"):
             report = self._access.run(lambda gateway: self._update_data(gateway, symbols))
             if symbols:
@@ -129,8 +147,7 @@ class DataSteps:
             }
             self._book.complete("data", data_id, found)
             self.__dict__.pop("collected", None)
-        outside = self.external().lines if wants_external(self._settings) else ()
-        return Said((*update_lines(report), *outside))
+        return Said(update_lines(report))
 
     def external(self) -> Said:
         """Ask the external sources what is new; a source that fails is a warning."""
@@ -139,7 +156,13 @@ class DataSteps:
         with self._step("external data"):
             coins = [member.base for member in self.newest_universe().members]
             advance = self._reporter.progress("sources", 1.0)
-            return Said(external_lines(update_external(self._settings, self._secrets, self._paths, coins, advance)))
+            is_simulated = self._access.has_simulated_prices and not self._settings.external.mirror
+            world = self._access.run(self._simulated_world) if is_simulated else real_world()
+            updates = update_external(self._settings, self._secrets, self._paths, coins, world, advance)
+            return Said(((SIMULATED_LINE,) if is_simulated else ()) + external_lines(updates))
+
+    async def _simulated_world(self, gateway: Gateway) -> World:
+        return World(self._access.base_url, await gateway.server_time_ns())
 
     def check(self) -> Said:
         """Clean the bars and write the quality report.

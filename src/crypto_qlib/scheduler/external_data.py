@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from crypto_qlib.core.clock import NS_PER_DAY, SystemClock, parse_utc
 from crypto_qlib.data_collector.external_catalogue import ALTERNATIVE_ME, COINGECKO, COINMETRICS, WIKIMEDIA, YAHOO
@@ -22,9 +23,9 @@ _WARM_UP_NS = 90 * NS_PER_DAY
 """History before the first bar, for features that look back."""
 
 
-def external_sources(settings: Settings, secrets: Secrets) -> tuple[ExternalSource, ...]:
-    """Return the sources ``external.sources`` names, at ``external.mirror`` where one is given."""
-    mirror, timeout_s = settings.external.mirror.rstrip("/"), settings.external.timeout_s
+def external_sources(settings: Settings, secrets: Secrets, world_url: str = "") -> tuple[ExternalSource, ...]:
+    """Return the sources ``external.sources`` names, at ``external.mirror`` or at the simulated world where one is given."""
+    mirror, timeout_s = (settings.external.mirror or world_url).rstrip("/"), settings.external.timeout_s
 
     def at(path: str) -> str:
         return f"{mirror}{path}" if mirror else ""
@@ -40,20 +41,41 @@ def external_sources(settings: Settings, secrets: Secrets) -> tuple[ExternalSour
 
 
 def wants_external(settings: Settings) -> bool:
-    """Return whether this workspace asks the world outside: by default not where the market is the embedded one."""
-    external = settings.external
-    is_online = settings.exchange.mode != "embedded"
-    return bool(external.sources) and (external.when == "always" or (external.when == "online" and is_online))
+    """Return whether this workspace asks a world outside: by default not where recorded candles are replayed."""
+    external, exchange = settings.external, settings.exchange
+    has_world = exchange.mode != "embedded" or exchange.market != "replay"
+    return bool(external.sources) and (external.when == "always" or (external.when == "online" and has_world))
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The world that is asked: the real one, or the simulated one behind the embedded exchange.
+
+    Parameters
+    ----------
+    url : str
+        Address of the simulated world; empty = the sources themselves.
+    now_ns : int
+        Its time.
+    """
+
+    url: str
+    now_ns: int
+
+
+def real_world() -> World:
+    """Return the world outside this machine, now."""
+    return World("", SystemClock().now_ns())
 
 
 def update_external(
-    settings: Settings, secrets: Secrets, paths: Paths, coins: Sequence[str], progress: Callable[[float], None]
+    settings: Settings, secrets: Secrets, paths: Paths, coins: Sequence[str], world: World, progress: Callable[[float], None]
 ) -> tuple[SourceUpdate, ...]:
     """Ask every source and return what each brought; see :func:`fetch_external_data`."""
-    now_ns = SystemClock().now_ns()
+    now_ns = world.now_ns
     data = settings.data
     start_ns = parse_utc(data.since) if data.since else now_ns - data.history_days * NS_PER_DAY
-    sources = external_sources(settings, secrets)
+    sources = external_sources(settings, secrets, world.url)
     return fetch_external_data(sources, SeriesStore(paths.series), coins, start_ns - _WARM_UP_NS, now_ns, progress)
 
 
@@ -70,6 +92,7 @@ def external_lines(updates: Sequence[SourceUpdate]) -> tuple[str, ...]:
 
 
 OFFLINE_LINE = (
-    "external series: not asked for; the embedded market has no outside world "
+    "external series: not asked for; a replayed market has no outside world "
     "(import files with `crypto-qlib data import`, or set external.when=always)"
 )
+SIMULATED_LINE = "external series: invented with the market's prices; the embedded exchange speaks for their sources"

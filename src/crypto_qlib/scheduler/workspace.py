@@ -13,7 +13,7 @@ from crypto_qlib.settings.secrets import Secrets
 from crypto_qlib.store.lake import Lake
 from crypto_qlib.store.paths import Paths, open_folder
 
-_ASKS_THE_EXCHANGE = ("universe", "data update")
+_ASKS_THE_EXCHANGE = ("universe", "data update", "external data")
 
 
 class Workspace:
@@ -44,6 +44,17 @@ class Workspace:
         self.book = StepBook(self.paths.steps)
         self.access = ExchangeAccess(settings, secrets)
         self.is_whole_run = False
+
+    @contextmanager
+    def one_exchange(self) -> Iterator[None]:
+        """Keep the exchange that is started inside running until the end, over several steps."""
+        is_outermost, self.is_whole_run = not self.is_whole_run, True
+        try:
+            yield
+        finally:
+            if is_outermost:
+                self.is_whole_run = False
+                self.access.close()
 
     @contextmanager
     def step(self, name: str) -> Iterator[Callable[[str], None]]:

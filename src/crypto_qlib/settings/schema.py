@@ -79,7 +79,8 @@ class ExternalSettings(Section):
     )
     when: Literal["online", "always", "never"] = Field(
         "online",
-        description="online = only where the exchange is OKX itself (demo, live): the embedded market has no outside world.",
+        description="online = where the market is OKX's (the sources are asked) or simulated (the embedded exchange speaks for "
+        "them, invented like its prices), not where candles are replayed.",
     )
     mirror: str = Field(
         "", description="Address of a server that speaks all sources' APIs (a cache, a test); empty = the sources themselves."

@@ -24,7 +24,15 @@ from crypto_qlib.exchange.embedded.signature import SignedRequest, check_signatu
 from crypto_qlib.exchange.embedded.wire import Call, Reply, WireRefusal, envelope, order_envelope, sent
 
 API_ROOT: Final = "/api/v5/"
-_COIN_PATH: Final = re.compile(r"(/api/v3/coins/)([a-z0-9-]+)(/.+)")
+_NAMED_PATHS: Final = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"(/api/v3/coins/)([a-z0-9-]+)(/.+)",
+        r"(/v8/finance/chart/)([^/]+)()",
+        r"(/api/rest_v1/metrics/pageviews/per-article/en\.wikipedia/all-access/user/)(.+)()",
+    )
+)
+"""Paths of other APIs that name what they are about in the middle."""
 _NOT_FOUND: Final = 404
 _WITHOUT_DATA: Final = (401, 429)
 
@@ -96,10 +104,10 @@ class Router:
         name = path.removeprefix(API_ROOT)
         endpoint = self.endpoints.get((request.method, name))
         if endpoint is None:
-            # CoinGecko names the coin in the path; the id travels on as a field like any other.
-            name, coin = _without_coin(name)
+            # CoinGecko and others name the coin in the path; the id travels on as a field like any other.
+            name, about = _without_name(name)
             endpoint = self.endpoints.get((request.method, name))
-            query = f"{query}&id={coin}"
+            query = f"{query}&id={about}"
         if endpoint is None:
             return Answer(
                 _NOT_FOUND, orjson.dumps({"code": "404", "msg": f"{request.method} {path} is not served here", "data": []})
@@ -146,9 +154,9 @@ class Router:
             raise WireRefusal("50037")
 
 
-def _without_coin(path: str) -> tuple[str, str]:
+def _without_name(path: str) -> tuple[str, str]:
     """Return ``/api/v3/coins/*/rest`` and the coin of ``/api/v3/coins/<coin>/rest``; the path itself where it is another."""
-    match = _COIN_PATH.fullmatch(path)
+    match = next((m for pattern in _NAMED_PATHS if (m := pattern.fullmatch(path))), None)
     return (f"{match[1]}*{match[3]}", match[2]) if match else (path, "")
 
 

@@ -30,6 +30,7 @@ from crypto_qlib.exchange.embedded.market_feed import MarketFeed
 from crypto_qlib.exchange.embedded.opened_market import START_FACT, open_market
 from crypto_qlib.exchange.embedded.operations import Outcome
 from crypto_qlib.exchange.embedded.order_book import BookModel
+from crypto_qlib.exchange.embedded.outside_world import OutsideWorld
 from crypto_qlib.exchange.embedded.owner_api import OwnerApi
 from crypto_qlib.exchange.embedded.paper_desk import PaperDesk, Surroundings
 from crypto_qlib.exchange.embedded.paper_venue import PaperVenue
@@ -256,6 +257,8 @@ class EmbeddedExchange:
         desk = self._keeper.desk
         open_to_all = market_routes(market, public, CoinGeckoApi(self._window), RubikApi(self._window))
         alive = {("POST", "trade/cancel-all-after"): Endpoint(self._dead_man.arm, is_private=True)}
+        if self.source.is_simulated:
+            open_to_all |= OutsideWorld(self._window).routes()
         return open_to_all | account_routes(desk.account, desk.trade, desk.algo) | alive
 
     async def _tick(self) -> None:
