@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from crypto_qlib.core.clock import FRAME_NS, NS_PER_DAY, NS_PER_HOUR, NS_PER_MS
+from crypto_qlib.core.clock import FRAME_NS, NS_PER_DAY, NS_PER_HOUR, NS_PER_MS, NS_PER_S
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.exchange.embedded.candle_pages import CandlePages, PageRequest, render_bars
+from crypto_qlib.exchange.embedded.long_frames import LONG_FRAMES, can_be_made, long_bars
 from crypto_qlib.exchange.embedded.market_window import MarketWindow
 from crypto_qlib.exchange.embedded.order_book import BookModel, Level, recorded_levels
 from crypto_qlib.exchange.embedded.trade_tape import TRADES_PER_BAR, bar_trades, tape_rows
@@ -18,10 +19,11 @@ BAR_NAMES: Final[dict[str, int]] = {
     **{name: span for name, span in FRAME_NS.items() if name.endswith("m")},
     **{name.upper(): span for name, span in FRAME_NS.items() if name.endswith("h")},
     "6Hutc": 6 * NS_PER_HOUR,
+    "1s": NS_PER_S,
     "12Hutc": 12 * NS_PER_HOUR,
     "1Dutc": NS_PER_DAY,
 }
-"""``bar`` values served. ``6H``, ``12H`` and ``1D`` (days that open at 16:00 UTC) are not: ask for the ``utc`` ones."""
+"""``bar`` values that lie on the grid of the epoch; the others are in ``long_frames``."""
 
 RECENT_BARS: Final = 1440
 """How many of the newest bars ``market/candles`` reaches; older ones are in ``market/history-candles``."""
@@ -152,6 +154,9 @@ class MarketApi:
 
     def _candles(self, call: Call, kind: PriceKind, *, is_history: bool) -> bytes:
         item = self._named(call, kind)
+        name = call.query.get("bar", "1m")
+        if name in LONG_FRAMES and name not in BAR_NAMES:
+            return self._long_candles(call, kind, item, is_history=is_history)
         frame_ns = BAR_NAMES.get(call.query.get("bar", "1m"), 0)
         if not frame_ns or frame_ns % self._window.source.base_frame_ns:
             raise WireRefusal("51000", "bar")
@@ -168,6 +173,20 @@ class MarketApi:
         request = PageRequest(before_ms, after_ms, limit - len(rows))
         rows += self._pages.page(kind, item, frame_ns, self._window.clock.market_ns, request)
         return b'{"code":"0","msg":"","data":[' + b",".join(rows) + b"]}"
+
+    def _long_candles(self, call: Call, kind: PriceKind, item: Instrument, *, is_history: bool) -> bytes:
+        frame = LONG_FRAMES[call.query["bar"]]
+        if not can_be_made(frame, self._window.source.base_frame_ns):
+            raise WireRefusal("51000", "bar")
+        limit = call.limit(_DEFAULT_LIMIT, _LAST_LIMIT if kind is PriceKind.LAST else self._mark_limit)
+        now, before, after = self._window.clock.market_ns, call.whole("before"), call.whole("after")
+        end = now + 1 if after is None else min(after * NS_PER_MS, now + 1)
+        start = max(end - (limit + 1) * frame.longest_ns, 0 if before is None else before * NS_PER_MS + 1)
+        found = long_bars(self._window, kind, item.symbol, frame, (start, end))
+        rows = render_bars(found.closed, item, kind, is_closed=True)
+        if not is_history:
+            rows += render_bars(found.running, item, kind, is_closed=False)
+        return b'{"code":"0","msg":"","data":[' + b",".join(rows[::-1][:limit]) + b"]}"
 
     def _named(self, call: Call, kind: PriceKind) -> Instrument:
         name = call.required("instId")

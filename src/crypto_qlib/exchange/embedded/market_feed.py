@@ -15,6 +15,7 @@ import orjson
 from crypto_qlib.exchange.embedded.account_feed import ACCOUNT_CHANNELS
 from crypto_qlib.exchange.embedded.book_stream import BookStream
 from crypto_qlib.exchange.embedded.candle_pages import render_bars
+from crypto_qlib.exchange.embedded.long_frames import LONG_FRAMES, LongFrame, can_be_made, long_bars
 from crypto_qlib.exchange.embedded.market_api import BAR_NAMES, MarketApi
 from crypto_qlib.exchange.embedded.market_window import MarketWindow
 from crypto_qlib.exchange.embedded.public_api import PublicApi
@@ -31,11 +32,14 @@ _TOLD_BY_EVENTS: Final = ACCOUNT_CHANNELS | {"liquidation-orders"}
 Push = tuple[list[Row], Mapping[str, object] | None]
 
 
-def candle_of(channel: str, base_frame_ns: int) -> tuple[PriceKind, int] | None:
+def candle_of(channel: str, base_frame_ns: int) -> tuple[PriceKind, int | LongFrame] | None:
     """Return (price kind, frame) of a candle channel; ``None`` where the frame is not served."""
     prefix = next((p for p in ("mark-price-candle", "index-candle", "candle") if channel.startswith(p)), "")
-    frame_ns = BAR_NAMES.get(channel.removeprefix(prefix), 0) if prefix else 0
-    return (_KINDS[prefix], frame_ns) if frame_ns and frame_ns % base_frame_ns == 0 else None
+    name = channel.removeprefix(prefix) if prefix else ""
+    frame_ns, long = BAR_NAMES.get(name, 0), LONG_FRAMES.get(name)
+    if frame_ns:
+        return (_KINDS[prefix], frame_ns) if frame_ns % base_frame_ns == 0 else None
+    return (_KINDS[prefix], long) if long is not None and can_be_made(long, base_frame_ns) else None
 
 
 class MarketFeed:
@@ -117,6 +121,11 @@ class MarketFeed:
         assert found is not None
         kind, frame_ns = found
         item = self._window.known(f"{name}-SWAP" if kind is PriceKind.INDEX else name)
+        if isinstance(frame_ns, LongFrame):
+            now = self._window.clock.market_ns
+            bars = long_bars(self._window, kind, item.symbol, frame_ns, (frame_ns.open_of(since_ns), now + 1))
+            closed = render_bars(bars.closed, item, kind, is_closed=True)
+            return [orjson.loads(row) for row in closed + render_bars(bars.running, item, kind, is_closed=False)]
         rows: list[bytes] = []
         first = since_ns - since_ns % frame_ns
         last = self._window.clock.market_ns - self._window.clock.market_ns % frame_ns
