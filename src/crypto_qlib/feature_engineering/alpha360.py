@@ -7,6 +7,7 @@ VWAP, VOLUME``. Prices are divided by the current close, volumes by ``volume[t] 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -78,14 +79,18 @@ def _fill_alpha360(
                     here[i] = known[i] * scale
 
 
+@lru_cache(maxsize=8)
+def _names(window: int) -> tuple[tuple[str, int, int], ...]:
+    """Return ``(name, series, lag)`` of every column of a window, in order."""
+    return tuple((f"{name}{lag}", series, lag) for name, series in FIELDS for lag in range(window - 1, -1, -1))
+
+
 def _runs(window: int, wanted: dict[str, int]) -> list[tuple[int, int, int, int]]:
     """Return ``(series, oldest lag, length, first column)`` of every run of wanted windows that stand side by side."""
     runs: list[tuple[int, int, int, int]] = []
-    for name, series in FIELDS:
-        for lag in range(window - 1, -1, -1):
-            column = wanted.get(f"{name}{lag}")
-            if column is None:
-                continue
+    for name, series, lag in _names(window):
+        column = wanted.get(name)
+        if column is not None:
             if runs and runs[-1][0] == series:
                 _, oldest, length, first = runs[-1]
                 if oldest - length == lag and first + length == column:

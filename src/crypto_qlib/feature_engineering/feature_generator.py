@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -38,14 +39,20 @@ def feature_catalogue(settings: FeatureSettings | None = None, frame_ns: int = N
     UserError
         If ``settings.exclude`` names a feature no chosen set has, or nothing is left.
     """
-    settings = settings or FeatureSettings()
+    return _catalogue(settings or FeatureSettings(), frame_ns)
+
+
+@lru_cache(maxsize=64)
+def _catalogue(settings: FeatureSettings, frame_ns: int) -> tuple[FeatureSpec, ...]:
+    """Return :func:`feature_catalogue`, kept: hundreds of entries, asked for at every bar of a live session."""
     specs: list[FeatureSpec] = []
     for group in settings.sets:
         specs += FEATURE_SETS[group].specs(settings, frame_ns)
-    unknown = sorted(set(settings.exclude) - {s.name for s in specs})
+    excluded = set(settings.exclude)
+    unknown = sorted(excluded - {s.name for s in specs})
     if unknown:
         raise UserError(f"features.exclude names unknown features: {', '.join(unknown)}", "see `crypto-qlib features list`")
-    kept = tuple(s for s in specs if s.name not in set(settings.exclude))
+    kept = tuple(s for s in specs if s.name not in excluded)
     if not kept:
         raise UserError("no feature is left to build", "name at least one set in features.sets")
     return kept
@@ -53,6 +60,11 @@ def feature_catalogue(settings: FeatureSettings | None = None, frame_ns: int = N
 
 def lookback_bars(settings: FeatureSettings, frame_ns: int) -> int:
     """Return how many bars the newest row depends on, itself included."""
+    return _longest(settings, frame_ns)
+
+
+@lru_cache(maxsize=64)
+def _longest(settings: FeatureSettings, frame_ns: int) -> int:
     return max(spec.lookback_bars for spec in feature_catalogue(settings, frame_ns))
 
 
