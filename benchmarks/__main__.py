@@ -38,6 +38,10 @@ elif sys.argv[1:2] == ["training"]:
     from benchmarks import training
 
     training.main(sys.argv[2:])
+elif sys.argv[1:2] == ["live"]:
+    from benchmarks import live_latency
+
+    live_latency.main(sys.argv[2:])
 elif sys.argv[1:2] == ["live_parity"]:
     from benchmarks import live_parity
 

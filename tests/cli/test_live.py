@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from crypto_qlib.cli.live_start import limit_lines, refuse_unfit
+from crypto_qlib.core.errors import UserError
 from crypto_qlib.live_trading.instance import SessionCard, one_instance
+from crypto_qlib.settings.load import load_settings
 from crypto_qlib.store.control_book import ControlBook
 from crypto_qlib.store.ledger import EquityRow, Ledger, SessionRow
 from tests.cli.command_line import Run
@@ -54,6 +57,8 @@ def test_commands_wait_for_the_answer_of_a_session_that_runs(cli: Run, card: Ses
         for words, said in (
             ("halt --reduce", "reduce"), ("close btcusdt --yes", "close BTCUSDT"), ("close all --yes", "close"),
             ("resume --drawdown", "resume drawdown"), ("stop --flatten --yes", "stop flatten"), ("stop", "stop"),
+            ("reconcile", "reconcile"),
+            ("adopt btcusdt --yes", "adopt BTCUSDT"), ("adopt all --yes", "adopt"),
         ):  # fmt: skip
             answering = threading.Thread(target=session)
             answering.start()
@@ -73,3 +78,27 @@ def test_a_session_that_is_down_obeys_a_halt_later_and_refuses_to_close(cli: Run
     ended = cli("live", "close", "all", "--yes")
     assert ended.code == 2
     assert "does not run" in ended.error_line
+
+
+def test_real_money_needs_its_confirmation_and_keys(cli: Run) -> None:
+    ended = cli("live", "start", "--mode", "live")
+    assert ended.code == 2
+    assert "confirm_live" in ended.error_line
+    ended = cli("--set", "live.confirm_live=true", "live", "start", "--mode", "live")
+    assert ended.code == 2
+    assert "OKX_API_KEY" in ended.error_line
+
+
+def test_a_key_that_may_withdraw_or_may_not_trade_is_refused() -> None:
+    refuse_unfit(may_trade=True, may_withdraw=False)
+    with pytest.raises(UserError, match="may withdraw"):
+        refuse_unfit(may_trade=True, may_withdraw=True)
+    with pytest.raises(UserError, match="may not trade"):
+        refuse_unfit(may_trade=False, may_withdraw=False)
+
+
+def test_the_limits_in_force_are_printed_from_the_settings() -> None:
+    settings = load_settings(None, ["strategy.max_open=7", "live.halt_drawdown=0.25", "live.adopt=true"], {})
+    text = "\n".join(limit_lines(settings))
+    for words in ("limits in force (embedded)", "positions at once", "7", "25%: nothing until", "adopted"):
+        assert words in text

@@ -15,7 +15,7 @@ from crypto_qlib.core.market import PANEL_FIELDS, BarBlock, FundingBlock, Market
 from crypto_qlib.core.order import Fill, MarginMode, OrderRequest, OrderStatus, Protection
 from crypto_qlib.core.signal import Scores
 from crypto_qlib.core.tiers import TierHistory, TierTable
-from crypto_qlib.exchange.gateway import OrderReport, PriceKind
+from crypto_qlib.exchange.gateway import Book, OrderReport, PriceKind, Transfer
 from crypto_qlib.live_trading.signal_processor import Contracts
 from crypto_qlib.portfolio.rules import Rules
 from crypto_qlib.store.ledger import FundingRow
@@ -96,6 +96,13 @@ class FakeExchange:
             raise OutcomeUnknown("no answer", client_order_id=client_id)
         assert protection.stop_price is not None
         self.positions[symbol] = replace(self.positions[symbol], stop_price=protection.stop_price)
+
+    async def transfers(self, since_ns: int) -> list[Transfer]:
+        return []
+
+    async def book(self, symbol: str, depth: int = 20) -> Book:
+        price = self.price(symbol)
+        return Book(self.now_ns, np.array([[price, 1e9]]), np.array([[price, 1e9]]))
 
     async def account_id(self) -> str:
         return "1"

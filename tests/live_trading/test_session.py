@@ -46,7 +46,13 @@ def held(symbol: str, lots: int, opened_ns: int = T, stop: float = 90.0) -> Open
 
 def decide(machine: Session, event: ev.BarClosed, state: AccountState) -> list[ev.Instruction]:
     assert machine.handle(event)[-1] == ev.ReadAccount(ev.Purpose.DECIDE)
-    return machine.handle(ev.AccountRead(event.ts_ns, state, ev.Purpose.DECIDE))
+    return look(machine, ev.AccountRead(event.ts_ns, state, ev.Purpose.DECIDE))
+
+
+def look(machine: Session, read: ev.AccountRead) -> list[ev.Instruction]:
+    """Hand an account in; a difference is believed on the second look only."""
+    out = machine.handle(read)
+    return machine.handle(read) if out and out[-1] == ev.ReadAccount(read.purpose) else out
 
 
 def of(kind: type, instructions: list[ev.Instruction]) -> list:  # type: ignore[type-arg]

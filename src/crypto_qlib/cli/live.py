@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from crypto_qlib.cli import live_journal, live_notices, live_telegram
 from crypto_qlib.cli.asked import asked, out
+from crypto_qlib.cli.live_start import start
 from crypto_qlib.core.errors import RetryLater, UserError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 def register(root: typer.Typer) -> None:
     """Add this group to ``root``."""
+    _app.command("start")(start)
     live_journal.register(_app)
     live_notices.register(_app)
     live_telegram.register(_app)
@@ -81,6 +83,26 @@ def close(
     if not yes and not typer.confirm(f"close {what} at market?"):
         raise typer.Abort
     _tell(context, "close", "" if symbol == "all" else symbol.upper(), wait)
+
+
+@_app.command()
+def reconcile(context: typer.Context, wait: _Wait = 30.0) -> None:
+    """Compare orders, positions, stops and balance of the exchange with the ledger now, and mend what can be mended."""
+    _tell(context, "reconcile", "", wait)
+
+
+@_app.command()
+def adopt(
+    context: typer.Context,
+    symbol: Annotated[str, typer.Argument(help="For example BTCUSDT; `all` for every position that is not ours.")],
+    yes: _Yes = False,
+    wait: _Wait = 30.0,
+) -> None:
+    """Take over a position the session did not open: it gets a stop, counts, and leaves as the session's own do."""
+    what = "every position that is not the session's own" if symbol == "all" else symbol
+    if not yes and not typer.confirm(f"let the session take over {what}?"):
+        raise typer.Abort
+    _tell(context, "adopt", "" if symbol == "all" else symbol.upper(), wait)
 
 
 @_app.command()

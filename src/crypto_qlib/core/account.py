@@ -33,6 +33,10 @@ class OpenPosition:
         Mark that liquidates it; NaN where unknown (never read NaN as safe).
     entry_score : float
         Rank score it was opened with; NaN where unknown.
+    unprotected_lots : int
+        Lots no stop at the exchange covers, of a position that has one; 0 where all are.
+    trailing_ratio : float
+        Trailing stop at the exchange, a fraction of the best price; NaN where there is none.
     """
 
     symbol: str
@@ -47,6 +51,8 @@ class OpenPosition:
     take_profit_price: float = float("nan")
     liquidation_price: float = float("nan")
     entry_score: float = float("nan")
+    unprotected_lots: int = 0
+    trailing_ratio: float = float("nan")
 
     @property
     def side(self) -> float:

@@ -87,6 +87,15 @@ class OrderReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Transfer:
+    """Money paid into the account (+) or out of it (-), USDT, under the exchange's own number."""
+
+    bill_id: str
+    ts_ns: int
+    amount: float
+
+
+@dataclass(frozen=True, slots=True)
 class FundingQuote:
     """The rate expected now for the next settlement (fraction of mark notional; > 0: longs pay), and when that is."""
 
@@ -190,7 +199,7 @@ class Gateway(Protocol):
         ...
 
     async def protect(self, symbol: str, lots: int, protection: Protection, margin_mode: MarginMode, client_id: str) -> None:
-        """Put a stop (and take-profit) that stands alone over the whole open position of ``lots`` (signed).
+        """Put a stop (and take-profit), or a trailing stop, that stands alone over the whole position of ``lots`` (signed).
 
         Raises ``OutcomeUnknown`` where no answer says whether it stands, ``DoNotRetry`` where it was refused.
         """
@@ -202,6 +211,10 @@ class Gateway(Protocol):
 
     async def funding_paid(self, since_ns: int) -> list[FundingRow]:
         """Return what each settlement booked to the account since ``since_ns``, oldest first."""
+        ...
+
+    async def transfers(self, since_ns: int) -> list[Transfer]:
+        """Return money paid into the account or out of it since ``since_ns``, oldest first."""
         ...
 
     async def close(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 from typing import Final
 
 from crypto_qlib.core.account import AccountState, OpenPosition
@@ -17,9 +18,9 @@ from crypto_qlib.core.order import ExitKind, Fill, MarginMode, OrderKind, OrderR
 from crypto_qlib.exchange import okx_parsing as parse
 from crypto_qlib.exchange.credentials import ApiCredentials
 from crypto_qlib.exchange.error_map import Request
-from crypto_qlib.exchange.gateway import OrderReport
+from crypto_qlib.exchange.gateway import OrderReport, Transfer
 from crypto_qlib.exchange.okx_parsing import Row
-from crypto_qlib.exchange.okx_safety import OkxSafety
+from crypto_qlib.exchange.okx_safety import TRAILING_KIND, OkxSafety
 from crypto_qlib.exchange.okx_session import Connection
 from crypto_qlib.settings.schema import ExchangeSettings
 from crypto_qlib.store.ledger_rows import FundingRow
@@ -27,6 +28,7 @@ from crypto_qlib.store.ledger_rows import FundingRow
 _PAGE: Final = 100
 """Rows of a page of executions or bills, the most OKX gives."""
 _FUNDING_BILL: Final = "8"
+_TRANSFER_BILL: Final = "1"
 _GONE: Final = frozenset({"51400", "51401", "51402", "51405", "51603"})
 """Cancel refused because there is nothing to cancel any more: not an error."""
 _UNKNOWN_ORDER: Final = frozenset({"51603", "51001"})
@@ -62,14 +64,15 @@ class OkxGateway(OkxSafety):
             self._session.private("read the open orders", "privateGetTradeOrdersPending", {"instType": "SWAP"}),
             self.server_time_ns(),
         )
-        levels = await self._protection_levels()
+        stops = await self._stop_rows()
         positions: list[OpenPosition] = []
         for row in rows:
             # A closed position may come back once more with pos 0 and empty fields.
             if parse.number(row.get("pos")) == 0.0 or not row.get("avgPx"):
                 continue
             item = await self._instrument_of(str(row["instId"]))
-            positions.append(parse.position_from(row, item, *levels.get(str(row["instId"]), (math.nan, math.nan))))
+            position = parse.position_from(row, item, math.nan, math.nan)
+            positions.append(_protected(position, stops.get(str(row["instId"]), []), item))
         usdt: Row = next((d for row in balance for d in row.get("details", []) if d.get("ccy") == "USDT"), {})
         equity = float(usdt.get("eq") or 0.0)
         entries = [row for row in pending if row.get("reduceOnly") != "true"]
@@ -179,20 +182,31 @@ class OkxGateway(OkxSafety):
         Source: OKX API v5, ``GET /account/bills-archive``, type 8; the amount is ``balChg``, of an isolated position
         ``posBalChg``.
         """
-        found: list[Row] = []
-        query: Row = {"instType": "SWAP", "type": _FUNDING_BILL, "begin": str(since_ns // NS_PER_MS), "limit": str(_PAGE)}
-        while True:
-            rows = await self._session.private("read the bills", "privateGetAccountBillsArchive", query)
-            found.extend(rows)
-            if len(rows) < _PAGE:
-                break
-            query = query | {"after": str(rows[-1]["billId"])}
+        found = await self._bills({"instType": "SWAP", "type": _FUNDING_BILL}, since_ns)
         booked = []
         for row in reversed(found):
             item = await self._instrument_of(str(row["instId"]))
             amount = float(row.get("balChg") or 0.0) or float(row.get("posBalChg") or 0.0)
             booked.append(FundingRow(str(row["billId"]), int(row["ts"]) * NS_PER_MS, item.symbol, amount))
         return [bill for bill in booked if bill.ts_ns >= since_ns]
+
+    async def transfers(self, since_ns: int) -> list[Transfer]:
+        """Return USDT paid into the account or out of it since ``since_ns``, oldest first.
+
+        Source: OKX API v5, ``GET /account/bills-archive``, type 1.
+        """
+        rows = [row for row in reversed(await self._bills({"type": _TRANSFER_BILL}, since_ns)) if row.get("ccy") == "USDT"]
+        return [Transfer(str(row["billId"]), int(row["ts"]) * NS_PER_MS, float(row.get("balChg") or 0.0)) for row in rows]
+
+    async def _bills(self, wanted: Row, since_ns: int) -> list[Row]:
+        found: list[Row] = []
+        query: Row = wanted | {"begin": str(since_ns // NS_PER_MS), "limit": str(_PAGE)}
+        while True:
+            rows = await self._session.private("read the bills", "privateGetAccountBillsArchive", query)
+            found.extend(rows)
+            if len(rows) < _PAGE:
+                return found
+            query = query | {"after": str(rows[-1]["billId"])}
 
     async def _order_body(self, request: OrderRequest, item: Instrument) -> Row:
         body: Row = {
@@ -215,17 +229,16 @@ class OkxGateway(OkxSafety):
             body["attachAlgoOrds"] = [_attached(request, item)]
         return body
 
-    async def _protection_levels(self) -> dict[str, tuple[float, float]]:
+    async def _stop_rows(self) -> dict[str, list[Row]]:
         # Attached stops live as "oco" (both levels) or "conditional" (one); the query needs one kind at a time.
-        levels: dict[str, tuple[float, float]] = {}
-        for kind in _PROTECTION_KINDS:
-            query = {"ordType": kind, "instType": "SWAP"}
-            for row in await self._session.private("read the stops", "privateGetTradeOrdersAlgoPending", query):
-                stop, profit = levels.get(str(row["instId"]), (math.nan, math.nan))
-                stop_here, profit_here = parse.number(row.get("slTriggerPx")), parse.number(row.get("tpTriggerPx"))
-                merged = (stop if math.isnan(stop_here) else stop_here, profit if math.isnan(profit_here) else profit_here)
-                levels[str(row["instId"])] = merged
-        return levels
+        found: dict[str, list[Row]] = {}
+        queries = ({"ordType": kind, "instType": "SWAP"} for kind in (*_PROTECTION_KINDS, TRAILING_KIND))
+        answers = await asyncio.gather(
+            *(self._session.private("read the stops", "privateGetTradeOrdersAlgoPending", query) for query in queries)
+        )
+        for row in (row for rows in answers for row in rows):
+            found.setdefault(str(row["instId"]), []).append(row)
+        return found
 
     async def _exit_kinds(self, fills: list[Row]) -> dict[str, ExitKind]:
         # Fills of a triggered stop carry no hint of it; the algo order's history names the child order and which side fired.
@@ -237,6 +250,27 @@ class OkxGateway(OkxSafety):
             for row in await self._session.private("read triggered stops", "privateGetTradeOrdersAlgoHistory", query):
                 kinds[str(row.get("ordId", ""))] = ExitKind.STOP if row.get("actualSide") == "sl" else ExitKind.TAKE_PROFIT
         return kinds
+
+
+def _protected(position: OpenPosition, rows: list[Row], item: Instrument) -> OpenPosition:
+    """Return the position with the levels of the stops that would close it, and how much of it no stop covers.
+
+    A stop placed with ``closeFraction`` 1 covers whatever is open when it fires; others cover their own size.
+    """
+    side = "sell" if position.lots > 0 else "buy"
+    stop = profit = trailing = math.nan
+    covered = 0
+    for row in (row for row in rows if row.get("side") == side):
+        if row.get("ordType") == TRAILING_KIND:
+            trailing = parse.number(row.get("callbackRatio"))
+            continue
+        stop_here, profit_here = parse.number(row.get("slTriggerPx")), parse.number(row.get("tpTriggerPx"))
+        profit = profit if math.isnan(profit_here) else profit_here
+        if not math.isnan(stop_here):
+            stop = stop_here
+            covered += abs(position.lots) if row.get("closeFraction") == "1" else parse.lots_from(row.get("sz") or "0", item)
+    bare = 0 if math.isnan(stop) else max(abs(position.lots) - covered, 0)
+    return replace(position, stop_price=stop, take_profit_price=profit, unprotected_lots=bare, trailing_ratio=trailing)
 
 
 def _attached(request: OrderRequest, item: Instrument) -> Row:

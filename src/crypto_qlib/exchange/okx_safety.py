@@ -10,6 +10,8 @@ from crypto_qlib.exchange.okx_session import Connection
 from crypto_qlib.exchange.okx_statistics import OkxStatistics
 
 _LONG_SHORT = "long_short_mode"
+TRAILING_KIND = "move_order_stop"
+"""Algo kind of a trailing stop."""
 
 
 class OkxSafety(OkxStatistics):
@@ -47,9 +49,10 @@ class OkxSafety(OkxStatistics):
         await self._session.change(what, "privatePostTradeCancelAllAfter", {"timeOut": str(seconds)})
 
     async def protect(self, symbol: str, lots: int, protection: Protection, margin_mode: MarginMode, client_id: str) -> None:
-        """Put a stop (and take-profit) that stands alone over the whole open position of ``lots`` (signed), market on trigger.
+        """Put a stop (and take-profit), or a trailing stop, that stands alone over the whole position of ``lots`` (signed).
 
-        Source: OKX API v5, ``POST /trade/order-algo``, ``closeFraction``.
+        All become market orders once triggered. A trailing stop (``move_order_stop``) has a size of its own, the others close
+        what is open then (``closeFraction``). Source: OKX API v5, ``POST /trade/order-algo``.
 
         Raises
         ------
@@ -60,19 +63,23 @@ class OkxSafety(OkxStatistics):
         """
         item = await self._instrument(symbol)
         levels = {"sl": protection.stop_price, "tp": protection.take_profit_price}
+        is_trailing = protection.trailing_ratio is not None
         wanted = {prefix: level for prefix, level in levels.items() if level is not None}
         body: Row = {
             "instId": item.inst_id,
             "tdMode": margin_mode.value,
             "side": "sell" if lots > 0 else "buy",
-            "ordType": "oco" if len(wanted) > 1 else "conditional",
-            "closeFraction": "1",
+            "ordType": TRAILING_KIND if is_trailing else "oco" if len(wanted) > 1 else "conditional",
             "algoClOrdId": client_id,
         }
         if await self._hedged():
             body["posSide"] = "long" if lots > 0 else "short"
         else:
             body["reduceOnly"] = True
+        if protection.trailing_ratio is not None:
+            body |= {"callbackRatio": f"{protection.trailing_ratio:.4f}", "sz": item.format_size(abs(lots))}
+        else:
+            body["closeFraction"] = "1"
         for prefix, level in wanted.items():
             body |= {f"{prefix}TriggerPx": item.format_price(level), f"{prefix}OrdPx": "-1"}
             body[f"{prefix}TriggerPxType"] = protection.trigger.value

@@ -9,6 +9,8 @@ from typing import Protocol
 from crypto_qlib.core.clock import NS_PER_S, Clock
 from crypto_qlib.live_trading.trade_executor_okx import Sleep
 
+Arrived = Callable[[int, float], Awaitable[bool]]
+
 
 class BarWaiter(Protocol):
     """Wait for the market to reach the close of a bar."""
@@ -50,15 +52,22 @@ class RealBars:
         ``asyncio.sleep``, or a fake.
     settle_s : float
         Seconds after the close until the exchange surely shows the bar as final.
+    arrived : callable, optional
+        Waits for the bar that closed at the given time to be pushed, so many seconds at most.
     """
 
-    def __init__(self, clock: Clock, sleep: Sleep = asyncio.sleep, settle_s: float = 2.0) -> None:
+    def __init__(
+        self, clock: Clock, sleep: Sleep = asyncio.sleep, settle_s: float = 2.0, arrived: Arrived | None = None
+    ) -> None:
+        self._arrived = arrived
         self._clock = clock
         self._sleep = sleep
         self._settle_s = settle_s
 
     async def wait_until(self, close_ns: int) -> None:
-        """Sleep until ``settle_s`` after ``close_ns``."""
-        left = (close_ns - self._clock.now_ns()) / NS_PER_S + self._settle_s
+        """Sleep until ``settle_s`` after ``close_ns``, or until the bar was pushed."""
+        left = (close_ns - self._clock.now_ns()) / NS_PER_S + (0.0 if self._arrived is not None else self._settle_s)
         if left > 0.0:
             await self._sleep(left)
+        if self._arrived is not None:
+            await self._arrived(close_ns, self._settle_s)

@@ -1,12 +1,14 @@
 """What a person can tell a running session, and the four ways to tell it: command, kill file, signal, and its own end.
 
-==========  ====================================================================================
-``halt``    nothing is sent any more, but what a person asks to close; stays over restarts
-``reduce``  exits only; stays over restarts
-``resume``  takes back halt, reduce, and what failures asked for; ``drawdown`` as argument: that too
-``close``   closes one position of ours (argument: symbol), or all, in whatever mode
-``stop``    ends the session after the cycle under way: ``leave`` protected, ``flatten``, or as set
-==========  ====================================================================================
+=============  ====================================================================================
+``halt``       nothing is sent any more, but what a person asks to close; stays over restarts
+``reduce``     exits only; stays over restarts
+``resume``     takes back halt, reduce, and what failures asked for; ``drawdown`` as argument: that too
+``close``      closes one position of ours (argument: symbol), or all, in whatever mode
+``adopt``      takes over a position that is not ours (argument: symbol), or all: it gets a stop and leaves like ours
+``reconcile``  compares orders, positions, stops and balance with the ledger now
+``stop``       ends the session after the cycle under way: ``leave`` protected, ``flatten``, or as set
+=============  ====================================================================================
 
 Commands come through the ledger (``store.control_book``). A file named ``HALT`` beside the session's card halts it while it
 exists, and after that until a person resumes. SIGUSR1 halts; SIGTERM and the first SIGINT stop.
@@ -31,6 +33,8 @@ OPERATOR: Final = "operator"
 KILL_FILE_VOICE: Final = "kill_file"
 SIGNAL_VOICE: Final = "signal"
 FLATTEN: Final = "flatten"
+_OF_THE_MOMENT: Final = ("stop", "close", "adopt", "reconcile")
+"""What was asked of an earlier run and not read by it is not obeyed by the next."""
 LEAVE: Final = "leave"
 DRAWDOWN: Final = "drawdown"
 
@@ -42,6 +46,8 @@ class Verb(StrEnum):
     REDUCE = "reduce"
     RESUME = "resume"
     CLOSE = "close"
+    ADOPT = "adopt"
+    RECONCILE = "reconcile"
     STOP = "stop"
 
 
@@ -78,7 +84,7 @@ class Controls:
         """Return the commands not answered yet, oldest first; to stop or close asked of an earlier run expires."""
         alive = []
         for row in self._book.waiting():
-            if row.verb in (Verb.STOP, Verb.CLOSE) and row.asked_ns < self._started_ns:
+            if row.verb in _OF_THE_MOMENT and row.asked_ns < self._started_ns:
                 self._book.answer(row.seq, self._started_ns, "not done: the session had ended before it was read")
             else:
                 alive.append(row)
@@ -92,7 +98,7 @@ class Controls:
         """Return the name of the signal that asked the session to end; empty where none did."""
         return next((s.name for s in self._signalled if s is not signal.SIGUSR1), "")
 
-    def event_of(self, command: ControlRow, now_ns: int) -> ev.Event | str:
+    def event_of(self, command: ControlRow, now_ns: int) -> ev.Event | str:  # noqa: PLR0911 - one line a verb
         """Return what the command means to the session machine, or why it cannot be obeyed."""
         reason = f"asked by {command.asked_by}"
         match command.verb:
@@ -106,6 +112,10 @@ class Controls:
                 return ev.Resumed(now_ns, reason, forgives_drawdown=command.argument == DRAWDOWN)
             case Verb.CLOSE:
                 return ev.CloseAsked(now_ns, command.asked_ns, (command.argument,) if command.argument else ())
+            case Verb.ADOPT:
+                return ev.AdoptAsked(now_ns, command.argument)
+            case Verb.RECONCILE:
+                return ev.CheckDue(now_ns)
             case _:
                 return f"unknown command {command.verb}"
 

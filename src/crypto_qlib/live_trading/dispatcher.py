@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -9,6 +11,7 @@ from typing import Final, TypeVar
 
 from crypto_qlib.core.clock import NS_PER_MINUTE, NS_PER_S, Clock
 from crypto_qlib.core.errors import DoNotRetry, HaltTrading, RetryLater, SkipCycle
+from crypto_qlib.core.order import OrderStatus
 from crypto_qlib.live_trading import events as ev
 from crypto_qlib.live_trading.account_record import record_account
 from crypto_qlib.live_trading.controls import Controls, Verb
@@ -19,22 +22,49 @@ from crypto_qlib.live_trading.position_tracker import PositionTracker
 from crypto_qlib.live_trading.risk_control import Mode, risk_from_json
 from crypto_qlib.live_trading.session import Session
 from crypto_qlib.live_trading.session_parts import SessionLog, SessionParts, Show
+from crypto_qlib.live_trading.system_watch import ClockOffset, SystemWatch
 from crypto_qlib.live_trading.trade_executor_okx import TradeExecutor
+from crypto_qlib.live_trading.wallet import Wallet
 from crypto_qlib.store.control_book import ControlRow
+from crypto_qlib.store.ledger import OrderRow
 from crypto_qlib.store.live_events import EventKind, LiveEvent, Severity
 
+_LOG: Final = logging.getLogger(__name__)
 _T = TypeVar("_T")
 RISK: Final = "risk"
 DECIDED: Final = "decided_ns"
+WALLET: Final = "wallet"
 _READ_TRIES: Final = 3
 _LATEST_ENTRY_NS: Final = 5 * NS_PER_MINUTE
 """Age of a decision, after its bar's close, at which no entry is sent any more: the machine slept, or the exchange was slow."""
 _LATE_FILLS_NS: Final = 10 * NS_PER_MINUTE
 """Fills are read again from this long before the newest one known: an older one may be listed later than a newer one."""
 _OF_EVERY_DAY: Final = frozenset(
-    {EventKind.TRADE, EventKind.EXIT, EventKind.STOP_HIT, EventKind.TAKE_PROFIT_HIT, EventKind.FUNDING}
+    {
+        EventKind.TRADE,
+        EventKind.EXIT,
+        EventKind.STOP_HIT,
+        EventKind.TAKE_PROFIT_HIT,
+        EventKind.FUNDING,
+        EventKind.CYCLE,
+        EventKind.API_BACK,
+    }
 )
 """Told to whoever listens, but not shown beside the bar: its line counts orders and positions anyway."""
+
+_STEPS: Final[dict[type[ev.Instruction], str]] = {
+    ev.ReadAccount: "account",
+    ev.ReadFills: "account",
+    ev.SetLeverage: "leverage",
+    ev.ReadFunding: "account",
+    ev.ReadTransfers: "account",
+    ev.ReadBook: "books",
+    ev.CancelOrder: "orders",
+    ev.PlaceOrder: "orders",
+    ev.LookUpOrder: "orders",
+    ev.RestoreStop: "orders",
+}
+"""Which step of a cycle an instruction belongs to."""
 
 
 class Dispatcher:
@@ -54,7 +84,10 @@ class Dispatcher:
         self._parts = parts
         self._show = show
         self._wall = wall
-        self._executor = TradeExecutor(parts.gateway, parts.ledger, parts.clock, parts.sleep, parts.config.rules.max_open)
+        self.watch = SystemWatch(parts.system, wall)
+        most = parts.config.rules.max_open
+        known = parts.heard.order if parts.heard is not None else None
+        self._executor = TradeExecutor(parts.gateway, parts.ledger, parts.clock, parts.sleep, most, self.watch, known)
         self.rebuild()
         self.dead_man = DeadManSwitch(parts.gateway, parts.dead_man_s, wall)
         self.log = SessionLog()
@@ -68,9 +101,10 @@ class Dispatcher:
         risk = risk_from_json(ledger.state(RISK))
         decided_ns = int(ledger.state(DECIDED) or 0)
         unresolved = tuple(ledger.unresolved())
-        self.session = Session(self._parts.config, self.tracker, risk, unresolved, decided_ns)
+        saved = ledger.state(WALLET)
+        self.session = Session(self._parts.config, self.tracker, risk, unresolved, decided_ns, Wallet(saved))
         ids, fills = tuple(intent.client_order_id for intent in unresolved), tuple(ledger.unjournalled_fills())
-        self._restored = Restored(self._parts.config, self.session.risk, decided_ns, ids, fills)
+        self._restored = Restored(self._parts.config, self.session.risk, decided_ns, ids, fills, saved)
 
     async def dispatch(self, event: ev.Event) -> None:
         """Hand ``event`` to the session and carry out everything that follows from it, journalling each step first."""
@@ -80,21 +114,36 @@ class Dispatcher:
         while waiting:
             current = waiting.popleft()
             self._journal(current)
-            for instruction in self.session.handle(current):
+            instructions = self.session.handle(current)
+            self._parts.signals.timer.lap("decision")
+            for instruction in instructions:
                 if isinstance(instruction, ev.PlaceOrder | ev.LookUpOrder):
                     await self.dead_man.refresh()
                 self._journal(instruction)
                 answer = await self._carry_out(instruction)
+                self._parts.signals.timer.lap(_STEPS.get(type(instruction), "rest"))
                 if answer is not None:
                     waiting.append(answer)
 
-    async def _carry_out(self, instruction: ev.Instruction) -> ev.Event | None:  # noqa: PLR0911 - one line each
+    async def _carry_out(self, instruction: ev.Instruction) -> ev.Event | None:  # noqa: PLR0911, PLR0912 - one line each
         try:
             match instruction:
                 case ev.ReadAccount():
                     return await self._read_account(instruction.purpose)
                 case ev.ReadFills():
                     return await self._read_fills(instruction.since_ns)
+                case ev.ReadFunding():
+                    return await self._read_funding()
+                case ev.ReadTransfers():
+                    return await self._read_transfers(instruction.since_ns)
+                case ev.ReadBook():
+                    return await self._executor.read_book(instruction)
+                case ev.CancelOrder():
+                    return await self._executor.cancel(instruction)
+                case ev.AdoptPosition():
+                    return self._adopt(instruction)
+                case ev.SaveWallet():
+                    self._parts.ledger.put_state(WALLET, instruction.wallet)
                 case ev.SetLeverage():
                     return await self._executor.set_leverage(instruction)
                 case ev.PlaceOrder():
@@ -113,7 +162,8 @@ class Dispatcher:
                     self._parts.ledger.put_state(DECIDED, instruction.ts_ns)
                 case ev.CycleDone():
                     self._end_cycle(instruction)
-                    return await self._read_funding(instruction)
+                    if not self._watches_balance:
+                        return await self._read_funding()
         except HaltTrading as e:
             return ev.ModeVoiced(self.now_ns(), "gateway", Mode.HALTED, str(e))
         return None
@@ -132,7 +182,9 @@ class Dispatcher:
             text = f"not sent: the bar it was decided on closed {late_ns / NS_PER_S:.0f} s ago"
             return self._executor.withhold(instruction, text)
         self.log.orders_sent += 1
-        return await self._executor.place(instruction)
+        answer = await self._executor.place(instruction)
+        self._parts.signals.timer.order_sent()
+        return answer
 
     async def _read_account(self, purpose: ev.Purpose) -> ev.AccountRead:
         account = await self._retried(self._parts.gateway.account)
@@ -146,10 +198,9 @@ class Dispatcher:
         fills = await self._retried(lambda: self._parts.gateway.fills(since_ns))
         return ev.FillsRead(self.now_ns(), tuple(self._parts.ledger.record_fills(fills)))
 
-    async def _read_funding(self, done: ev.CycleDone) -> ev.FundingRead | None:
-        """Ask what settlements booked since the last one known, where anything was held; the next cycle asks again."""
-        before = self.log.decision_account
-        if not done.account.positions and (before is None or not before.positions):
+    async def _read_funding(self) -> ev.FundingRead | None:
+        """Ask what settlements booked since the last one known, where anything was ever held; the next look asks again."""
+        if self.tracker.last_fill_ns == 0 and not self._watches_balance:
             return None
         ledger = self._parts.ledger
         if self._funding_since_ns is None:
@@ -157,17 +208,50 @@ class Dispatcher:
         try:
             fresh = ledger.record_funding(await self._parts.gateway.funding_paid(self._funding_since_ns))
         except (RetryLater, DoNotRetry):
-            return None
+            return ev.FundingRead(self.now_ns(), (), is_known=False)
         self._funding_since_ns = max((row.ts_ns for row in fresh), default=self._funding_since_ns)
-        return ev.FundingRead(self.now_ns(), tuple(fresh)) if fresh else None
+        return ev.FundingRead(self.now_ns(), tuple(fresh)) if fresh or self._watches_balance else None
+
+    async def _read_transfers(self, since_ns: int) -> ev.TransfersRead:
+        try:
+            return ev.TransfersRead(self.now_ns(), tuple(await self._parts.gateway.transfers(since_ns)))
+        except (RetryLater, DoNotRetry):
+            return ev.TransfersRead(self.now_ns(), ())
+
+    def _adopt(self, instruction: ev.AdoptPosition) -> ev.Event:
+        """Write a foreign position into the ledger as an order of ours that filled; what is there already stands."""
+        ledger, intent = self._parts.ledger, instruction.intent
+        if ledger.record_intent(intent):
+            now = self.now_ns()
+            ledger.record_order(OrderRow(intent.client_order_id, OrderStatus.SENT, now, note="adopted"))
+            filled = OrderRow(intent.client_order_id, OrderStatus.FILLED, now, "", abs(intent.signed_lots), note="adopted")
+            ledger.record_order(filled)
+            ledger.record_fills([instruction.fill])
+        return ev.PositionAdopted(self.now_ns(), instruction.fill)
+
+    @property
+    def _watches_balance(self) -> bool:
+        return math.isfinite(self._parts.config.limits.balance_tolerance)
 
     async def _retried(self, read: Callable[[], Awaitable[_T]]) -> _T:
         for _ in range(_READ_TRIES - 1):
             try:
-                return await read()
+                return await self._executor.asked(read())
             except RetryLater as e:
                 await self._parts.sleep(e.retry_after_s)
-        return await read()
+        return await self._executor.asked(read())
+
+    async def watch_system(self) -> None:
+        """Ask for the exchange's clock where that is due, and let voices about the way to it begin or end to speak."""
+        if self.watch.clock_is_due:
+            asked_ns = self._wall.now_ns()
+            try:
+                server_ns = await self._executor.asked(self._parts.gateway.server_time_ns())
+                self.watch.clock_read(ClockOffset.measured(asked_ns, server_ns, self._wall.now_ns()))
+            except RetryLater:
+                pass  # counted by the watch; asked again with the next look
+        for voice in self.watch.changes(self.now_ns(), self.session.risk.voices):
+            await self.dispatch(voice)
 
     def _end_cycle(self, done: ev.CycleDone) -> None:
         log = self.log
@@ -214,7 +298,12 @@ class Dispatcher:
     async def obey(self, controls: Controls, command: ControlRow) -> str:
         """Do what a command asks and return what came of it."""
         meant = controls.event_of(command, self.now_ns())
-        return meant if isinstance(meant, str) else await self.told(self.dispatch(meant))
+        if isinstance(meant, str):
+            return meant
+        heard = len(self.log.new_alerts)
+        answer = await self.told(self.dispatch(meant))
+        is_quiet = command.verb == Verb.RECONCILE and heard == len(self.log.new_alerts)
+        return f"{answer}; orders, positions, stops and balance agree with the ledger" if is_quiet else answer
 
     async def told(self, doing: Awaitable[None]) -> str:
         """Wait for ``doing`` and return what a person should know of it."""
@@ -230,6 +319,7 @@ class Dispatcher:
 
     def tell(self, alert: ev.Alert) -> None:
         """Tell whoever listens; what is of no concern does not reach the screen."""
+        _LOG.info("%s", alert.text)
         self._parts.tell(LiveEvent(self.now_ns(), alert.kind, alert.severity, alert.text, alert.symbol, alert.facts))
         if alert.severity is not Severity.INFO or alert.kind not in _OF_EVERY_DAY:
             self.log.new_alerts.append(f"{alert.severity.value}: {alert.text}")

@@ -12,8 +12,10 @@ from enum import StrEnum
 from crypto_qlib.core.account import AccountState
 from crypto_qlib.core.order import Fill, MarginMode, OrderRequest, OrderStatus, Protection
 from crypto_qlib.core.signal import Scores
+from crypto_qlib.exchange.gateway import Transfer
+from crypto_qlib.live_trading.order_checks import Quote
 from crypto_qlib.live_trading.risk_control import Mode
-from crypto_qlib.portfolio.market_state import MarketState
+from crypto_qlib.portfolio.market_state import ContractTable, MarketState
 from crypto_qlib.portfolio.plan import Plan
 from crypto_qlib.portfolio.veto import Veto
 from crypto_qlib.store.ledger import FundingRow, IntentRow
@@ -27,6 +29,7 @@ class Purpose(StrEnum):
     DECIDE = "decide"
     VERIFY = "verify"
     CLOSE = "close"
+    CHECK = "check"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +105,68 @@ class FillsRead:
 
 @dataclass(frozen=True, slots=True)
 class FundingRead:
-    """Settlements the exchange booked, not seen before, oldest first."""
+    """Settlements the exchange booked, not seen before, oldest first; ``is_known`` says whether it answered at all."""
 
     ts_ns: int
     settlements: tuple[FundingRow, ...]
+    is_known: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TransfersRead:
+    """Money paid into the account or out of it."""
+
+    ts_ns: int
+    transfers: tuple[Transfer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ContractsSeen:
+    """Contract rules in force from now on; said at the start and when one changes."""
+
+    ts_ns: int
+    symbols: tuple[str, ...]
+    contracts: ContractTable
+
+
+@dataclass(frozen=True, slots=True)
+class CheckDue:
+    """Time to look at account, orders and stops between two bars."""
+
+    ts_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class BookRead:
+    """The book of a symbol before an entry is sent; ``None`` where it could not be read."""
+
+    ts_ns: int
+    symbol: str
+    quote: Quote | None
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAnswered:
+    """A cancel was sent; what became of the order, only a look-up says."""
+
+    ts_ns: int
+    client_order_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PositionAdopted:
+    """The ledger holds the position as ours now."""
+
+    ts_ns: int
+    fill: Fill
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptAsked:
+    """A person asks to take over a position somebody else opened; an empty symbol: all of them."""
+
+    ts_ns: int
+    symbol: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +273,13 @@ Event = (
     | AccountRead
     | FillsRead
     | FundingRead
+    | TransfersRead
+    | ContractsSeen
+    | CheckDue
+    | BookRead
+    | CancelAnswered
+    | AdoptAsked
+    | PositionAdopted
     | LeverageSet
     | LeverageRefused
     | OrderReported
@@ -237,6 +305,49 @@ class ReadFills:
     """Read executions since ``since_ns`` (inclusive); answer with :class:`FillsRead`."""
 
     since_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFunding:
+    """Read settlements since the last one known; answer with :class:`FundingRead`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadTransfers:
+    """Read money paid in or out since ``since_ns``; answer with :class:`TransfersRead`."""
+
+    since_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBook:
+    """Read the order book of a symbol, in lots of ``base_per_lot`` coins; answer with :class:`BookRead`."""
+
+    symbol: str
+    base_per_lot: float
+
+
+@dataclass(frozen=True, slots=True)
+class CancelOrder:
+    """Ask for the cancellation of an order of ours."""
+
+    symbol: str
+    client_order_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptPosition:
+    """Write an intent and an execution for a position somebody else opened; nothing is sent."""
+
+    intent: IntentRow
+    fill: Fill
+
+
+@dataclass(frozen=True, slots=True)
+class SaveWallet:
+    """Keep what the balance must be, so that a restart compares it too."""
+
+    wallet: dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,6 +466,12 @@ class CycleDone:
 Instruction = (
     ReadAccount
     | ReadFills
+    | ReadFunding
+    | ReadTransfers
+    | ReadBook
+    | CancelOrder
+    | AdoptPosition
+    | SaveWallet
     | SetLeverage
     | PlaceOrder
     | LookUpOrder

@@ -41,6 +41,8 @@ class Restored:
         Client order ids that may exist at the exchange.
     fills : tuple of Fill
         Executions in the ledger that no row of the journal tells of: the session died between writing the two.
+    wallet : dict | None
+        What the balance must be (``Wallet.saved``).
     """
 
     config: SessionConfig
@@ -48,6 +50,7 @@ class Restored:
     decided_ns: int
     unresolved: tuple[str, ...]
     fills: tuple[Fill, ...]
+    wallet: dict[str, Any] | None = None
 
 
 Step = ev.Event | ev.Instruction | Restored

@@ -28,6 +28,7 @@ from crypto_qlib.core.membership import Membership
 from crypto_qlib.data_collector.panel import funding_on_grid
 from crypto_qlib.exchange.gateway import Gateway, PriceKind
 from crypto_qlib.live_trading.events import Freshness
+from crypto_qlib.live_trading.live_feed import LiveFeed
 
 _DELISTED = frozenset({"51001", "51087"})
 """The exchange no longer knows the symbol: a coin that belonged to the universe once, and has no new bars."""
@@ -49,6 +50,8 @@ class FeedConfig:
         Whether mark candles and settled funding are collected too.
     concurrency : int
         Requests in flight at once.
+    patience_s : float
+        How long bars are waited for that should be pushed, before they are asked for.
     """
 
     frame: str
@@ -56,6 +59,7 @@ class FeedConfig:
     mark: bool = True
     funding: bool = True
     concurrency: int = 8
+    patience_s: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,8 @@ class MarketFeed:
         Hours between settlements by symbol; says when asking for new settlements is worth while.
     members : Membership, optional
         The universe over time, for bars to come; without it the members of the newest bar stay so.
+    heard : LiveFeed, optional
+        Bars that were pushed; only what it does not have is asked for.
 
     Raises
     ------
@@ -96,7 +102,9 @@ class MarketFeed:
         config: FeedConfig,
         funding_interval_h: Mapping[str, int],
         members: Membership | None = None,
+        heard: LiveFeed | None = None,
     ) -> None:
+        self._heard = heard
         if history.frame_ns != FRAME_NS[config.frame]:
             raise UserError(
                 f"the history has bars of {history.frame_ns} ns, not of {config.frame}", "rebuild it with data.frame"
@@ -120,6 +128,10 @@ class MarketFeed:
         A symbol that does not answer has no fresh bar; the missing rows are asked for again with the next bar.
         """
         self._extend_to(as_of_ns)
+        if self._heard is not None and self._config.patience_s > 0.0:
+            alive = [s for s, missing in zip(self.panel.symbols, self._is_idle(), strict=True) if not missing]
+            kinds = (PriceKind.LAST, PriceKind.MARK) if self._config.mark else (PriceKind.LAST,)
+            await self._heard.wait_for_bar(alive, as_of_ns, self._config.patience_s, kinds)
         answers = await asyncio.gather(*(self._ask(symbol, as_of_ns) for symbol in self.panel.symbols))
         fields = {name: np.array(getattr(self.panel, name)) for name in PANEL_FIELDS}
         for column, answer in enumerate(answers):
@@ -129,6 +141,11 @@ class MarketFeed:
         self._asked_until_ns = self.known_until_ns
         self.panel = self.panel.rows(max(self.panel.n_bars - self._config.window_bars, 0), self.panel.n_bars)
         return self.panel, freshness(self.panel, as_of_ns)
+
+    def _is_idle(self) -> list[bool]:
+        """Return which symbols had no bar within the last day: nobody waits for them."""
+        day = max(24 * NS_PER_HOUR // self.panel.frame_ns, 2)
+        return list((np.isfinite(self.panel.close[-day - 1 : -1]).sum(axis=0) == 0).tolist())
 
     def _extend_to(self, as_of_ns: int) -> None:
         panel = self.panel
@@ -158,12 +175,10 @@ class MarketFeed:
         start = self._first_unknown(column)
         config = self._config
         try:
-            async with self._permits:
-                last = await self._gateway.candles(symbol, config.frame, start, as_of_ns)
+            last = await self._bars(symbol, start, as_of_ns, PriceKind.LAST)
             mark = BarBlock.empty()
             if config.mark and self.panel.has_mark[column]:
-                async with self._permits:
-                    mark = await self._gateway.candles(symbol, config.frame, start, as_of_ns, PriceKind.MARK)
+                mark = await self._bars(symbol, start, as_of_ns, PriceKind.MARK)
             return _Answer(last, mark, await self._ask_funding(symbol, column, as_of_ns))
         except RetryLater:  # the gateway has tried more than once; the bar counts as missing, which the session must see
             return None
@@ -171,6 +186,14 @@ class MarketFeed:
             if e.code not in _DELISTED:
                 raise
             return None
+
+    async def _bars(self, symbol: str, start_ns: int, end_ns: int, kind: PriceKind) -> BarBlock:
+        """Return closed bars: those that were pushed where every one of them was, else by request."""
+        pushed = self._heard.bars(symbol, kind, start_ns, end_ns) if self._heard is not None else None
+        if pushed is not None:
+            return pushed
+        async with self._permits:
+            return await self._gateway.candles(symbol, self._config.frame, start_ns, end_ns, kind)
 
     async def _ask_funding(self, symbol: str, column: int, as_of_ns: int) -> FundingBlock:
         settled = np.flatnonzero(np.isfinite(self.panel.funding_rate[:, column]))

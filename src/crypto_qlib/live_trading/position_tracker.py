@@ -156,6 +156,11 @@ class PositionTracker:
             return position
         return replace(position, entry_score=_or_nan(entry.entry_score))
 
+    def expected_trailing(self, symbol: str) -> float | None:
+        """Return the trailing stop the open position was entered with, a fraction of the best price; ``None`` without."""
+        entry = self._entry.get(symbol)
+        return entry.trailing_ratio if entry else None
+
     def expected_protection(self, symbol: str) -> tuple[float, float]:
         """Return (stop, take-profit) the open position was entered with; NaN where none."""
         entry = self._entry.get(symbol)

@@ -24,11 +24,12 @@ from crypto_qlib.live_trading.journal import JournalRow, Restored, journal_form
 from crypto_qlib.live_trading.position_tracker import PositionTracker
 from crypto_qlib.live_trading.risk_control import Mode
 from crypto_qlib.live_trading.session import Session
+from crypto_qlib.live_trading.wallet import Wallet
 from crypto_qlib.portfolio.plan import Plan
 from crypto_qlib.store.ledger import FundingRow, IntentRow, Ledger
 from crypto_qlib.store.our_size import size_after
 
-_BEGINNINGS: Final = (ev.Started, ev.BarClosed, ev.CloseAsked)
+_BEGINNINGS: Final = (ev.Started, ev.BarClosed, ev.CloseAsked, ev.CheckDue, ev.AdoptAsked, ev.ContractsSeen)
 _VOICES: Final = (ev.ModeVoiced, ev.Resumed)
 """Heard at any time, also between two instructions; every other event answers the last instruction but what is queued."""
 
@@ -121,7 +122,7 @@ class _Player:
         fills = sorted([*result.fills, *start.fills], key=lambda fill: fill.ts_ns)
         rules = start.config.rules
         tracker = PositionTracker.rebuild(rules.frame_ns, rules.cooldown_ns, result.intents.values(), fills)
-        self._session = _Replayed(start.config, tracker, start.risk, tuple(known), start.decided_ns)
+        self._session = _Replayed(start.config, tracker, start.risk, tuple(known), start.decided_ns, Wallet(start.wallet))
         self._expected = []
         if len(known) < len(start.unresolved):
             self._diverged(f"start {result.starts}: an order under way was never decided in this journal")
@@ -182,6 +183,11 @@ class _Player:
             case ev.PlaceOrder():
                 result.intents.setdefault(step.intent.client_order_id, step.intent)
                 result.orders.setdefault(step.intent.client_order_id, None)
+            case ev.AdoptPosition():
+                result.intents.setdefault(step.intent.client_order_id, step.intent)
+                result.orders[step.intent.client_order_id] = (OrderStatus.FILLED, abs(step.intent.signed_lots))
+            case ev.PositionAdopted():
+                result.fills.append(step.fill)
             case ev.OrderReported():
                 self._order(step.client_order_id, step.status, step.filled_lots)
             case ev.OrderUnknown():

@@ -7,11 +7,13 @@ stale data and thin margin lift with the next bar that is sound.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Final
 
 from crypto_qlib.core.clock import NS_PER_DAY
+from crypto_qlib.portfolio.rules import Rules
 from crypto_qlib.settings.schema import LiveSettings
 from crypto_qlib.store.live_events import EventKind
 
@@ -21,10 +23,22 @@ DRAWDOWN: Final = "drawdown"
 MARGIN: Final = "margin"
 DRIFT: Final = "drift"
 LEDGER: Final = "ledger"
-_OF_THE_BAR: Final = frozenset({STALE_DATA, MARGIN, DAILY_LOSS, DRIFT})
+BALANCE: Final = "balance"
+EXPOSURE: Final = "exposure"
+COUNT: Final = "count"
+API: Final = "api"
+LATENCY: Final = "latency"
+CLOCK: Final = "clock"
+REJECTS: Final = "rejects"
+_OF_THE_BAR: Final = frozenset({STALE_DATA, MARGIN, DAILY_LOSS, DRIFT, EXPOSURE, COUNT, API, LATENCY, CLOCK})
 """Voices that lift by themselves, with a bar, a day, or an account that agrees again; a person cannot talk them down."""
 
-KIND_OF_VOICE: Final = {DAILY_LOSS: EventKind.DAILY_LOSS, DRAWDOWN: EventKind.DRAWDOWN, MARGIN: EventKind.MARGIN_HIGH}
+KIND_OF_VOICE: Final = {
+    DAILY_LOSS: EventKind.DAILY_LOSS,
+    DRAWDOWN: EventKind.DRAWDOWN,
+    MARGIN: EventKind.MARGIN_HIGH,
+    **dict.fromkeys((STALE_DATA, EXPOSURE, COUNT, LATENCY, CLOCK, REJECTS), EventKind.LIMIT),
+}
 """What a tripped limit is to whoever listens; ``LIMIT`` where it is not here."""
 
 
@@ -50,17 +64,62 @@ class RiskLimits:
         Smallest share of symbols with a fresh bar for a cycle that may open positions.
     min_margin_ratio : float
         Account margin ratio (equity over requirement, 1 liquidates) below which positions may only be reduced.
+    deleverage_ratio : float
+        Margin ratio below which the session itself closes the position that is nearest to its liquidation; 0 = off.
+    max_gross, max_net : float
+        Exposure of all our positions, multiples of equity, beyond which positions may only be reduced.
+    max_open : int
+        Positions beyond which positions may only be reduced.
+    max_order_risk : float
+        Largest loss at its stop an entry may be sent with, a fraction of equity.
+    max_price_deviation : float
+        Largest distance of the book from the price an entry was sized with, a fraction; infinite = the book is not read.
+    max_depth_share : float
+        Largest share of the side of the book shown one order may take; larger ones are sent in parts. 0 = off.
+    balance_tolerance : float
+        Difference between balance and ledger, a fraction of equity, from which positions may only be reduced.
     """
 
     max_daily_loss: float = 1.0
     halt_drawdown: float = 1.0
     min_fresh_share: float = 0.9
     min_margin_ratio: float = 1.5
+    deleverage_ratio: float = 0.0
+    max_gross: float = math.inf
+    max_net: float = math.inf
+    max_open: int = 1_000_000
+    max_order_risk: float = math.inf
+    max_price_deviation: float = math.inf
+    max_depth_share: float = 0.0
+    balance_tolerance: float = math.inf
+
+    @property
+    def reads_books(self) -> bool:
+        """Return whether the book is looked at before an entry is sent."""
+        return self.max_price_deviation < math.inf or self.max_depth_share > 0.0
 
     @staticmethod
-    def of(settings: LiveSettings) -> RiskLimits:
-        """Return the limits the ``live`` section asks for."""
-        return RiskLimits(settings.max_daily_loss, settings.halt_drawdown, settings.min_fresh_share, settings.min_margin_ratio)
+    def of(settings: LiveSettings, rules: Rules, *, is_stepped: bool = False) -> RiskLimits:
+        """Return the limits the ``live`` section asks for.
+
+        The exposure limits are those of the rules, widened by ``live.exposure_slack``. A market that is stepped bar by bar has
+        no seconds between decision and order, and no depth to wait for.
+        """
+        wider = 1.0 + settings.exposure_slack
+        return RiskLimits(
+            settings.max_daily_loss,
+            settings.halt_drawdown,
+            settings.min_fresh_share,
+            settings.min_margin_ratio,
+            settings.deleverage_ratio,
+            rules.max_gross * wider,
+            rules.max_net * wider + settings.exposure_slack,
+            rules.max_open,
+            settings.max_order_risk,
+            settings.max_price_deviation,
+            0.0 if is_stepped else settings.max_depth_share,
+            settings.balance_tolerance,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +178,12 @@ class RiskState:
             voices[voice] = (mode, reason)
         return RiskState(voices, self.peak_equity, self.day, self.day_start_equity)
 
+    def moved(self, amount: float) -> RiskState:
+        """Return the state after ``amount`` USDT were paid in (or out): neither a gain nor a loss."""
+        return replace(
+            self, peak_equity=max(self.peak_equity + amount, 0.0), day_start_equity=max(self.day_start_equity + amount, 0.0)
+        )
+
     def resumed(self, *, forgives_drawdown: bool) -> RiskState:
         """Return the state after a person resumed trading.
 
@@ -155,6 +220,21 @@ def check_margin(margin_ratio: float, limits: RiskLimits) -> RiskVeto | None:
     return None
 
 
+def check_exposure(seen: Observation, limits: RiskLimits) -> RiskVeto | None:
+    """Return a veto where gross or net exposure is beyond its limit (equity at or below zero: beyond any)."""
+    if seen.gross <= 0.0:
+        return None
+    gross, net = (x / seen.equity if seen.equity > 0.0 else math.inf for x in (seen.gross, abs(seen.net)))
+    if gross > limits.max_gross:
+        return RiskVeto(EXPOSURE, limits.max_gross, gross, Mode.REDUCE_ONLY)
+    return RiskVeto(EXPOSURE, limits.max_net, net, Mode.REDUCE_ONLY) if net > limits.max_net else None
+
+
+def check_count(open_count: int, limits: RiskLimits) -> RiskVeto | None:
+    """Return a veto where more positions are open than allowed."""
+    return RiskVeto(COUNT, limits.max_open, open_count, Mode.REDUCE_ONLY) if open_count > limits.max_open else None
+
+
 def check_freshness(fresh_share: float, limits: RiskLimits) -> RiskVeto | None:
     """Return a veto where too few symbols have a fresh bar: such a cycle may only reduce risk."""
     if fresh_share < limits.min_fresh_share:
@@ -164,12 +244,18 @@ def check_freshness(fresh_share: float, limits: RiskLimits) -> RiskVeto | None:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What one bar shows of the account (equity in USDT) and of the data."""
+    """What one look shows of the account (USDT; gross and net notional) and of the data.
+
+    ``fresh_share`` is ``None`` between bars: then what the last bar said of the data stands.
+    """
 
     ts_ns: int
     equity: float
     margin_ratio: float
-    fresh_share: float
+    fresh_share: float | None
+    gross: float = 0.0
+    net: float = 0.0
+    open_count: int = 0
 
 
 def observe(state: RiskState, seen: Observation, limits: RiskLimits) -> tuple[RiskState, tuple[RiskVeto, ...]]:
@@ -188,11 +274,13 @@ def observe(state: RiskState, seen: Observation, limits: RiskLimits) -> tuple[Ri
     )
     if new_day:
         state = state.with_voice(DAILY_LOSS, Mode.ACTIVE, "")
-    for lifted in (STALE_DATA, MARGIN):
+    for lifted in (MARGIN, EXPOSURE, COUNT, *(() if seen.fresh_share is None else (STALE_DATA,))):
         state = state.with_voice(lifted, Mode.ACTIVE, "")
     tripped = []
     for veto in (
-        check_freshness(seen.fresh_share, limits),
+        None if seen.fresh_share is None else check_freshness(seen.fresh_share, limits),
+        check_exposure(seen, limits),
+        check_count(seen.open_count, limits),
         check_margin(seen.margin_ratio, limits),
         check_daily_loss(seen.equity, state.day_start_equity, limits),
         check_drawdown(seen.equity, state.peak_equity, limits),

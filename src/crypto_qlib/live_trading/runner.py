@@ -8,23 +8,34 @@ is skipped: the orders under way stay in the ledger and are looked up with the n
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Final
 
+import numpy as np
+
 from crypto_qlib.core.clock import NS_PER_S, ManualClock, SystemClock, iso
-from crypto_qlib.core.errors import HaltTrading, RetryLater, SkipCycle
+from crypto_qlib.core.errors import CryptoQlibError, HaltTrading, RetryLater, SkipCycle
+from crypto_qlib.exchange.okx_stream import Dropped
 from crypto_qlib.live_trading import events as ev
 from crypto_qlib.live_trading.bar_waiters import BarWaiter, RealBars, SteppedBars
 from crypto_qlib.live_trading.controls import FLATTEN, LEAVE, Verb
 from crypto_qlib.live_trading.dead_man import VOICE
 from crypto_qlib.live_trading.dispatcher import Dispatcher
+from crypto_qlib.live_trading.live_feed import LiveFeed
 from crypto_qlib.live_trading.risk_control import LEDGER, Mode
 from crypto_qlib.live_trading.session import Session
-from crypto_qlib.live_trading.session_parts import PaperResult, SessionParts, Show
+from crypto_qlib.live_trading.session_parts import CycleTimes, PaperResult, SessionParts, Show
+from crypto_qlib.portfolio.market_state import ContractTable
 from crypto_qlib.store.live_events import EventKind, Severity
 
 __all__ = ["BarWaiter", "PaperResult", "RealBars", "SessionParts", "SessionRunner", "SteppedBars", "run_session"]
 
+_LOG: Final = logging.getLogger(__name__)
+SUPERVISOR: Final = "supervisor"
+"""Voice of a session in which something failed that nobody foresaw."""
 _ATTEND_EVERY_S: Final = 0.5
 """Real seconds between two looks at what people ask, while a bar is waited for."""
 
@@ -48,6 +59,8 @@ class SessionRunner:
         self._stopped_by = ""
         self._lost = ""
         """Why the ledger cannot be written; empty while it can."""
+        self._next_check_ns = 0
+        self._contracts: ev.ContractsSeen | None = None
 
     @property
     def session(self) -> Session:
@@ -64,7 +77,7 @@ class SessionRunner:
         log.n_bars = n_bars
         self._move_clock(first_close_ns)
         await self._keep_alive()
-        await self.dispatch(ev.Started(self._desk.now_ns()))
+        await self._supervised(lambda: self.dispatch(ev.Started(self._desk.now_ns())), "look at the start")
         for bar in range(n_bars + 1):
             log.bar = bar
             close_ns = first_close_ns + bar * self._parts.config.rules.frame_ns
@@ -72,9 +85,12 @@ class SessionRunner:
                 if not await self._reached(bars, close_ns):
                     break
                 self._move_clock(close_ns)
-                began = self._wall.now_ns()
-                await self._cycle(close_ns, is_last=bar == n_bars)
-                log.seconds.append((self._wall.now_ns() - began) / NS_PER_S)
+                timer, sent = self._parts.signals.timer, log.orders_sent
+                timer.start()
+                decide = partial(self._decide, close_ns, is_last=bar == n_bars)
+                await self._supervised(decide, f"cycle of {iso(close_ns)}")
+                await self._desk.watch_system()
+                self._note_times(close_ns, log.orders_sent - sent)
             except HaltTrading as e:  # the journal cannot be written: what is not written is not sent
                 self._lost = str(e)
                 self._say(f"nothing is sent until the ledger is back: {e}", EventKind.MODE)
@@ -82,22 +98,51 @@ class SessionRunner:
         await self._let_go()
         return self._result(first_close_ns)
 
-    async def _cycle(self, close_ns: int, *, is_last: bool) -> None:
-        try:
-            if self._lost:
-                await self._regain()
-            self._log.market = await self._parts.signals.on_close(close_ns, is_last=is_last)
-            await self.dispatch(self._log.market)
-        except (RetryLater, SkipCycle) as e:
-            self._say(f"cycle of {iso(close_ns)} skipped: {e}", EventKind.CYCLE)
+    async def _decide(self, close_ns: int, *, is_last: bool) -> None:
+        if self._lost:
+            await self._regain()
+        market = await self._parts.signals.on_close(close_ns, is_last=is_last)
+        self._log.market = market
+        await self._tell_contracts(market)
+        await self.dispatch(market)
 
     async def _regain(self) -> None:
         """Start again from a ledger that answers again, as after a restart, and stay HALTED until a person resumes."""
         self._desk.rebuild()
+        self._contracts = None
         now = self._desk.now_ns()
         await self.dispatch(ev.Started(now))
         await self.dispatch(ev.ModeVoiced(now, LEDGER, Mode.HALTED, self._lost))
         self._lost = ""
+
+    async def _supervised(self, doing: Callable[[], Awaitable[None]], what: str) -> None:
+        """Let one thing be done; whatever goes wrong, the session lives on, in a safer mode where the reason is not known.
+
+        What the exchange or the data are to blame for passes: this one thing is skipped, and the voices about the way to the
+        exchange count it. After anything nobody foresaw nothing is opened until a person resumes. A ledger that cannot be
+        written is the caller's to deal with: without it nothing is done at all.
+        """
+        try:
+            await doing()
+        except (RetryLater, SkipCycle) as e:
+            self._say(f"{what} skipped: {e}", EventKind.CYCLE)
+        except HaltTrading:
+            raise
+        except Exception as e:  # noqa: BLE001 - the supervisor: told, logged, and a safer mode
+            reason = str(e) if isinstance(e, CryptoQlibError) else f"{type(e).__name__}: {e}"
+            _LOG.exception("%s failed", what)
+            self._say(f"{what} failed: {reason}", EventKind.CYCLE)
+            await self.dispatch(ev.ModeVoiced(self._desk.now_ns(), SUPERVISOR, Mode.REDUCE_ONLY, reason))
+
+    def _note_times(self, close_ns: int, orders: int) -> None:
+        timer, log = self._parts.signals.timer, self._log
+        times = CycleTimes(close_ns, orders, timer.sent_s, timer.total_s, dict(timer.seconds))
+        log.seconds.append(times.total_s)
+        log.cycles.append(times)
+        steps = ", ".join(f"{name} {1e3 * s:.0f} ms" for name, s in times.steps.items())
+        text = f"cycle of {iso(close_ns)}: {orders} orders, the last {times.sent_s:.2f} s after the close ({steps})"
+        facts: dict[str, object] = {"orders": orders, "sent_s": times.sent_s, "total_s": times.total_s, **times.steps}
+        self._desk.tell(ev.Alert(Severity.INFO, text, EventKind.CYCLE, facts=facts))
 
     async def _reached(self, bars: BarWaiter, close_ns: int) -> bool:
         """Wait for the bar, attending to what people ask meanwhile; ``False`` where the session was told to end."""
@@ -114,10 +159,47 @@ class SessionRunner:
                 await self._keep_alive()
                 if not waiting.done() and await self.attend():
                     return False
+                if not waiting.done():
+                    await self._check()
         finally:
             waiting.cancel()
         waiting.result()
         return True
+
+    def _tell_connections(self, heard: LiveFeed) -> None:
+        for change in heard.take_changes():
+            if isinstance(change, Dropped):
+                text = f"the websocket {change.what} is lost ({change.reason}); REST answers until it is back"
+                self._say(text, EventKind.API_LOST, Severity.WARNING)
+            else:
+                self._say(f"the websocket {change.what} is up", EventKind.API_BACK, Severity.INFO)
+
+    async def _tell_contracts(self, bar: ev.BarClosed) -> None:
+        """Let the session know contract rules that changed: new sizes, tiers, symbols."""
+        seen, known = ev.ContractsSeen(bar.ts_ns, bar.market.symbols, bar.market.contracts), self._contracts
+        names = ContractTable.__slots__
+        if (
+            known is None
+            or seen.symbols != known.symbols
+            or not all(np.array_equal(getattr(seen.contracts, name), getattr(known.contracts, name)) for name in names)
+        ):
+            self._contracts = seen
+            await self.dispatch(seen)
+
+    async def _check(self) -> None:
+        """Look at account, orders and stops where that is due; an exchange that does not answer is asked again later."""
+        every_s, heard = self._parts.check_every_s, self._parts.heard
+        if heard is not None:
+            self._tell_connections(heard)
+        is_asked_for = heard is not None and heard.account_changed.is_set()
+        if not every_s or (self._wall.now_ns() < self._next_check_ns and not is_asked_for):
+            return
+        if heard is not None:
+            heard.account_changed.clear()
+        self._next_check_ns = self._wall.now_ns() + int(every_s * NS_PER_S)
+        await self._desk.watch_system()
+        await self._supervised(lambda: self.dispatch(ev.CheckDue(self._desk.now_ns())), "look at the account")
+        await self._desk.watch_system()
 
     async def _keep_alive(self) -> None:
         """Refresh the countdown; while it cannot be kept running, nothing new is opened."""
@@ -187,6 +269,7 @@ class SessionRunner:
             decision_seconds=tuple(log.seconds),
             last_view=log.view,
             stopped_by=self._stopped_by,
+            cycles=tuple(log.cycles),
         )
 
     def _move_clock(self, close_ns: int) -> None:
@@ -214,5 +297,11 @@ async def run_session(
         Called with a :class:`PaperView` after each bar.
     """
     runner = SessionRunner(parts, show)
-    with parts.controls.listening() if parts.controls is not None else nullcontext():
-        return await runner.run(bars, first_close_ns, n_bars)
+    listening = asyncio.create_task(parts.heard.listen()) if parts.heard is not None else None
+    try:
+        with parts.controls.listening() if parts.controls is not None else nullcontext():
+            return await runner.run(bars, first_close_ns, n_bars)
+    finally:
+        if listening is not None:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)

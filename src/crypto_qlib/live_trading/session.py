@@ -24,16 +24,18 @@ from dataclasses import replace
 import numpy as np
 
 from crypto_qlib.core.account import AccountState
-from crypto_qlib.core.order import ExitKind
+from crypto_qlib.core.order import ExitKind, Fill
 from crypto_qlib.core.signal import Scores
+from crypto_qlib.exchange.gateway import Transfer
 from crypto_qlib.live_trading import events as ev
 from crypto_qlib.live_trading.fill_news import funding_news, note_fills
-from crypto_qlib.live_trading.order_desk import OrderDesk, closing
-from crypto_qlib.live_trading.position_tracker import PositionTracker
-from crypto_qlib.live_trading.reconcile import reconcile
-from crypto_qlib.live_trading.risk_control import KIND_OF_VOICE, Mode, Observation, RiskState, observe
+from crypto_qlib.live_trading.order_desk import OrderDesk, closing, held_book
+from crypto_qlib.live_trading.position_tracker import Mismatch, PositionTracker
+from crypto_qlib.live_trading.reconcile import reconcile, second_look
+from crypto_qlib.live_trading.risk_control import API, BALANCE, KIND_OF_VOICE, Mode, Observation, RiskState, observe
 from crypto_qlib.live_trading.session_state import Cycle, Instructions, SessionConfig, SessionState
 from crypto_qlib.live_trading.stop_guard import StopGuard
+from crypto_qlib.live_trading.wallet import Wallet
 from crypto_qlib.portfolio.decision import decide
 from crypto_qlib.portfolio.plan import Plan
 from crypto_qlib.store.ledger import IntentRow
@@ -57,6 +59,8 @@ class Session:
         Orders of an earlier run that may exist at the exchange.
     decided_ns : int
         Last bar an earlier run decided.
+    wallet : Wallet, optional
+        What the balance must be, as an earlier run left it.
     """
 
     def __init__(
@@ -66,9 +70,11 @@ class Session:
         risk: RiskState | None = None,
         unresolved: tuple[IntentRow, ...] = (),
         decided_ns: int = 0,
+        wallet: Wallet | None = None,
     ) -> None:
         known = {intent.client_order_id: intent for intent in unresolved}
         self._state = SessionState(config, tracker, risk or RiskState(), known, decided_ns)
+        self._state.wallet = wallet or Wallet()
         self._desk = OrderDesk(self._state)
         self._stops = StopGuard(self._state, self._desk)
 
@@ -89,18 +95,31 @@ class Session:
                 return self._on_started(event.ts_ns)
             case ev.BarClosed():
                 return self._on_bar_closed(event)
-            case ev.AccountRead(purpose=ev.Purpose.START):
-                return self._on_start_account(event.account)
-            case ev.AccountRead(purpose=ev.Purpose.DECIDE):
-                return self._on_decision_account(event.account)
-            case ev.AccountRead(purpose=ev.Purpose.CLOSE):
-                return self._on_close_account(event.account)
             case ev.AccountRead():
-                return self._on_final_account(event.account)
+                return self._on_account(event)
+            case ev.ContractsSeen():
+                self._state.contracts = event
+                return []
+            case ev.CheckDue():
+                return self._on_check_due(event.ts_ns)
             case ev.FillsRead():
-                return note_fills(self._state.tracker, event.fills)
+                return self._on_fills(event.fills)
             case ev.FundingRead():
+                self._state.funding_is_known = event.is_known
+                self._state.wallet.note_funding(event.settlements)
                 return funding_news(event.settlements)
+            case ev.TransfersRead():
+                return self._on_transfers(event.transfers)
+            case ev.PositionAdopted():
+                self._state.adopting.discard(event.fill.symbol)
+                self._state.tracker.note_fill(event.fill)
+                return self._desk.look(ev.Purpose.CHECK)
+            case ev.BookRead():
+                return self._desk.on_book(event)
+            case ev.CancelAnswered():
+                return []
+            case ev.AdoptAsked():
+                return self._on_adopt_asked(event)
             case ev.LeverageSet():
                 return self._desk.on_leverage_set(event)
             case ev.LeverageRefused():
@@ -116,69 +135,156 @@ class Session:
             case ev.StopRefused():
                 return self._stops.on_refused(event)
             case ev.ModeVoiced():
-                self._state.risk = self._state.risk.with_voice(event.voice, event.mode, event.reason)
-                text = f"{event.voice} asks for {event.mode.name}: {event.reason}"
-                severity = Severity.WARNING if event.mode is Mode.ACTIVE else Severity.CRITICAL
-                return [ev.Alert(severity, text, EventKind.MODE), self._state.save_risk()]
+                return self._on_mode_voiced(event)
             case ev.Resumed():
-                self._state.risk = self._state.risk.resumed(forgives_drawdown=event.forgives_drawdown)
-                text = f"resumed ({event.reason}); the mode is now {self._state.risk.mode.name}"
-                return [ev.Alert(Severity.WARNING, text, EventKind.MODE), self._state.save_risk()]
+                return self._on_resumed(event)
             case ev.CloseAsked():
                 self._state.cycle = Cycle(event.ts_ns, closing=event.symbols, asked_ns=event.asked_ns)
                 self._state.lookups = {}
-                return [ev.ReadFills(self._state.tracker.last_fill_ns), ev.ReadAccount(ev.Purpose.CLOSE)]
+                withdrawn = [i for coid in self._desk.resting(event.symbols) for i in self._desk.withdraw(coid)]
+                return [*withdrawn, *self._desk.look(ev.Purpose.CLOSE)]
 
     def allows(self, intent: IntentRow) -> bool:
         """Return whether the order may be sent in the mode in force *now*; what a person asked to close always may."""
         return self._state.allows(intent)
 
-    # ---- start
+    # ---- start, and looks between bars
 
     def _on_started(self, ts_ns: int) -> Instructions:
         self._state.cycle = Cycle(ts_ns)
-        lookups = [inst for coid in list(self._state.open) for inst in self._desk.look_up(coid)]
-        return [*lookups, ev.ReadFills(self._state.tracker.last_fill_ns), ev.ReadAccount(ev.Purpose.START)]
+        return [*self._desk.take_up(ts_ns), *self._desk.look(ev.Purpose.START)]
+
+    def _on_check_due(self, ts_ns: int) -> Instructions:
+        """Look at orders, account and stops; comes between cycles, so one that did not end was cut off by an error."""
+        self._state.cycle = Cycle(ts_ns)
+        self._state.lookups = {}
+        return [*self._desk.take_up(ts_ns), *self._desk.look(ev.Purpose.CHECK)]
+
+    def _on_account(self, event: ev.AccountRead) -> Instructions:
+        again = second_look(self._state, event.account, event.purpose)
+        if again:
+            return again
+        match event.purpose:
+            case ev.Purpose.START:
+                return self._on_start_account(event.account)
+            case ev.Purpose.DECIDE:
+                return self._on_decision_account(event.account)
+            case ev.Purpose.CLOSE:
+                return self._on_close_account(event.account)
+            case _:
+                return self._on_final_account(event.account, is_check=event.purpose is ev.Purpose.CHECK)
 
     def _on_start_account(self, account: AccountState) -> Instructions:
         out = reconcile(self._state, account)
         self._state.leverage = {p.symbol: p.leverage for p in account.positions if self._state.tracker.lots(p.symbol)}
-        enriched = self._state.tracker.enrich(account, self._state.pending, self._state.risk.peak_equity)
-        return [*out, self._state.save_risk(), *self._stops.restore(enriched)]
+        restored = self._stops.restore(self._enriched(account))
+        return [*out, self._state.save_risk(), *restored, *self._rest(account)]
+
+    def _enriched(self, account: AccountState) -> AccountState:
+        state = self._state
+        return state.tracker.enrich(account, state.pending, state.risk.peak_equity)
+
+    def _rest(self, account: AccountState) -> Instructions:
+        """Let the start end where nothing is under way; else what is under way ends it."""
+        cycle = self._state.cycle
+        if cycle is None or cycle.exits or cycle.restoring:
+            return []
+        return self._done(account)
+
+    def _done(self, account: AccountState) -> Instructions:
+        cycle, state = self._state.cycle, self._state
+        assert cycle is not None
+        saved: Instructions = []
+        if state.watches_balance:
+            state.wallet.difference(account)  # an unknown balance is taken as seen
+            saved.append(ev.SaveWallet(state.wallet.saved()))
+        return [*saved, ev.CycleDone(cycle.ts_ns, account, state.risk.mode, cycle.vetoes, cycle.sent)]
+
+    # ---- what was learned
+
+    def _on_fills(self, fills: tuple[Fill, ...]) -> Instructions:
+        """Follow executions; an entry that still rests though its position has closed is withdrawn."""
+        state = self._state
+        state.wallet.note_fills(fills, state.base_per_lot())
+        told = note_fills(state.tracker, fills)
+        closed = {f.symbol for f in fills if not state.tracker.lots(f.symbol)}
+        withdrawn = [i for coid in (self._desk.resting(closed) if closed else ()) for i in self._desk.withdraw(coid)]
+        return [*told, *withdrawn]
+
+    def _on_transfers(self, transfers: tuple[Transfer, ...]) -> Instructions:
+        moved = self._state.wallet.note_transfers(transfers)
+        if not moved:
+            return []
+        self._state.risk = self._state.risk.moved(moved)
+        text = f"{moved:+,.2f} USDT were moved {'into' if moved > 0.0 else 'out of'} the account"
+        alert = ev.Alert(Severity.WARNING, text, EventKind.FOREIGN, facts={"amount": moved})
+        return [alert, self._state.save_risk()]
+
+    def _on_mode_voiced(self, event: ev.ModeVoiced) -> Instructions:
+        state, was = self._state, event.voice in self._state.risk.voices
+        state.risk = state.risk.with_voice(event.voice, event.mode, event.reason)
+        lifts = event.mode is Mode.ACTIVE
+        text = f"{event.voice} asks for {event.mode.name}: {event.reason}"
+        kind = KIND_OF_VOICE.get(event.voice, EventKind.MODE)
+        if event.voice == API:
+            kind = EventKind.API_BACK if lifts else EventKind.API_LOST
+        withdrawn: Instructions = []
+        if state.risk.mode is not Mode.ACTIVE and not was:
+            withdrawn = [i for coid in self._desk.resting() for i in self._desk.withdraw(coid)]
+        return [ev.Alert(Severity.WARNING if lifts else Severity.CRITICAL, text, kind), state.save_risk(), *withdrawn]
+
+    def _on_resumed(self, event: ev.Resumed) -> Instructions:
+        state = self._state
+        if BALANCE in state.risk.voices:
+            state.wallet.balance = None  # a person has seen the difference: the next look is taken for right
+        state.risk = state.risk.resumed(forgives_drawdown=event.forgives_drawdown)
+        text = f"resumed ({event.reason}); the mode is now {state.risk.mode.name}"
+        return [ev.Alert(Severity.WARNING, text, EventKind.MODE), state.save_risk()]
+
+    def _on_adopt_asked(self, event: ev.AdoptAsked) -> Instructions:
+        foreign = {m.symbol for m in self._state.told if isinstance(m, Mismatch) and m.is_foreign}
+        wanted = {event.symbol} if event.symbol else foreign
+        self._state.adopting |= wanted
+        self._state.cycle = Cycle(event.ts_ns)
+        return self._desk.look(ev.Purpose.CHECK)
 
     # ---- decision
 
     def _on_bar_closed(self, bar: ev.BarClosed) -> Instructions:
         self._state.cycle = Cycle(bar.ts_ns, bar)
         self._state.lookups = {}
-        lookups = [inst for coid in list(self._state.open) for inst in self._desk.look_up(coid)]
-        return [*lookups, ev.ReadFills(self._state.tracker.last_fill_ns), ev.ReadAccount(ev.Purpose.DECIDE)]
+        return [*self._desk.take_up(bar.ts_ns), *self._desk.look(ev.Purpose.DECIDE)]
+
+    def _observe(self, ts_ns: int, account: AccountState, fresh_share: float | None) -> Instructions:
+        """Let the limits see the account; our positions count for exposure."""
+        state = self._state
+        ours = [p.side * p.qty * p.mark for p in account.positions if state.tracker.lots(p.symbol)]
+        seen = Observation(
+            ts_ns, account.equity, account.margin_ratio, fresh_share, sum(map(abs, ours)), sum(ours), len(ours)
+        )  # fmt: skip
+        state.risk, tripped = observe(state.risk, seen, state.config.limits)
+        out: Instructions = []
+        for veto in tripped:
+            kind = KIND_OF_VOICE.get(veto.rule, EventKind.LIMIT)
+            facts: dict[str, object] = {"limit": veto.limit, "actual": veto.actual}
+            out.append(ev.Alert(Severity.CRITICAL, f"risk limit tripped: {veto}", kind, facts=facts))
+        return [*out, state.save_risk()]
 
     def _on_decision_account(self, account: AccountState) -> Instructions:
-        cycle = self._state.cycle
+        cycle, state = self._state.cycle, self._state
         if cycle is None or cycle.bar is None:
             return []
-        seen = Observation(cycle.ts_ns, account.equity, account.margin_ratio, cycle.bar.freshness.share)
-        out = reconcile(self._state, account)
-        self._state.risk, tripped = observe(self._state.risk, seen, self._state.config.limits)
-        out += [
-            ev.Alert(Severity.CRITICAL, f"risk limit tripped: {veto}", KIND_OF_VOICE.get(veto.rule, EventKind.LIMIT))
-            for veto in tripped
-        ]
-        out.append(self._state.save_risk())
-        enriched = self._state.tracker.enrich(
-            replace(account, as_of_ns=cycle.ts_ns), self._state.pending, self._state.risk.peak_equity
-        )
+        out = reconcile(state, account)
+        out += self._observe(cycle.ts_ns, account, cycle.bar.freshness.share)
+        enriched = self._enriched(replace(account, as_of_ns=cycle.ts_ns))
         plan = self.plan(cycle.bar, enriched)
         out.append(ev.SaveDecided(cycle.ts_ns, plan))
-        self._state.decided_ns = max(self._state.decided_ns, cycle.ts_ns)
+        state.decided_ns = max(state.decided_ns, cycle.ts_ns)
         cycle.vetoes = plan.vetoes
         cycle.entries.extend(plan.entries)
+        cycle.held = held_book(enriched)
         for order in plan.exits:
-            placed = self._desk.place(order)
-            if placed is not None:
-                cycle.exits.add(placed.intent.client_order_id)
-                out.append(placed)
+            out += self._desk.exit(order)
         return out + self._desk.advance()
 
     def _on_close_account(self, account: AccountState) -> Instructions:
@@ -192,12 +298,12 @@ class Session:
         for symbol in cycle.closing or tuple(sorted(ours)):
             position = ours.get(symbol)
             if position is None:
-                out.append(ev.Alert(Severity.WARNING, f"{symbol}: no position of ours to close"))
+                out.append(ev.Alert(Severity.WARNING, f"{symbol}: no position of ours to close", EventKind.ORDER, symbol))
             elif symbol in busy:
-                out.append(ev.Alert(Severity.WARNING, f"{symbol}: an order is under way; ask again when it is final"))
-            elif (placed := self._desk.place(closing(position, ExitKind.MANUAL))) is not None:
-                cycle.exits.add(placed.intent.client_order_id)
-                out.append(placed)
+                text = f"{symbol}: an order is under way; ask again when it is final"
+                out.append(ev.Alert(Severity.WARNING, text, EventKind.ORDER, symbol))
+            else:
+                out += self._desk.exit(closing(position, ExitKind.MANUAL))
         return out + self._desk.advance()
 
     def plan(self, bar: ev.BarClosed, account: AccountState) -> Plan:
@@ -215,17 +321,19 @@ class Session:
             orders = tuple(o for o in orders if o.reduce_only and o.reason is not ExitKind.REPLACED)
         return Plan(plan.as_of_ns, orders, plan.vetoes)
 
-    def _on_final_account(self, account: AccountState) -> Instructions:
+    def _on_final_account(self, account: AccountState, *, is_check: bool = False) -> Instructions:
         cycle = self._state.cycle
         if cycle is None:
             return []
-        enriched = self._state.tracker.enrich(account, self._state.pending, self._state.risk.peak_equity)
-        out = reconcile(self._state, account) + self._stops.restore(enriched)
+        out = reconcile(self._state, account)
+        if is_check:
+            out += self._observe(cycle.ts_ns, account, None)
+        out += self._stops.restore(self._enriched(account))
         if cycle.exits:
             cycle.done = False  # the forced exits end the cycle again when they are final
         if cycle.exits or cycle.restoring:
             return out
-        return [*out, ev.CycleDone(cycle.ts_ns, account, self._state.risk.mode, cycle.vetoes, cycle.sent)]
+        return [*out, *self._done(account)]
 
 
 def no_opinion(scores: Scores) -> Scores:

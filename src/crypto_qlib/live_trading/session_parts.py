@@ -12,10 +12,12 @@ from crypto_qlib.core.order import Fill
 from crypto_qlib.exchange.gateway import Gateway
 from crypto_qlib.live_trading import events as ev
 from crypto_qlib.live_trading.controls import Controls
+from crypto_qlib.live_trading.live_feed import LiveFeed
 from crypto_qlib.live_trading.paper_view import PaperView
 from crypto_qlib.live_trading.risk_control import Mode
 from crypto_qlib.live_trading.session_state import SessionConfig
 from crypto_qlib.live_trading.signal_processor import SignalProcessor
+from crypto_qlib.live_trading.system_watch import SystemLimits
 from crypto_qlib.live_trading.trade_executor_okx import Sleep
 from crypto_qlib.store.ledger import EquityRow, Ledger
 from crypto_qlib.store.live_events import Tell, tell_nobody
@@ -47,6 +49,12 @@ class SessionParts:
         Seconds after which the exchange cancels resting orders of a session that hangs or died; 0 = never.
     tell : callable
         Told everything a person may want to know; it neither waits nor raises.
+    system : SystemLimits
+        Bounds of the way to the exchange.
+    check_every_s : float
+        Real seconds between two looks at account, orders and stops while a bar is waited for; 0 = only with bars.
+    heard : LiveFeed, optional
+        What the websockets push; listened to while the session runs.
     """
 
     gateway: Gateway
@@ -58,6 +66,34 @@ class SessionParts:
     controls: Controls | None = None
     dead_man_s: int = 0
     tell: Tell = tell_nobody
+    system: SystemLimits = field(default_factory=SystemLimits)
+    check_every_s: float = 0.0
+    heard: LiveFeed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CycleTimes:
+    """Where the time of one cycle went, real seconds.
+
+    Parameters
+    ----------
+    ts_ns : int
+        The bar's close.
+    orders : int
+        Orders sent.
+    sent_s : float
+        From the close to the last order's answer; 0 without orders.
+    total_s : float
+        From the close to the end of the cycle.
+    steps : dict
+        Seconds by step.
+    """
+
+    ts_ns: int
+    orders: int
+    sent_s: float
+    total_s: float
+    steps: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +124,8 @@ class PaperResult:
         What was shown last.
     stopped_by : str
         Who ended the session before its last bar; empty where nobody did.
+    cycles : tuple of CycleTimes
+        Where the time of each cycle went.
     """
 
     session_id: str
@@ -103,6 +141,7 @@ class PaperResult:
     decision_seconds: tuple[float, ...]
     last_view: PaperView | None
     stopped_by: str = ""
+    cycles: tuple[CycleTimes, ...] = ()
 
     @property
     def fees(self) -> float:
@@ -127,4 +166,5 @@ class SessionLog:
     new_alerts: list[str] = field(default_factory=list)
     orders_sent: int = 0
     seconds: list[float] = field(default_factory=list)
+    cycles: list[CycleTimes] = field(default_factory=list)
     view: PaperView | None = None

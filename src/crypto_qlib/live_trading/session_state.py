@@ -6,11 +6,12 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.order import ExitKind, MarginMode, TriggerSource
 from crypto_qlib.live_trading import events as ev
+from crypto_qlib.live_trading.order_checks import Held, Quote
 from crypto_qlib.live_trading.position_tracker import PositionTracker
 from crypto_qlib.live_trading.risk_control import Mode, RiskLimits, RiskState
+from crypto_qlib.live_trading.wallet import Wallet
 from crypto_qlib.portfolio.plan import PlannedOrder
 from crypto_qlib.portfolio.rules import Rules
 from crypto_qlib.portfolio.veto import Veto
@@ -39,6 +40,8 @@ class SessionConfig:
         Look-ups of one order within a cycle.
     flatten : bool
         Close all of our positions with the last bar.
+    adopt : bool
+        Take over positions somebody else opened.
     """
 
     session_id: str
@@ -48,18 +51,12 @@ class SessionConfig:
     trigger: TriggerSource = TriggerSource.LAST
     max_lookups: int = 4
     flatten: bool = False
-
-    def __post_init__(self) -> None:
-        if self.rules.trailing_atr > 0.0:
-            raise UserError(
-                "trailing stops cannot be traded yet: orders carry a stop and a take-profit only",
-                "set strategy.trailing_atr = 0 for paper and live trading",
-            )
+    adopt: bool = False
 
 
 @dataclass(slots=True)
 class Cycle:
-    """What is under way for one bar, or for positions a person asked to close (``bar`` is ``None``)."""
+    """What is under way for one bar; for a look between bars, or positions a person asked to close, ``bar`` is ``None``."""
 
     ts_ns: int
     bar: ev.BarClosed | None = None
@@ -68,10 +65,16 @@ class Cycle:
     restoring: set[str] = field(default_factory=set)
     stop_tries: dict[str, int] = field(default_factory=dict)
     forced: set[str] = field(default_factory=set)
-    exits: set[str] = field(default_factory=set)
-    failed_exits: int = 0
+    exits: dict[str, str] = field(default_factory=dict)
+    failed_exits: set[str] = field(default_factory=set)
     entries: deque[PlannedOrder] = field(default_factory=deque)
     entry: PlannedOrder | None = None
+    entry_ids: set[str] = field(default_factory=set)
+    parts: deque[ev.PlaceOrder] = field(default_factory=deque)
+    quotes: dict[str, Quote] = field(default_factory=dict)
+    held: Held | None = None
+    looked_again: bool = False
+    trail_tries: dict[str, int] = field(default_factory=dict)
     vetoes: tuple[Veto, ...] = ()
     sent: int = 0
     done: bool = False
@@ -101,6 +104,16 @@ class SessionState:
         Differences a person knows of already.
     cycle : Cycle | None
         What is under way.
+    contracts : ContractsSeen | None
+        Contract rules in force; ``None`` before they are known.
+    wallet : Wallet
+        What the balance must be.
+    funding_is_known : bool
+        Whether the last question for settlements was answered.
+    adopting : set
+        Symbols a person asked to adopt.
+    cancelling : set
+        Orders whose cancellation was asked for.
     """
 
     config: SessionConfig
@@ -112,6 +125,33 @@ class SessionState:
     leverage: dict[str, float] = field(default_factory=dict)
     told: frozenset[object] = frozenset()
     cycle: Cycle | None = None
+    contracts: ev.ContractsSeen | None = None
+    wallet: Wallet = field(default_factory=Wallet)
+    funding_is_known: bool = False
+    adopting: set[str] = field(default_factory=set)
+    cancelling: set[str] = field(default_factory=set)
+
+    @property
+    def watches_balance(self) -> bool:
+        """Return whether the balance is compared with the ledger."""
+        return math.isfinite(self.config.limits.balance_tolerance)
+
+    def adopts(self, symbol: str) -> bool:
+        """Return whether a foreign position in ``symbol`` is to be taken over."""
+        return self.config.adopt or symbol in self.adopting
+
+    def base_per_lot(self) -> dict[str, float]:
+        """Return base coins per lot by symbol, as far as known."""
+        if self.contracts is None:
+            return {}
+        return dict(zip(self.contracts.symbols, self.contracts.contracts.base_per_lot.tolist(), strict=True))
+
+    def max_lots(self, symbol: str) -> float:
+        """Return the largest market order of ``symbol`` in lots; infinite where unknown."""
+        known = self.contracts
+        if known is None or symbol not in known.symbols:
+            return math.inf
+        return float(known.contracts.max_lots[known.symbols.index(symbol)])
 
     @property
     def pending(self) -> tuple[str, ...]:

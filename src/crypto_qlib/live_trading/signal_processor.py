@@ -20,6 +20,7 @@ from crypto_qlib.core.tiers import TierHistory
 from crypto_qlib.feature_engineering.feature_generator import lookback_bars
 from crypto_qlib.live_trading.events import BarClosed, Freshness
 from crypto_qlib.live_trading.market_feed import MarketFeed
+from crypto_qlib.live_trading.step_timer import StepTimer
 from crypto_qlib.portfolio.market_columns import history_bars
 from crypto_qlib.portfolio.market_panel import market_states
 from crypto_qlib.portfolio.rules import Rules
@@ -78,9 +79,14 @@ class SignalProcessor:
         What market states are worked out for.
     contracts : Contracts
         Contract rules.
+    timer : StepTimer, optional
+        Books where the time of a cycle goes.
     """
 
-    def __init__(self, feed: MarketFeed, scorer: Scorer, rules: Rules, contracts: Contracts) -> None:
+    def __init__(
+        self, feed: MarketFeed, scorer: Scorer, rules: Rules, contracts: Contracts, timer: StepTimer | None = None
+    ) -> None:
+        self.timer = timer or StepTimer()
         self._feed = feed
         self._scorer = scorer
         self._rules = rules
@@ -92,16 +98,19 @@ class SignalProcessor:
         Scores are withheld (all NaN) where the champion has no opinion on this bar.
         """
         panel, fresh = await self._feed.update(as_of_ns)
+        self.timer.lap("bars")
         return self.view(panel, fresh, as_of_ns, is_last=is_last)
 
     def view(self, panel: MarketPanel, fresh: Freshness, as_of_ns: int, *, is_last: bool = False) -> BarClosed:
         """Return the event for a panel whose last bar closed at ``as_of_ns``."""
         c = self._contracts
         market = market_states(panel, c.instruments, c.tiers, self._rules, c.blacklist).at(as_of_ns)
+        self.timer.lap("market")
         try:
             scores = self._scorer(panel) if fresh.fresh else no_scores(as_of_ns, panel.symbols)
         except SkipCycle:
             scores = no_scores(as_of_ns, panel.symbols)
+        self.timer.lap("model")
         if scores.as_of_ns != as_of_ns:
             scores = no_scores(as_of_ns, panel.symbols)
         return BarClosed(as_of_ns, scores, market, fresh, is_last)

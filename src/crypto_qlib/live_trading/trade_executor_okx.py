@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, TypeVar
 
-from crypto_qlib.core.clock import Clock
+from crypto_qlib.core.clock import NS_PER_S, Clock, SystemClock
 from crypto_qlib.core.errors import DoNotRetry, OutcomeUnknown, RetryLater, SkipCycle
 from crypto_qlib.core.order import OrderRequest, OrderStatus
 from crypto_qlib.exchange.gateway import Gateway, OrderReport
 from crypto_qlib.live_trading import events as ev
+from crypto_qlib.live_trading.order_checks import Quote
+from crypto_qlib.live_trading.system_watch import SystemLimits, SystemWatch
 from crypto_qlib.store.ledger import IntentRow, Ledger, OrderRow, Recorded
 
 LOOKUP_PAUSE_S: Final = 0.5
@@ -30,6 +32,7 @@ LOOKUP_PAUSE_S: Final = 0.5
 _ID_IN_USE: Final = "51016"
 """Refusal of an order because one of its id is open: somebody sent it, so it is ours. Source: OKX API v5, error codes."""
 
+_T = TypeVar("_T")
 Sleep = Callable[[float], Awaitable[None]]
 
 
@@ -48,11 +51,28 @@ class TradeExecutor:
         ``asyncio.sleep``, or a fake.
     max_open : int
         Symbols that may be held or be entered at once, counted in the ledger as the entry is written.
+    watch : SystemWatch, optional
+        Told how each request went.
+    pushed : callable, optional
+        Final states of orders that were pushed, by client order id: an answer that need not be asked for.
     max_tries : int
         Tries of a request that was not carried out.
     """
 
-    def __init__(self, gateway: Gateway, ledger: Ledger, clock: Clock, sleep: Sleep, max_open: int, max_tries: int = 4) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        ledger: Ledger,
+        clock: Clock,
+        sleep: Sleep,
+        max_open: int,
+        watch: SystemWatch | None = None,
+        pushed: Callable[[str], OrderReport | None] | None = None,
+        max_tries: int = 4,
+    ) -> None:
+        self._wall = SystemClock()
+        self._pushed = pushed or (lambda _coid: None)
+        self._watch = watch or SystemWatch(SystemLimits(), self._wall)
         self._max_open = max_open
         self._gateway = gateway
         self._ledger = ledger
@@ -65,7 +85,7 @@ class TradeExecutor:
         reason = ""
         for _ in range(self._max_tries):
             try:
-                await self._gateway.set_leverage(instruction.symbol, instruction.leverage, instruction.margin_mode)
+                await self.asked(self._gateway.set_leverage(instruction.symbol, instruction.leverage, instruction.margin_mode))
             except RetryLater as e:
                 reason = str(e)
                 await self._sleep(e.retry_after_s)
@@ -91,21 +111,26 @@ class TradeExecutor:
             if known is not None:
                 return known
             try:
-                return self._reported(await self._gateway.place(instruction.request))
+                report = await self.asked(self._gateway.place(instruction.request))
             except RetryLater as e:
                 await self._sleep(e.retry_after_s)
             except (DoNotRetry, SkipCycle) as e:  # skipped: this instrument does not trade now; the orders of others go on
-                if not (isinstance(e, DoNotRetry) and e.code == _ID_IN_USE):
+                is_ours = isinstance(e, DoNotRetry) and e.code == _ID_IN_USE
+                self._watch.order_ended(refused=isinstance(e, DoNotRetry) and not is_ours)
+                if not is_ours:
                     return self._ended(coid, str(e))
                 break
             except OutcomeUnknown:
                 break
+            else:
+                self._watch.order_ended(refused=False)
+                return self._reported(report)
         return ev.OrderUnknown(self._clock.now_ns(), coid)
 
     async def _already_there(self, request: OrderRequest) -> ev.Event | None:
         """Look before an order is sent again: an id is free again once its order is final, so the same one could fill twice."""
         try:
-            report = await self._gateway.order(request.symbol, request.client_order_id)
+            report = await self.asked(self._gateway.order(request.symbol, request.client_order_id))
         except (RetryLater, OutcomeUnknown, SkipCycle):
             return ev.OrderUnknown(self._clock.now_ns(), request.client_order_id)
         return None if report is None else self._reported(report)
@@ -123,11 +148,14 @@ class TradeExecutor:
         return self._ended(coid, reason)
 
     async def look_up(self, instruction: ev.LookUpOrder) -> ev.Event:
-        """Ask for an order by its client order id, later and later with each attempt."""
+        """Ask for an order by its client order id, later and later with each attempt; what was pushed is not asked for."""
+        pushed = self._pushed(instruction.client_order_id)
+        if pushed is not None:
+            return self._reported(pushed)
         if instruction.attempt > 1:
             await self._sleep(LOOKUP_PAUSE_S * 2.0 ** (instruction.attempt - 2))
         try:
-            report = await self._gateway.order(instruction.symbol, instruction.client_order_id)
+            report = await self.asked(self._gateway.order(instruction.symbol, instruction.client_order_id))
         except (RetryLater, OutcomeUnknown, SkipCycle):
             return ev.OrderUnknown(self._clock.now_ns(), instruction.client_order_id)
         if report is None:
@@ -139,8 +167,10 @@ class TradeExecutor:
         symbol, reason = instruction.symbol, ""
         for _ in range(self._max_tries):
             try:
-                await self._gateway.protect(
-                    symbol, instruction.lots, instruction.protection, instruction.margin_mode, instruction.client_id
+                await self.asked(
+                    self._gateway.protect(
+                        symbol, instruction.lots, instruction.protection, instruction.margin_mode, instruction.client_id
+                    )
                 )
             except RetryLater as e:
                 reason = str(e)
@@ -152,6 +182,47 @@ class TradeExecutor:
             else:
                 return ev.StopSent(self._clock.now_ns(), symbol)
         return ev.StopRefused(self._clock.now_ns(), symbol, reason)
+
+    async def cancel(self, instruction: ev.CancelOrder) -> ev.Event:
+        """Ask for a cancellation; whether it came in time, the look-up that follows says."""
+        coid = instruction.client_order_id
+        for _ in range(self._max_tries):
+            try:
+                await self.asked(self._gateway.cancel(instruction.symbol, coid))
+            except RetryLater as e:
+                await self._sleep(e.retry_after_s)
+            except (DoNotRetry, OutcomeUnknown, SkipCycle):
+                break
+            else:
+                break
+        return ev.CancelAnswered(self._clock.now_ns(), coid)
+
+    async def read_book(self, instruction: ev.ReadBook) -> ev.Event:
+        """Read the book; without an answer there is no quote, and no entry."""
+        symbol = instruction.symbol
+        try:
+            book = await self.asked(self._gateway.book(symbol))
+        except (RetryLater, DoNotRetry, SkipCycle):
+            return ev.BookRead(self._clock.now_ns(), symbol, None)
+        if not len(book.bids) or not len(book.asks):
+            return ev.BookRead(self._clock.now_ns(), symbol, None)
+        per_lot = instruction.base_per_lot
+        shown = [float(side[:, 1].sum()) / per_lot for side in (book.bids, book.asks)]
+        return ev.BookRead(self._clock.now_ns(), symbol, Quote(float(book.bids[0, 0]), float(book.asks[0, 0]), *shown))
+
+    async def asked(self, call: Awaitable[_T]) -> _T:
+        """Wait for one request and let the watch know how it went; a refusal is an answer."""
+        began = self._wall.now_ns()
+        try:
+            answer = await call
+        except (RetryLater, OutcomeUnknown) as e:
+            self._watch.failed(e.message)
+            raise
+        except (DoNotRetry, SkipCycle):
+            self._watch.answered((self._wall.now_ns() - began) / NS_PER_S)
+            raise
+        self._watch.answered((self._wall.now_ns() - began) / NS_PER_S)
+        return answer
 
     def give_up(self, instruction: ev.GiveUpOrder) -> None:
         """Write the session's conclusion that an order never reached the exchange; one never written was never sent."""

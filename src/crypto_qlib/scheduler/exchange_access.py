@@ -6,12 +6,13 @@ The embedded exchange serves over HTTP even to this process, so the same unmodif
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Self, TypeVar
 
 from crypto_qlib.core.clock import FRAME_NS, NS_PER_MS, NS_PER_S, SystemClock, floor_ts, iso, parse_utc
 from crypto_qlib.core.errors import UserError
+from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.exchange.credentials import ApiCredentials, load_or_create_credentials
 from crypto_qlib.exchange.embedded.faults import Fault, FaultOptions, FaultRule
 from crypto_qlib.exchange.embedded.live_market import LiveSource
@@ -21,6 +22,8 @@ from crypto_qlib.exchange.embedded.server import EmbeddedExchange, EmbeddedOptio
 from crypto_qlib.exchange.embedded.thread import EmbeddedExchangeThread
 from crypto_qlib.exchange.gateway import Gateway
 from crypto_qlib.exchange.okx import OkxGateway
+from crypto_qlib.exchange.okx_live_stream import OkxLiveStream
+from crypto_qlib.exchange.okx_session import Connection
 from crypto_qlib.scheduler.exchange_process import EmbeddedExchangeProcess
 from crypto_qlib.scheduler.steps import key_of
 from crypto_qlib.settings.schema import FaultSettings, Settings
@@ -104,6 +107,12 @@ class ExchangeAccess:
         # Before the loop runs: a live market asks OKX for its contracts with a loop of its own.
         url, credentials = self.base_url, self._credentials()
         return asyncio.run(_with_gateway())
+
+    def live_stream(self, instruments: Sequence[Instrument]) -> OkxLiveStream:
+        """Return the websockets of the account and of ``instruments``, not yet dialled."""
+        exchange = self._settings.exchange
+        connection = Connection(self.base_url, self._credentials(), exchange.mode == "demo", exchange.timeout_s)
+        return OkxLiveStream(connection, instruments, self._settings.data.frame)
 
     @property
     def base_url(self) -> str:

@@ -6,10 +6,12 @@ bars close by themselves (OKX demo).
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,12 @@ from crypto_qlib.core.order import MarginMode, TriggerSource
 from crypto_qlib.core.signal import Scores
 from crypto_qlib.core.tiers import TierHistory
 from crypto_qlib.exchange.gateway import Gateway
+from crypto_qlib.exchange.okx_live_stream import OkxLiveStream
 from crypto_qlib.feature_engineering.feature_generator import latest_features
 from crypto_qlib.feature_engineering.side_data import SideData
 from crypto_qlib.live_trading.controls import Controls
 from crypto_qlib.live_trading.instance import KILL_FILE, SessionCard, one_instance, one_session_of
+from crypto_qlib.live_trading.live_feed import LiveFeed
 from crypto_qlib.live_trading.market_feed import FeedConfig, MarketFeed
 from crypto_qlib.live_trading.paper_view import PaperView
 from crypto_qlib.live_trading.risk_control import RiskLimits
@@ -33,18 +37,26 @@ from crypto_qlib.live_trading.runner import BarWaiter, PaperResult, RealBars, Se
 from crypto_qlib.live_trading.session import SessionConfig
 from crypto_qlib.live_trading.session_report import session_figures, write_session_figures
 from crypto_qlib.live_trading.signal_processor import Contracts, Scorer, SignalProcessor, window_bars
+from crypto_qlib.live_trading.step_timer import StepTimer
+from crypto_qlib.live_trading.system_watch import SystemLimits
 from crypto_qlib.modeling.artefact import TrainedModel
 from crypto_qlib.modeling.train_model import predict_row
 from crypto_qlib.portfolio.rules import rules_from_settings
 from crypto_qlib.scheduler.alerting import alerting
-from crypto_qlib.settings.schema import Settings
+from crypto_qlib.settings.schema import LiveSettings, Settings
 from crypto_qlib.settings.secrets import Secrets
 from crypto_qlib.store.control_book import ControlBook
+from crypto_qlib.store.event_log import EventLog
 from crypto_qlib.store.ledger import Ledger, LedgerPlace, SessionRow
+from crypto_qlib.store.live_events import LiveEvent, Tell
 from crypto_qlib.store.paths import Paths
 
+_LOG = logging.getLogger(__name__)
+EVENTS = "events.jsonl"
+"""What happened in the sessions of a workspace, beside their card."""
 Show = Callable[[PaperView], None]
 Step = Callable[[], int]
+Stream = Callable[[Sequence[Instrument]], OkxLiveStream]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +107,14 @@ def session_ledger(settings: Settings, secrets: Secrets, run_folder: Path) -> Le
     return LedgerPlace(settings.store.ledger or str(Paths(settings.store.root).ledger), secrets.ledger_password)
 
 
-def model_scorer(model: TrainedModel, side: Callable[[], SideData] = SideData) -> Scorer:
+def model_scorer(model: TrainedModel, side: Callable[[], SideData] = SideData, timer: StepTimer | None = None) -> Scorer:
     """Return the function that scores the last bar of a panel with ``model``; ``side`` gives what is known beside the bars."""
+    laps = timer or StepTimer()
 
     def score(panel: MarketPanel) -> Scores:
         try:
             rows = latest_features(panel, model.feature_settings, model.context_bars + 1, side())
+            laps.lap("features")
             return predict_row(model, rows)
         except UserError as e:
             raise SkipCycle(e.message, e.hint) from e
@@ -109,7 +123,12 @@ def model_scorer(model: TrainedModel, side: Callable[[], SideData] = SideData) -
 
 
 async def trade_bars(
-    gateway: Gateway, settings: Settings, inputs: SessionInputs, step: Step | None, show: Show | None = None
+    gateway: Gateway,
+    settings: Settings,
+    inputs: SessionInputs,
+    step: Step | None,
+    show: Show | None = None,
+    stream: Stream | None = None,
 ) -> PaperResult:
     """Run the session for ``live.paper_bars`` bars.
 
@@ -125,12 +144,17 @@ async def trade_bars(
         Moves an embedded market one bar on and returns its time; ``None`` waits for real bars.
     show : callable, optional
         Called with what a person sees after each bar.
+    stream : callable, optional
+        Gives the websockets of the account and of swaps; used where real bars are waited for.
     """
     frame_ns = FRAME_NS[settings.data.frame]
     now_ns = await gateway.server_time_ns()
     first_close_ns = floor_ts(now_ns, frame_ns)
     rules = rules_from_settings(settings)
     contracts = Contracts(inputs.instruments, inputs.tiers, settings.strategy.blacklist)
+    heard = None
+    if stream is not None and step is None and settings.live.websockets:
+        heard = LiveFeed(stream(list(inputs.instruments.values())), frame_ns)
     feed = MarketFeed(
         gateway,
         inputs.history,
@@ -143,7 +167,9 @@ async def trade_bars(
         ),
         {s: i.funding_interval_h for s, i in inputs.instruments.items()},
         inputs.members,
+        heard,
     )
+    timer = StepTimer()
     mode, file = settings.exchange.mode, inputs.ledger.path
     folder = inputs.live or (file.parent if file is not None else Path())
     card = SessionCard(inputs.session_id, mode, inputs.ledger.absolute(), os.getpid(), SystemClock().now_ns())
@@ -162,30 +188,59 @@ async def trade_bars(
         stack.callback(book.close)
         parts = SessionParts(
             gateway=gateway,
-            signals=SignalProcessor(feed, model_scorer(inputs.model, inputs.side), rules, contracts),
+            signals=SignalProcessor(feed, model_scorer(inputs.model, inputs.side, timer), rules, contracts, timer),
             ledger=ledger,
             config=SessionConfig(
                 inputs.session_id,
                 rules,
-                RiskLimits.of(settings.live),
+                RiskLimits.of(settings.live, rules, is_stepped=step is not None),
                 MarginMode(settings.backtest.margin_mode),
                 TriggerSource(settings.strategy.trigger),
                 flatten=settings.live.flatten_on_exit,
+                adopt=settings.live.adopt,
             ),
+            system=_system_limits(settings.live) if step is None else SystemLimits(),
+            check_every_s=settings.live.check_every_s if step is None else 0.0,
+            heard=heard,
             clock=SystemClock() if step is None else ManualClock(first_close_ns),
             dead_man_s=settings.live.dead_man_s if step is None else 0,
             controls=Controls(book, folder / KILL_FILE, card.started_ns),
-            tell=stack.enter_context(alerting(settings, inputs.secrets, inputs.ledger, session)),
+            tell=_told(
+                EventLog(folder / EVENTS), stack.enter_context(alerting(settings, inputs.secrets, inputs.ledger, session))
+            ),
         )
-        result = await run_session(parts, _bar_waiter(step, now_ns), first_close_ns, settings.live.paper_bars, show)
+        result = await run_session(
+            parts, _bar_waiter(step, now_ns, heard, feed), first_close_ns, settings.live.paper_bars, show
+        )
         figures = session_figures(ledger, feed.panel, inputs.instruments, rules)
         write_session_figures(figures, file.parent if file is not None else folder, inputs.identity)
         return result
 
 
-def _bar_waiter(step: Step | None, now_ns: int) -> BarWaiter:
+def _told(log: EventLog, listener: Tell) -> Tell:
+    """Return a listener that writes every event down, one JSON object a line, and hands it on; a full disk loses lines only."""
+
+    def tell(event: LiveEvent) -> None:
+        try:
+            log.write(
+                event.kind.value, session_ns=event.ts_ns, severity=event.severity.value, symbol=event.symbol, text=event.text,
+                **event.facts,
+            )  # fmt: skip
+        except UserError as e:
+            _LOG.warning("%s", e)
+        listener(event)
+
+    return tell
+
+
+def _system_limits(live: LiveSettings) -> SystemLimits:
+    return SystemLimits(live.max_api_errors, live.max_rejects, live.max_latency_s, live.max_clock_skew_s)
+
+
+def _bar_waiter(step: Step | None, now_ns: int, heard: LiveFeed | None, feed: MarketFeed) -> BarWaiter:
     if step is None:
-        return RealBars(SystemClock())
+        arrived = None if heard is None else partial(heard.wait_for_bar, feed.panel.symbols)
+        return RealBars(SystemClock(), arrived=arrived)
     return SteppedBars(_awaitable(step), now_ns)
 
 

@@ -343,4 +343,4 @@ class Pipeline:
             self.workspace.secrets,
         )  # fmt: skip
         step = self.workspace.access.embedded().step if self.workspace.access.is_embedded else None
-        return await trade_bars(gateway, self.settings, inputs, step, self._show_paper)
+        return await trade_bars(gateway, self.settings, inputs, step, self._show_paper, self.workspace.access.live_stream)

@@ -393,6 +393,50 @@ class LiveSettings(Section):
     min_margin_ratio: float = Field(
         1.5, ge=1, description="Account margin ratio (1 liquidates) below which positions may only be reduced."
     )
+    deleverage_ratio: float = Field(
+        1.1, ge=0, description="Margin ratio (1 liquidates) below which the session closes the position nearest "
+        "its liquidation; 0 = off."
+    )  # fmt: skip
+    exposure_slack: float = Field(
+        0.5, ge=0, description="Share by which gross and net exposure may outgrow strategy.max_gross and max_net before "
+        "positions may only be reduced."
+    )  # fmt: skip
+    max_order_risk: Fraction = Field(
+        0.1, description="Largest loss at its stop, a fraction of equity, an entry may be sent with; 1 = off."
+    )
+    max_price_deviation: float = Field(
+        0.03,
+        gt=0,
+        description="Largest distance between the book and the price an entry was sized with; beyond it is not sent.",
+    )
+    max_depth_share: Fraction = Field(
+        0.25, description="Largest share of the shown side of the book one order takes; larger ones are sent in parts. 0 = off."
+    )
+    balance_tolerance: float = Field(
+        0.002, gt=0, description="Difference between the exchange's balance and the ledger, a fraction of equity, from which "
+        "positions may only be reduced."
+    )  # fmt: skip
+    max_api_errors: int = Field(8, ge=0, description="Failed requests in a row after which nothing is opened; 0 = off.")
+    max_rejects: int = Field(
+        8, ge=0, description="Refused orders in a row after which nothing is opened until a person resumes; 0 = off."
+    )
+    max_latency_s: float = Field(
+        10.0,
+        ge=0,
+        description="Slowest answer of the exchange, seconds, after which nothing is opened until it is faster; 0 = off.",
+    )
+    max_clock_skew_s: float = Field(
+        2.0, ge=0, description="Largest offset between this clock and the exchange's, seconds, for opening positions; 0 = off."
+    )
+    check_every_s: float = Field(
+        30.0, gt=0, description="Seconds between two looks at account, orders and stops while a bar is waited for."
+    )
+    adopt: bool = Field(
+        False, description="Take over positions the session did not open: they get a stop and leave like its own."
+    )
+    websockets: bool = Field(
+        True, description="Hear bars, orders and positions by websocket; REST answers where they are silent."
+    )
     dead_man_s: Literal[0, 10, 15, 20, 30, 45, 60, 90, 120] = Field(
         60,
         description="Seconds after which the exchange cancels the resting orders of a session that hangs or died; 0 = never. "

@@ -50,6 +50,10 @@ class IntentRow:
         Why it closes one; ``None`` for entries.
     leverage, stop_price, take_profit_price, entry_score : float | None
         Terms of an entry; ``None`` where there are none.
+    limit_price, trailing_ratio : float | None
+        Limit of an entry that rests, quote units; trailing stop, a fraction of the best price.
+    expires_ns : int | None
+        Instant from which an entry that rests is not wanted any more.
     """
 
     client_order_id: str
@@ -62,6 +66,9 @@ class IntentRow:
     stop_price: float | None = None
     take_profit_price: float | None = None
     entry_score: float | None = None
+    limit_price: float | None = None
+    expires_ns: int | None = None
+    trailing_ratio: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

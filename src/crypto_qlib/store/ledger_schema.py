@@ -23,7 +23,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-REVISIONS: Final = ("0001", "0002")
+REVISIONS: Final = ("0001", "0002", "0003")
 """Steps of ``store/migrations``, oldest first; the last one is the schema below."""
 
 META: Final = sa.MetaData()
@@ -58,6 +58,9 @@ INTENTS: Final = sa.Table(
     sa.Column("stop_price", sa.Float),
     sa.Column("take_profit_price", sa.Float),
     sa.Column("entry_score", sa.Float),
+    sa.Column("limit_price", sa.Float),
+    sa.Column("expires_ns", sa.BigInteger),
+    sa.Column("trailing_ratio", sa.Float),
 )
 ORDERS: Final = sa.Table(
     "orders",

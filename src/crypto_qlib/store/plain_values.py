@@ -84,8 +84,7 @@ def _decode_collection(hint: Any, value: Any) -> Any:
     if NoneType in inner:
         return None if value is None else decode(next(kind for kind in inner if kind is not NoneType), value)
     if hint is np.ndarray or origin is np.ndarray:
-        kinds = {type(item) for item in value}
-        return np.array(value if kinds <= {int, bool} and kinds else [decode(float, item) for item in value])
+        return _decode_array(value)
     if origin is tuple:
         each = (inner[0],) * len(value) if inner[-1] is Ellipsis else inner
         return tuple(decode(kind, item) for kind, item in zip(each, value, strict=True))
@@ -94,6 +93,13 @@ def _decode_collection(hint: Any, value: Any) -> Any:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return {decode(inner[0], key): decode(inner[1], item) for key, item in value.items()}
     raise TypeError(f"cannot decode {hint}")
+
+
+def _decode_array(value: Any) -> Any:
+    kinds = {type(item) for item in value}
+    if kinds == {list}:
+        return np.array([_decode_array(row) for row in value])
+    return np.array(value if kinds <= {int, bool} and kinds else [decode(float, item) for item in value])
 
 
 @cache
