@@ -84,7 +84,9 @@ def test_win_probability_of_a_trade_pays_costs_and_stops(frame: FeatureFrame, tm
     assert np.mean(models[1].calibration.win) < np.mean(models[0].calibration.win)
 
 
-def test_a_coin_without_a_model_gets_no_opinion(frame: FeatureFrame, tmp_path: Path) -> None:
+def test_a_coin_without_a_model_gets_no_opinion_and_is_told(
+    frame: FeatureFrame, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     young = np.isin(frame.row_symbol, [2]) & (frame.row_bar < 900)
     rows = np.flatnonzero(~young)
     cut = replace(frame, values=frame.values[rows], row_bar=frame.row_bar[rows], row_symbol=frame.row_symbol[rows])
@@ -92,6 +94,10 @@ def test_a_coin_without_a_model_gets_no_opinion(frame: FeatureFrame, tmp_path: P
     model = train_model(cut, labels_of(settings), settings, tmp_path)
     assert isinstance(model.predictor, PerSymbolModel)
     assert PANEL.symbols[2] not in model.predictor.members
+    reason = load_model(tmp_path).predictor.left_out[PANEL.symbols[2]]  # type: ignore[attr-defined]
+    assert reason == "the train segment has no labelled rows"
+    assert f"{PANEL.symbols[2]} gets no model of its own and is not traded: {reason}" in caplog.text
+    assert model.predictor.diagnostics()["left_out"] == 1.0
     scores = predict_scores(model, cut)
     assert np.isnan(scores.expected_return[:, 2]).all()
     assert np.isfinite(scores.expected_return[500, [0, 1, 3]]).all()

@@ -16,8 +16,14 @@ from qlib.utils import init_instance_by_config
 
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.market import FundingBlock, MarketPanel
-from crypto_qlib.modeling.labels import forward_returns
+from crypto_qlib.data_collector.panel import load_panel
+from crypto_qlib.feature_engineering.feature_generator import build_features, settings_for_panel
+from crypto_qlib.modeling.labels import forward_returns, make_labels
 from crypto_qlib.modeling.qlib_task import make_dataset, segment_arrays, windowed_rows
+from crypto_qlib.modeling.row_batch import batch_of
+from crypto_qlib.modeling.splits import Segment, TimeSplit
+from crypto_qlib.modeling.train_model import Fold, train_model
+from crypto_qlib.settings.schema import FeatureSettings, ModelSettings
 from crypto_qlib.store.lake import Kind, Lake, Series
 from tests.modeling.conftest import Trained
 from tests.noise_market import noise_panel
@@ -139,3 +145,60 @@ def test_a_segment_that_mixes_a_bare_date_with_a_time_is_scored_whole(trained: T
     scored = trained.model.predictor.predict(dataset)
     times = scored.index.get_level_values(0)
     assert (times.min(), times.max()) == (day, stamps[-1])
+
+
+QRUN = """
+qlib_init:
+  provider_uri: LAKE/../qlib
+  region: us
+  kernels: 1
+  exp_manager:
+    class: SqliteExpManager
+    module_path: crypto_qlib.data_collector.qlib_data_adapter
+    kwargs: {uri: "sqlite:///runs.sqlite", default_exp_name: same}
+experiment_name: same
+task:
+MODEL
+  record:
+    - class: SignalRecord
+      module_path: qlib.workflow.record_temp
+"""
+SMALL_NET = {"lookback_bars": 4, "hidden": 8, "heads": 1, "epochs": 1, "epoch_rows": 512, "batch_rows": 64, "max_features": 6}
+CLASSES = {
+    "lightgbm": "crypto_qlib.modeling.models.lightgbm_model.LightGBMModel",
+    "linear": "crypto_qlib.modeling.models.linear_model.LinearModel",
+    "gru": "crypto_qlib.modeling.models.net_model.NetModel",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lightgbm", "linear", "gru"])
+def test_qrun_gives_the_predictions_of_train_bit_for_bit(name: str, tmp_path: Path) -> None:
+    if name == "gru":
+        pytest.importorskip("torch", reason="the torch extra is not installed")
+    lake = tmp_path / "lake"
+    fill_lake(lake, PANEL)
+    changes = {"num_boost_round": 5, "min_data_in_leaf": 50, "threads": 1, "horizon_bars": 6, "label": "forward_return"}
+    chosen = ModelSettings.model_validate({"name": name, "net": SMALL_NET} | changes)
+    task = yaml.safe_load(TASK.replace("LAKE", str(lake)).replace("2024-01-17 15:00", "2024-01-17 14:00"))
+    module, _, class_name = CLASSES[name].rpartition(".")
+    settings = {"name": name, "net": SMALL_NET} | changes
+    task["model"] = {"class": class_name, "module_path": module, "kwargs": {"settings": settings}}
+    indented = "".join(f"  {line}\n" for line in yaml.safe_dump(task).splitlines())
+    (tmp_path / "task.yaml").write_text(QRUN.replace("LAKE", str(lake)).replace("MODEL\n", indented))
+    (tmp_path / "qlib").mkdir()
+    command = [sys.executable, "-m", "qlib.cli.run", "task.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (file,) = (tmp_path / "runs_files" / "same").glob("*/artifacts/pred.pkl")
+    theirs = pd.read_pickle(file)["score"]
+
+    panel = load_panel(Lake(lake), tuple(Lake(lake).symbols(Kind.CLEAN, "1h")), "1h")
+    wanted, _ = settings_for_panel(panel, FeatureSettings(sets=("technical", "funding")))
+    frame, labels = build_features(panel, wanted), make_labels(panel, chosen)
+    stamps = pd.DatetimeIndex(frame.ts_open.astype("datetime64[ns]"))
+    spans = {k: [int(stamps.get_loc(pd.Timestamp(t))) for t in v] for k, v in task["dataset"]["kwargs"]["segments"].items()}
+    split = TimeSplit(*(Segment(k, a, b + 1) for k, (a, b) in spans.items()), chosen.horizon_bars)
+    model = train_model(frame, labels, chosen, tmp_path / "model", fold=Fold(split))
+    ours = model.predictor.predict_batch(batch_of(frame, split.test.start, split.test.stop, model.context_bars), 1)
+    np.testing.assert_array_equal(theirs.to_numpy(), ours)

@@ -7,6 +7,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from crypto_qlib.analytics.ic import IcSummary
@@ -20,6 +21,7 @@ from crypto_qlib.modeling.promotion import judge
 from crypto_qlib.modeling.registry import (
     JOURNAL_FILE,
     champion_id,
+    count_trials,
     export_model,
     find_version,
     list_models,
@@ -208,6 +210,30 @@ class TestShelf:
         assert "best of 3 tried" in text
         assert text.count("RankIC") == 3
 
+    def test_trials_of_a_search_count(self, models: Path) -> None:
+        meta = json.loads((models / "aaa1" / "model.json").read_text())
+        (models / "aaa1" / "model.json").write_text(json.dumps(meta | {"tuning": {"n_trials": 30}}))
+        assert count_trials(models) == 30 + 2
+
+    def test_a_session_trades_what_the_settings_say(self, models: Path, trained: Trained) -> None:
+        def shelf(trades: str) -> ModelShelf:
+            return ModelShelf(Paths(models.parent), ModelSettings.model_validate({"tracking": "off", "trades": trades}))
+
+        with pytest.raises(UserError, match="no champion model"):
+            shelf("champion").trading(lambda: trained.model, is_embedded=True)
+        promote(models, "aaa1")
+        held = shelf("champion").trading(lambda: trained.model, is_embedded=True)
+        promote(models, "aab2")
+        again = shelf("auto").trading(lambda: trained.model, is_embedded=False)
+        assert held.sha256 == again.sha256 == trained.model.sha256, "twins by content"
+        assert held is not again
+        rollback(models)
+        np.testing.assert_array_equal(
+            predict_scores(held, trained.frame).expected_return, predict_scores(trained.model, trained.frame).expected_return
+        )
+        assert shelf("trained").trading(lambda: trained.model, is_embedded=False) is trained.model
+        assert shelf("auto").trading(lambda: trained.model, is_embedded=True) is trained.model
+
     def test_one_model_is_no_comparison(self, shelf: ModelShelf, market: Market) -> None:
         with pytest.raises(UserError, match="no two models"):
             shelf.compared(("aaa1",), market)
@@ -236,7 +262,7 @@ def test_the_same_bits_come_of_the_same_inputs(trained: Trained, tmp_path: Path)
 def test_mlflow_shows_the_same_versions_and_aliases(models: Path, tmp_path: Path) -> None:
     from mlflow import MlflowClient  # noqa: PLC0415 - takes seconds
 
-    from crypto_qlib.modeling.mlflow_registry import NAME, mirror, tracking_uri, without_password  # noqa: PLC0415
+    from crypto_qlib.modeling.mlflow_registry import EXPERIMENT, NAME, mirror, tracking_uri, without_password  # noqa: PLC0415
 
     uri = tracking_uri("", tmp_path / "mlflow.sqlite")
     promote(models, "aaa1")
@@ -251,5 +277,11 @@ def test_mlflow_shows_the_same_versions_and_aliases(models: Path, tmp_path: Path
     promote(models, "bbb3")
     mirror(models, uri)
     assert client.get_model_version_by_alias(NAME, "champion").tags["run_id"] == "bbb3"
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    runs = {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"aaa1", "aab2", "bbb3"}, "a run for each training, none twice"
+    assert runs["aaa1"].info.status == "FINISHED"
+    assert runs["aaa1"].data.params["net.hidden"] == "32"
+    assert champion.run_id == runs["aaa1"].info.run_id
     assert "challenger" not in client.get_registered_model(NAME).aliases
     assert without_password("postgresql://me:secret@db/x") == "postgresql://me:***@db/x"

@@ -53,6 +53,16 @@ def promote(
 
 
 @_app.command()
+def paths(
+    context: typer.Context,
+    blocks: Annotated[int, typer.Option("--blocks", min=3, max=20, help="Equal blocks of time.")] = 6,
+    tested: Annotated[int, typer.Option("--tested", min=1, max=5, help="Blocks tested at a time.")] = 2,
+) -> None:
+    """Combinatorial purged cross-validation: how RankIC and Sharpe of these settings are spread over many test paths."""
+    run_step(context, lambda p: p.purged_paths(blocks, tested))
+
+
+@_app.command()
 def update(context: typer.Context, version: Version = "champion") -> None:
     """Let a version go on learning from the bars since its training; the result is a version of its own, with its lineage."""
     run_step(context, lambda p: p.shelf.updated(version, p.market()))

@@ -8,10 +8,12 @@ label, data, settings and code identity, digest, feature count, segments, metric
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Final
 
 from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 from crypto_qlib.core.errors import UserError
@@ -20,7 +22,11 @@ from crypto_qlib.modeling.registry import CHALLENGER_FILE, CHAMPION_FILE, DAMAGE
 from crypto_qlib.store.tracking_database import prepare_tracking
 
 NAME: Final = "crypto-qlib"
+EXPERIMENT: Final = "crypto_qlib"
+"""Experiment the trainings are recorded in; Qlib's ``R.list_recorders(experiment_name="crypto_qlib")`` shows them."""
 _RUN_TAG: Final = "run_id"
+_LONGEST: Final = 500
+"""Characters MLflow keeps of a parameter."""
 
 
 def tracking_uri(given: str, database: Path) -> str:
@@ -73,7 +79,9 @@ def _mirror(models: Path, client: MlflowClient) -> int:
         found = known.get(version.run_id)
         tags = version_tags(folder)
         if found is None:
-            found = client.create_model_version(NAME, str(folder.resolve()), tags={_RUN_TAG: version.run_id, **tags})
+            run = _recorded(client, version.run_id, folder)
+            tagged = {_RUN_TAG: version.run_id, **tags}
+            found = client.create_model_version(NAME, str(folder.resolve()), run_id=run, tags=tagged)
             added += 1
         else:
             for key, value in tags.items():
@@ -90,6 +98,32 @@ def _mirror(models: Path, client: MlflowClient) -> int:
         elif alias in aliases:
             client.delete_registered_model_alias(NAME, alias)
     return added
+
+
+def _recorded(client: MlflowClient, run_id: str, folder: Path) -> str:
+    """Record the training of a version as a run of its own, as Qlib's ``R`` lists them, and return MLflow's id of it."""
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    at = experiment.experiment_id if experiment is not None else client.create_experiment(EXPERIMENT)
+    run = client.create_run(at, run_name=run_id, tags={_RUN_TAG: run_id}).info.run_id
+    meta = json.loads((folder / META_FILE).read_text())
+    now = int(Path(folder / META_FILE).stat().st_mtime * 1e3)
+    params = [Param(key, str(value)[:_LONGEST]) for key, value in _flat(meta["settings"]).items()]
+    metrics = [Metric(key, float(value), now, 0) for key, value in meta["diagnostics"].items() if math.isfinite(value)]
+    report_file = folder / "model_performance_report.json"
+    report: dict[str, Any] = json.loads(report_file.read_text()) if report_file.is_file() else {}
+    for name in ("ic", "rank_ic", "quantile_spread"):
+        found = {part: report.get(name, {}).get(part) for part in ("mean", "t_stat")}
+        metrics += [Metric(f"{name}.{part}", float(value), now, 0) for part, value in found.items() if value is not None]
+    client.log_batch(run, metrics=metrics, params=params)
+    client.set_terminated(run, "FINISHED", now)
+    return str(run)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
 
 
 def version_tags(folder: Path) -> dict[str, str]:

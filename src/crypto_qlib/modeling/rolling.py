@@ -27,7 +27,7 @@ from crypto_qlib.settings.schema import ModelSettings
 
 Progress = Callable[[float], None]
 
-WITHOUT_EFFECT: Final = ("threads", "tracking", "promotion", "update")
+WITHOUT_EFFECT: Final = ("threads", "tracking", "promotion", "update", "trades")
 """Model settings that change no model."""
 
 

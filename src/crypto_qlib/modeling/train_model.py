@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from crypto_qlib.settings.schema import ModelSettings
 FloatArray = npt.NDArray[np.float64]
 Progress = Callable[[float], None]
 
+_LOG: Final = logging.getLogger(__name__)
 _CHECK_ROWS: Final = 65_536
 
 
@@ -157,8 +159,9 @@ def _fit(
 def _fit_per_symbol(
     frame: FeatureFrame, labels: Labels, settings: ModelSettings, split: TimeSplit, progress: Progress | None
 ) -> PerSymbolModel:
-    """Train a model for every coin; one with too little history gets none and is never traded."""
+    """Train a model for every coin; one with too little history gets none, says why, and is never traded."""
     members: dict[str, ScoringModel] = {}
+    left_out: dict[str, str] = {}
     share = 1.0 / len(frame.symbols)
     for k, symbol in enumerate(frame.symbols):
         try:
@@ -166,9 +169,11 @@ def _fit_per_symbol(
         except UserError as e:
             if e.message.startswith("leak"):
                 raise
+            left_out[symbol] = e.message
+            _LOG.warning("%s gets no model of its own and is not traded: %s", symbol, e.message)
         if progress is not None:
             progress(share)
-    return PerSymbolModel(members)
+    return PerSymbolModel(members, left_out)
 
 
 def check_rows(frame: FeatureFrame, split: TimeSplit) -> None:

@@ -10,6 +10,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -21,10 +24,14 @@ from crypto_qlib.core.signal import ScorePanel
 from crypto_qlib.data_collector.source_panel import panel_of_source
 from crypto_qlib.feature_engineering.feature_generator import build_features, latest_features
 from crypto_qlib.modeling.labels import make_labels
+from crypto_qlib.modeling.train_model import train_model
 from crypto_qlib.settings.load import load_settings
 from crypto_qlib.venue.market_simulator import SimulatedMarket, SimulationSpec
 
 _NICENESS = 5
+_SMALL = {"horizon_bars": 2, "embargo_bars": 0, "train_fraction": 0.4, "valid_fraction": 0.3, "min_data_in_leaf": 5,
+          "num_boost_round": 2, "threads": 1}  # fmt: skip
+"""A model that fits into the tiny market."""
 
 
 class CompileAhead:
@@ -74,7 +81,15 @@ def compile_everything() -> None:
     run_backtest_leveraged(panel, scores, instruments, {s: market.tiers(s) for s in panel.symbols}, settings)
     latest_features(panel, settings.features)
     build_features(panel, settings.features)
-    make_labels(panel, settings.model)
+    # Of the features only those whose window is filled in the training bars: the others would be refused.
+    technical = build_features(panel, settings.features.model_copy(update={"sets": ("technical",)}))
+    known = np.isfinite(technical.values[technical.row_span(0, panel.n_bars // 3)]).any(axis=0)
+    names = tuple(n for n, is_known in zip(technical.names, known, strict=True) if is_known)
+    technical = replace(technical, values=np.ascontiguousarray(technical.values[:, known]), names=names)
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in ("lightgbm", "linear"):
+            small = settings.model.model_copy(update=_SMALL | {"name": name})
+            train_model(technical, make_labels(panel, small), small, Path(scratch))
 
 
 if __name__ == "__main__":

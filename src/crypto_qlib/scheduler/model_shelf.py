@@ -13,11 +13,12 @@ from crypto_qlib.core.clock import Clock, SystemClock, iso
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.signal import ScorePanel
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
-from crypto_qlib.modeling.artefact import load_model, verified_meta
+from crypto_qlib.modeling.artefact import TrainedModel, load_model, verified_meta
 from crypto_qlib.modeling.compare_models import Comparison, compare_models
 from crypto_qlib.modeling.evaluate_model import ModelPerformance, evaluate_model, write_performance
 from crypto_qlib.modeling.labels import Labels
 from crypto_qlib.modeling.promotion import Verdict, judge
+from crypto_qlib.modeling.purged_paths import purged_paths, spread
 from crypto_qlib.modeling.registry import (
     Promotion,
     champion_id,
@@ -25,6 +26,7 @@ from crypto_qlib.modeling.registry import (
     export_model,
     find_version,
     list_models,
+    load_champion,
     model_folder,
     promote,
     promotions,
@@ -37,9 +39,11 @@ from crypto_qlib.modeling.updating import update_model
 from crypto_qlib.scheduler.pipeline_results import Said
 from crypto_qlib.scheduler.steps import key_of
 from crypto_qlib.settings.model_schema import ModelSettings
+from crypto_qlib.store.parquet_file import write_atomic
 from crypto_qlib.store.paths import Paths
 
 NO_TRACKING = "off"
+PATHS_FILE = "purged_paths.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,18 @@ class ModelShelf:
         self._database = paths.mlflow
         self._settings = settings
         self._clock = clock or SystemClock()
+
+    def trading(self, trained: Callable[[], TrainedModel], *, is_embedded: bool) -> TrainedModel:
+        """Return the model a session trades, as ``model.trades`` says; it keeps it until its next start.
+
+        Raises
+        ------
+        UserError
+            If the champion is wanted and there is none, or its files were changed.
+        """
+        wanted = self._settings.trades
+        is_champion = wanted == "champion" or (wanted == "auto" and not is_embedded)
+        return load_champion(self._models) if is_champion else trained()
 
     # ------------------------------------------------------------------- looks
 
@@ -121,6 +137,19 @@ class ModelShelf:
         scores = {run_id: self._scores(run_id, market.frame) for run_id in dict.fromkeys(run_ids)}
         found = compare_models(scores, market.labels(first.settings), count_trials(self._models))
         return Said(comparison_lines(found))
+
+    def paths(self, market: Market, n_blocks: int, n_test: int, cost: float, progress: Callable[[float], None]) -> Said:
+        """Return how the figures of these settings are spread over combinatorial purged test paths; kept beside the models."""
+        labels = market.labels(self._settings)
+        found = purged_paths(
+            market.frame, labels, self._settings, n_blocks=n_blocks, n_test=n_test, cost=cost, progress=progress
+        )
+        target = self._models / PATHS_FILE
+        write_atomic(target, json.dumps(found.to_json() | {"family": self._settings.name}, indent=1).encode())
+        lines = [f"{found.n_models} models, {len(found.rank_ic)} paths of {n_blocks} blocks, {n_test} tested at a time"]
+        for name, values in (("RankIC", found.rank_ic), ("Sharpe, best less worst fifth, net", found.sharpe)):
+            lines.append(f"{name}: " + ", ".join(f"{k} {v:+.3f}" for k, v in spread(values).items() if v is not None))
+        return Said((*lines, f"written: {target}"))
 
     def _scores(self, run_id: str, frame: FeatureFrame) -> ScorePanel:
         folder = model_folder(self._models, run_id)

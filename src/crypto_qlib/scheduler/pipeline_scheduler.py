@@ -264,11 +264,17 @@ class Pipeline:
             )
         return Said(comparison_lines(compare(folders)))
 
+    def purged_paths(self, n_blocks: int, n_test: int) -> Said:
+        """Train these settings on every choice of test blocks and say how the figures are spread over the paths."""
+        market = self.market()
+        advance = self.workspace.reporter.progress(f"{self.settings.model.name}, {n_blocks} blocks", 1.0)
+        return self.shelf.paths(market, n_blocks, n_test, TradeRule.of(self.settings).cost, advance)
+
     def paper(self) -> Said:
         """Let the live session trade ``live.paper_bars`` bars on the embedded exchange, or on OKX demo."""
         if not self.workspace.access.is_embedded:
             require_okx_keys(self.settings, self.workspace.secrets)
-        model = self._model()
+        model = self.shelf.trading(self._model, is_embedded=self.workspace.access.is_embedded)
         stamp = self._identity(model)
         with self.workspace.step("paper session"):
             result = self.workspace.access.run(lambda gateway: self._session(gateway, model, stamp))

@@ -142,6 +142,11 @@ class ModelSettings(Section):
     update: UpdateSettings = Field(UpdateSettings(), description="Updates of a fitted model.")
     tuning: TuningSettings = Field(TuningSettings(), description="Search of hyper-parameters on validation.")
     promotion: PromotionSettings = Field(PromotionSettings(), description="Gate of the champion.")
+    trades: Literal["auto", "trained", "champion"] = Field(
+        "auto",
+        description="Which model a session trades: the one these settings train, or the champion; auto = the champion where "
+        "the exchange is OKX, the trained one at the embedded exchange.",
+    )
     tracking: str = Field(
         "", description="MLflow address, e.g. postgresql://user@host/mlflow; empty = SQLite in the workspace, off = none."
     )

@@ -26,12 +26,17 @@ class PerSymbolModel:
     ----------
     members : dict
         Symbol -> fitted model.
+    left_out : dict
+        Symbol -> why it has no model; such a coin is never traded.
     """
 
-    def __init__(self, members: dict[str, ScoringModel]) -> None:
+    def __init__(self, members: dict[str, ScoringModel], left_out: dict[str, str] | None = None) -> None:
+        self.left_out = dict(sorted((left_out or {}).items()))
         if not members:
+            symbol, why = next(iter(self.left_out.items()), ("there is none", "no symbol"))
             raise UserError(
-                "no coin has enough data for a model of its own", "raise data.history_days, or set model.per_symbol=false"
+                f"no coin has enough data for a model of its own ({symbol}: {why})",
+                "raise data.history_days, or set model.per_symbol=false",
             )
         self.members = dict(sorted(members.items()))
 
@@ -60,7 +65,7 @@ class PerSymbolModel:
         for symbol, member in self.members.items():
             (folder / symbol).mkdir(parents=True, exist_ok=True)
             member.save(folder / symbol)
-        (folder / ROUTES_FILE).write_text(json.dumps(list(self.members)))
+        (folder / ROUTES_FILE).write_text(json.dumps({"members": list(self.members), "left_out": self.left_out}, indent=1))
 
     @classmethod
     def load(cls, folder: Path, settings: ModelSettings) -> PerSymbolModel:
@@ -72,12 +77,14 @@ class PerSymbolModel:
             If the list of symbols or a member is not what :meth:`save` writes.
         """
         try:
-            symbols = [str(s) for s in json.loads((folder / ROUTES_FILE).read_text())]
-        except ValueError as e:
+            raw = json.loads((folder / ROUTES_FILE).read_text())
+            symbols = [str(s) for s in raw["members"]]
+            left_out = {str(s): str(why) for s, why in raw["left_out"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise UserError(f"{folder / ROUTES_FILE} does not list symbols: {e}", "train again") from e
         if any(s != Path(s).name for s in symbols):
             raise UserError(f"{folder / ROUTES_FILE} names folders outside the artefact", "never load a model you do not trust")
-        return cls({s: load_family(folder / s, settings) for s in symbols})
+        return cls({s: load_family(folder / s, settings) for s in symbols}, left_out)
 
     def diagnostics(self) -> dict[str, float]:
         """Return the number of models and the mean of each of their numbers."""
@@ -85,7 +92,8 @@ class PerSymbolModel:
         for member in self.members.values():
             for key, value in member.diagnostics().items():
                 found.setdefault(key, []).append(value)
-        return {"models": float(len(self.members))} | {key: float(np.mean(values)) for key, values in found.items()}
+        counts = {"models": float(len(self.members)), "left_out": float(len(self.left_out))}
+        return counts | {key: float(np.mean(values)) for key, values in found.items()}
 
     def importance(self) -> FloatArray:
         """Return the mean of the members' importances, shape ``(n_features,)``."""
