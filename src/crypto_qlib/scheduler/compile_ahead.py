@@ -83,9 +83,10 @@ def compile_everything() -> None:
     build_features(panel, settings.features)
     # Of the features only those whose window is filled in the training bars: the others would be refused.
     technical = build_features(panel, settings.features.model_copy(update={"sets": ("technical",)}))
-    known = np.isfinite(technical.values[technical.row_span(0, panel.n_bars // 3)]).any(axis=0)
-    names = tuple(n for n, is_known in zip(technical.names, known, strict=True) if is_known)
-    technical = replace(technical, values=np.ascontiguousarray(technical.values[:, known]), names=names)
+    in_training = technical.values[technical.row_span(0, panel.n_bars // 3)]
+    filled = np.flatnonzero(np.isfinite(in_training).any(axis=0))
+    names = tuple(technical.names[k] for k in filled)
+    technical = replace(technical, values=np.ascontiguousarray(technical.values[:, filled]), names=names)
     with tempfile.TemporaryDirectory() as scratch:
         for name in ("lightgbm", "linear"):
             small = settings.model.model_copy(update=_SMALL | {"name": name})
