@@ -104,6 +104,9 @@ class FakeExchange:
         price = self.price(symbol)
         return Book(self.now_ns, np.array([[price, 1e9]]), np.array([[price, 1e9]]))
 
+    async def amend(self, symbol: str, client_order_id: str, price: float) -> None:
+        raise DoNotRetry("nothing rests here", code="51503")
+
     async def account_id(self) -> str:
         return "1"
 

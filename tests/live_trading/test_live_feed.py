@@ -13,12 +13,12 @@ import pytest
 
 from crypto_qlib.core.clock import NS_PER_HOUR, ManualClock
 from crypto_qlib.core.market import PANEL_FIELDS, BarBlock
-from crypto_qlib.core.order import MarginMode, OrderRequest, OrderStatus, Protection, Side
+from crypto_qlib.core.order import MarginMode, OrderKind, OrderRequest, OrderStatus, Protection, Side
 from crypto_qlib.exchange.embedded.server import EmbeddedExchange, EmbeddedOptions
 from crypto_qlib.exchange.gateway import OrderReport, PriceKind
 from crypto_qlib.exchange.okx import OkxGateway
 from crypto_qlib.exchange.okx_live_stream import AccountTick, CandleTick, Connected, LiveTick, OkxLiveStream, OrderTick
-from crypto_qlib.exchange.okx_session import Connection
+from crypto_qlib.exchange.okx_session import Connection, make_client
 from crypto_qlib.exchange.okx_stream import Dropped
 from crypto_qlib.live_trading.bar_waiters import RealBars
 from crypto_qlib.live_trading.live_feed import LiveFeed
@@ -198,3 +198,22 @@ async def test_real_bars_do_not_wait_longer_than_for_the_push() -> None:
     slept.clear()
     await RealBars(clock, sleep, 2.0).wait_until(FIRST)
     assert slept == [5.0]
+
+
+async def test_a_resting_order_is_amended_through_the_client_and_one_that_is_gone_is_no_error() -> None:
+    async with rig() as r:
+        await r.gateway.set_leverage("AAAUSDT", 2.0, MarginMode.ISOLATED)
+        bid = float((await r.gateway.book("AAAUSDT")).bids[0, 0])
+        price = round(bid * 0.99, 3)
+        await r.gateway.place(OrderRequest("amended", "AAAUSDT", Side.BUY, 10, OrderKind.POST_ONLY, price))
+        await r.gateway.amend("AAAUSDT", "amended", round(bid * 0.995, 3))
+        await r.gateway.amend("AAAUSDT", "never", price)
+        report = await r.gateway.order("AAAUSDT", "amended")
+        assert report is not None
+        assert report.status is OrderStatus.LIVE
+        client = make_client(Connection(r.exchange.base_url, r.exchange.credentials))
+        try:
+            row = (await client.privateGetTradeOrder({"instId": "AAA-USDT-SWAP", "clOrdId": "amended"}))["data"][0]
+        finally:
+            await client.close()
+        assert float(row["px"]) == round(bid * 0.995, 3)

@@ -166,6 +166,31 @@ def test_a_stricter_mode_withdraws_what_rests_at_once() -> None:
     assert of(ev.CancelOrder, out) == [ev.CancelOrder("AAAUSDT", coid)]
 
 
+def test_a_resting_entry_follows_the_market_step_by_step_and_not_beyond_its_bound() -> None:
+    machine = session(rules=RESTING_RULES, limits=RiskLimits(reprice_distance=0.0005, max_reprice=0.002))
+    coid = resting(machine)
+    planned = machine._state.open[coid].limit_price
+    assert planned is not None
+
+    def asked(bid: float) -> list[ev.Instruction]:
+        out = machine.handle(ev.CheckDue(T + 1))
+        assert of(ev.ReadBook, out)
+        return of(ev.AmendOrder, machine.handle(ev.BookRead(T + 1, "AAAUSDT", Quote(bid, bid * 1.0001))))
+
+    assert asked(planned * 1.0004) == []  # too near to move for
+    assert asked(planned * 0.99) == []  # a market that comes nearer is waited for
+    (amend,) = asked(planned * 1.001)
+    assert amend == ev.AmendOrder("AAAUSDT", coid, planned * 1.001)
+    machine.handle(ev.Amended(T + 1, coid, amend.price, is_known=False))
+    assert asked(planned * 1.001) == [amend]  # nobody knows whether it stands: asked for again
+    machine.handle(ev.Amended(T + 1, coid, amend.price))
+    assert asked(planned * 1.0011) == []
+    (last,) = asked(planned * 1.05)
+    assert last.price == pytest.approx(planned * 1.002)
+    machine.handle(ev.Amended(T + 1, coid, last.price))
+    assert asked(planned * 1.06) == []
+
+
 def test_an_entry_whose_position_closed_meanwhile_is_withdrawn() -> None:
     machine = session(rules=RESTING_RULES)
     coid = resting(machine)

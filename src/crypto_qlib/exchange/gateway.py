@@ -186,6 +186,13 @@ class Gateway(Protocol):
         """Ask for cancellation; an order that is already gone is no error."""
         ...
 
+    async def amend(self, symbol: str, client_order_id: str, price: float) -> None:
+        """Ask for another limit of a resting order; one that is gone meanwhile is no error.
+
+        Raises ``OutcomeUnknown`` where no answer says which limit stands.
+        """
+        ...
+
     async def order(self, symbol: str, client_order_id: str) -> OrderReport | None:
         """Return the order, or ``None`` if the exchange does not know the id."""
         ...

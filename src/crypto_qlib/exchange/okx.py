@@ -31,6 +31,8 @@ _FUNDING_BILL: Final = "8"
 _TRANSFER_BILL: Final = "1"
 _GONE: Final = frozenset({"51400", "51401", "51402", "51405", "51603"})
 """Cancel refused because there is nothing to cancel any more: not an error."""
+_NOT_AMENDABLE: Final = frozenset({"51503", "51509", "51510", "51511"})
+"""Amend refused because the order is over, filled, being cancelled, or would take: the next look sees what is."""
 _UNKNOWN_ORDER: Final = frozenset({"51603", "51001"})
 _LEVERAGE_SLACK: Final = 1e-9
 _PROTECTION_KINDS: Final = ("oco", "conditional")
@@ -145,6 +147,20 @@ class OkxGateway(OkxSafety):
             await self._session.send(sending, "privatePostTradeCancelOrder", body)
         except DoNotRetry as e:
             if e.code not in _GONE:
+                raise
+
+    async def amend(self, symbol: str, client_order_id: str, price: float) -> None:
+        """Ask for another limit of a resting order; one that is gone meanwhile is no error.
+
+        Source: OKX API v5, ``POST /trade/amend-order``; code 0 says the request arrived, the order says what came of it.
+        """
+        item = await self._instrument(symbol)
+        sending = Request(f"amend order {client_order_id}", sends_order=True, client_order_id=client_order_id)
+        body = {"instId": item.inst_id, "clOrdId": client_order_id, "newPx": item.format_price(price)}
+        try:
+            await self._session.send(sending, "privatePostTradeAmendOrder", body)
+        except DoNotRetry as e:
+            if e.code not in _GONE | _NOT_AMENDABLE:
                 raise
 
     async def order(self, symbol: str, client_order_id: str) -> OrderReport | None:

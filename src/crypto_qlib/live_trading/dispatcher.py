@@ -60,6 +60,7 @@ _STEPS: Final[dict[type[ev.Instruction], str]] = {
     ev.ReadTransfers: "account",
     ev.ReadBook: "books",
     ev.CancelOrder: "orders",
+    ev.AmendOrder: "orders",
     ev.PlaceOrder: "orders",
     ev.LookUpOrder: "orders",
     ev.RestoreStop: "orders",
@@ -140,6 +141,8 @@ class Dispatcher:
                     return await self._executor.read_book(instruction)
                 case ev.CancelOrder():
                     return await self._executor.cancel(instruction)
+                case ev.AmendOrder():
+                    return await self._executor.amend(instruction)
                 case ev.AdoptPosition():
                     return self._adopt(instruction)
                 case ev.SaveWallet():

@@ -162,6 +162,16 @@ class PositionAdopted:
 
 
 @dataclass(frozen=True, slots=True)
+class Amended:
+    """Another limit was asked for; ``is_known`` says whether the exchange answered."""
+
+    ts_ns: int
+    client_order_id: str
+    price: float
+    is_known: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class AdoptAsked:
     """A person asks to take over a position somebody else opened; an empty symbol: all of them."""
 
@@ -278,6 +288,7 @@ Event = (
     | CheckDue
     | BookRead
     | CancelAnswered
+    | Amended
     | AdoptAsked
     | PositionAdopted
     | LeverageSet
@@ -333,6 +344,15 @@ class CancelOrder:
 
     symbol: str
     client_order_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AmendOrder:
+    """Ask for another limit of an entry that rests."""
+
+    symbol: str
+    client_order_id: str
+    price: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,6 +490,7 @@ Instruction = (
     | ReadTransfers
     | ReadBook
     | CancelOrder
+    | AmendOrder
     | AdoptPosition
     | SaveWallet
     | SetLeverage

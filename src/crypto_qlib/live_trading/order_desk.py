@@ -109,6 +109,29 @@ class OrderDesk:
                 out += self.look_up(coid)
         return out
 
+    def reprice(self) -> Instructions:
+        """Ask for the books of entries that rest, to follow the market with them."""
+        if self._state.config.limits.reprice_distance <= 0.0:
+            return []
+        symbols = dict.fromkeys(self._state.open[coid].symbol for coid in self.resting())
+        per_lot = self._state.base_per_lot()
+        return [ev.ReadBook(symbol, per_lot.get(symbol, 1.0)) for symbol in symbols]
+
+    def _follow(self, event: ev.BookRead) -> Instructions:
+        """Move a resting entry to the best price of its side, no farther from its plan than allowed."""
+        limits, out = self._state.config.limits, Instructions()
+        for coid in self.resting((event.symbol,)) if event.quote is not None else ():
+            intent = self._state.open[coid]
+            assert event.quote is not None
+            assert intent.limit_price is not None
+            planned, side = intent.limit_price, 1.0 if intent.signed_lots > 0 else -1.0
+            best = event.quote.bid if side > 0.0 else event.quote.ask
+            farthest = planned * (1.0 + side * limits.max_reprice)
+            wanted = min(best, farthest) if side > 0.0 else max(best, farthest)
+            if side * (wanted / self._state.limits.get(coid, planned) - 1.0) > limits.reprice_distance:
+                out.append(ev.AmendOrder(intent.symbol, coid, wanted))
+        return out
+
     def withdraw(self, coid: str) -> Instructions:
         """Cancel an order that rests and look what became of it; a fill may win the race."""
         intent = self._state.open[coid]
@@ -144,6 +167,7 @@ class OrderDesk:
             return self.settled(coid, filled=False) if rests else self.look_up(coid)
         del self._state.open[coid]
         self._state.cancelling.discard(coid)
+        self._state.limits.pop(coid, None)
         alerts: Instructions = []
         if event.status is not OrderStatus.FILLED:
             note = f": {event.note}" if event.note else ""
@@ -266,7 +290,7 @@ class OrderDesk:
         """Go on with the entry whose book was asked for; without a book it is not sent."""
         cycle = self._state.cycle
         if cycle is None or cycle.entry is None or cycle.entry.symbol != event.symbol:
-            return []
+            return self._follow(event)
         if event.quote is None:
             return self._drop(cycle.entry, "its order book could not be read")
         cycle.quotes[event.symbol] = event.quote

@@ -78,6 +78,9 @@ class RiskLimits:
         Largest share of the side of the book shown one order may take; larger ones are sent in parts. 0 = off.
     balance_tolerance : float
         Difference between balance and ledger, a fraction of equity, from which positions may only be reduced.
+    reprice_distance, max_reprice : float
+        How far the market may leave a resting entry behind before the entry follows, and how far it follows at most, fractions
+        of the price; 0 = it stays where it is.
     """
 
     max_daily_loss: float = 1.0
@@ -92,6 +95,8 @@ class RiskLimits:
     max_price_deviation: float = math.inf
     max_depth_share: float = 0.0
     balance_tolerance: float = math.inf
+    reprice_distance: float = 0.0
+    max_reprice: float = 0.0
 
     @property
     def reads_books(self) -> bool:
@@ -119,6 +124,8 @@ class RiskLimits:
             settings.max_price_deviation,
             0.0 if is_stepped else settings.max_depth_share,
             settings.balance_tolerance,
+            0.0 if is_stepped else settings.reprice_bps * 1e-4,
+            settings.max_reprice_bps * 1e-4,
         )
 
 

@@ -118,6 +118,10 @@ class Session:
                 return self._desk.on_book(event)
             case ev.CancelAnswered():
                 return []
+            case ev.Amended():
+                if event.is_known:
+                    self._state.limits[event.client_order_id] = event.price
+                return []
             case ev.AdoptAsked():
                 return self._on_adopt_asked(event)
             case ev.LeverageSet():
@@ -158,7 +162,7 @@ class Session:
         """Look at orders, account and stops; comes between cycles, so one that did not end was cut off by an error."""
         self._state.cycle = Cycle(ts_ns)
         self._state.lookups = {}
-        return [*self._desk.take_up(ts_ns), *self._desk.look(ev.Purpose.CHECK)]
+        return [*self._desk.take_up(ts_ns), *self._desk.reprice(), *self._desk.look(ev.Purpose.CHECK)]
 
     def _on_account(self, event: ev.AccountRead) -> Instructions:
         again = second_look(self._state, event.account, event.purpose)

@@ -114,6 +114,8 @@ class SessionState:
         Symbols a person asked to adopt.
     cancelling : set
         Orders whose cancellation was asked for.
+    limits : dict
+        Limits of resting entries that are not those of their intents any more.
     """
 
     config: SessionConfig
@@ -130,6 +132,7 @@ class SessionState:
     funding_is_known: bool = False
     adopting: set[str] = field(default_factory=set)
     cancelling: set[str] = field(default_factory=set)
+    limits: dict[str, float] = field(default_factory=dict)
 
     @property
     def watches_balance(self) -> bool:

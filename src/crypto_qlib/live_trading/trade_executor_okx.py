@@ -197,6 +197,15 @@ class TradeExecutor:
                 break
         return ev.CancelAnswered(self._clock.now_ns(), coid)
 
+    async def amend(self, instruction: ev.AmendOrder) -> ev.Event:
+        """Ask for another limit, once: the next look at the book asks again."""
+        coid, price = instruction.client_order_id, instruction.price
+        try:
+            await self.asked(self._gateway.amend(instruction.symbol, coid, price))
+        except (RetryLater, DoNotRetry, OutcomeUnknown):
+            return ev.Amended(self._clock.now_ns(), coid, price, is_known=False)
+        return ev.Amended(self._clock.now_ns(), coid, price)
+
     async def read_book(self, instruction: ev.ReadBook) -> ev.Event:
         """Read the book; without an answer there is no quote, and no entry."""
         symbol = instruction.symbol

@@ -431,6 +431,10 @@ class LiveSettings(Section):
     check_every_s: float = Field(
         30.0, gt=0, description="Seconds between two looks at account, orders and stops while a bar is waited for."
     )
+    reprice_bps: float = Field(
+        5.0, ge=0, description="Basis points the market leaves a resting entry behind before the entry follows; 0 = it stays."
+    )
+    max_reprice_bps: float = Field(20.0, ge=0, description="Basis points a resting entry follows the market at most.")
     adopt: bool = Field(
         False, description="Take over positions the session did not open: they get a stop and leave like its own."
     )
