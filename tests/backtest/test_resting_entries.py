@@ -7,17 +7,24 @@ One coin a lot, 1,000 USDT, ten lots at 10x; taker fee 0.1 %, maker fee 0.02 %; 
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 
-from crypto_qlib.backtest.desk import Execution
-from crypto_qlib.backtest.engine import run_backtest
+from crypto_qlib.backtest.bookkeeping import open_position
+from crypto_qlib.backtest.desk import Desk, Execution
+from crypto_qlib.backtest.engine import new_desk, run_backtest
+from crypto_qlib.backtest.inputs import prepare
+from crypto_qlib.backtest.resting_entries import fits_margin, relieve
 from crypto_qlib.core.clock import NS_PER_HOUR
 from crypto_qlib.core.costs import FeeSchedule
 from crypto_qlib.core.fees import FeeHistory
 from crypto_qlib.core.order import ExitKind, Protection
-from crypto_qlib.portfolio.rules import BY_LIMIT, POST_ONLY
+from crypto_qlib.portfolio.market_panel import StateArrays
+from crypto_qlib.portfolio.rules import BY_LIMIT, POST_ONLY, rules_record
 from tests.backtest.engine_tape import play
 from tests.backtest.test_engine_tapes import BUY_A, PAIR, Own, assert_ends_as_worked, kind_of
 from tests.venue.test_golden_tapes import protect
@@ -42,6 +49,7 @@ TAPES = [
     Own("an open below the limit fills at the limit", "98 at the open, booked at 99 all the same: 10 below at the close",
         [FLAT, AT_98], BUY_A, RESTS, [FILLED], 900.802, 989.802),
     Own("a post-only order that would take is refused", "the market opens at 98.5", [B(98.5, 98.5, 98.5, 98.5)], BUY_A, RESTS, [], 1000.0, 1000.0, 1),
+    Own("a post-only order at the very price would take too", "the market opens at 99", [B(99, 99, 99, 99)], BUY_A, RESTS, [], 1000.0, 1000.0, 1),
     Own("a limit order takes what its limit allows", "98.5 at the open, as a taker: 1000 - 98.5 - 0.985",
         [B(98.5, 98.5, 98.5, 98.5)], BUY_A, TAKES, [(0, "AUSDT", 10, 98.5, None)], 900.515, 999.015),
     Own("a limit order rests where the market is beyond it", "100 at the open, 98 inside: a maker at 99",
@@ -49,6 +57,9 @@ TAPES = [
     Own("parts fill as volume allows and make one position", "5 % of 80 coins: 4 lots; the other 6 in bar 1",
         [B(100, 100, 98, 100, volume=80), B(100, 100, 98, 100, volume=200)], BUY_A, RESTS,
         [(0, "AUSDT", 4, 99.0, None), (1, "AUSDT", 6, 99.0, None)], 900.802, 1009.802),
+    Own("parts at other prices average the entry", "4 lots taken at 98.5, 4 and 2 made at 99: 98.8; fees 0.394 + 0.0792 + 0.0396",
+        [B(98.5, 99.5, 98, 99, volume=80), B(99.5, 100, 98.5, 100, volume=200)], BUY_A, TAKES,
+        [(0, "AUSDT", 4, 98.5, None), (0, "AUSDT", 4, 99.0, None), (1, "AUSDT", 2, 99.0, None)], 900.6872, 1011.4872),
     Own("the adverse extreme comes after the fill, and ends what is left of the order",
         "4 lots at 99, out at 94.05: -19.8 - 0.0792 - 0.3762; the open of bar 1 at 95 fills nothing more",
         [B(100, 100, 94, 95, volume=80), B(95, 100, 95, 100)], BUY_A, {**RESTS, "stop_atr": 5.0},
@@ -113,3 +124,43 @@ def test_a_planned_time_exit_and_the_exchanges_own_give_the_same_fill(last: B) -
     venue = [(f.ts_ns // NS_PER_HOUR, f.signed_lots, f.price, f.exit_kind) for f in exchange.fills(ME)]
     fills = run_backtest(play(bars, BUY_A, 1_000.0, holding_bars=2, stop_atr=5.0)).fills
     assert [(int(f["bar"]), int(f["lots"]), float(f["price"]), kind_of(f["kind"])) for f in fills] == venue
+
+
+def resting_desk(cash: float, *, cross: bool) -> tuple[Desk, Any, StateArrays]:
+    """Return an account with a waiting buy of ten lots at 99 and 10x in A: 99 of margin and 0.99 of fee set aside."""
+    run = prepare(play([PAIR], BUY_A, 1_000.0, cross=cross))
+    desk = new_desk(2, 3, 100, cash)
+    desk.resting["lots"][0], desk.resting["limit"][0], desk.resting["leverage"][0] = 10, 99.0, 10.0
+    desk.totals["n_resting"] = 1
+    return desk, rules_record(run.rules), run.state
+
+
+@pytest.mark.parametrize("cross", [False, True], ids=["isolated", "cross"])
+@pytest.mark.parametrize(
+    ("cash", "column", "fits"),
+    [
+        (200.98, 1, False),  # 101 for ten lots of B at 100, and 99.99 for what waits
+        (200.99, 1, True),
+        (101.0, 0, True),  # an order does not stand in its own way
+        (100.99, 0, False),
+    ],
+)
+def test_a_waiting_entry_sets_its_margin_and_fee_aside(cash: float, column: int, fits: bool, cross: bool) -> None:
+    desk, rules, state = resting_desk(cash, cross=cross)
+    assert fits_margin(rules, state, desk, column, 10, 10.0, 100.0) is fits
+
+
+def test_orders_go_before_a_cross_account_does() -> None:
+    """Ten lots of B from 100 on 90 USDT, with 0.99 of fee frozen: the ratio is 1 where 88.01 + 10 m - 1000 = 0.11 m.
+
+    That is at m = 911.99 / 9.89; the account itself would live on to 911 / 9.89.
+    """
+    desk, rules, state = resting_desk(90.0, cross=True)
+    open_position(
+        rules, state, 0, desk, 0, 0, 1, 1.0, 10, 100.0, 100.0, 100.0, 10.0, math.nan, math.nan, math.nan, 0, 0.5, False
+    )
+    edge = 911.99 / 9.89
+    for beyond, expected in ((1e-6, 1), (-1e-6, 0)):
+        desk.totals["n_resting"] = 1
+        relieve(rules, state, desk, np.array([99.0, edge + beyond]))
+        assert desk.totals["n_resting"][0] == expected
