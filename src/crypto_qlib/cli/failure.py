@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 
 import typer
 from rich.text import Text
@@ -69,12 +69,10 @@ def say_error(message: str, hint: str = "") -> None:
 
 
 def redacted(text: str, secrets: Secrets) -> str:
-    """Return ``text`` with every secret value replaced by ``***``."""
-    for field in fields(secrets):
-        value = getattr(secrets, field.name)
-        if value:
-            text = text.replace(value, "***")
-    return text
+    """Return ``text`` with every secret, and every user and password of an address, replaced by ``***``."""
+    for piece in sorted(secrets.pieces(), key=len, reverse=True):
+        text = text.replace(piece, "***")
+    return re.sub(r"(?<=://)[^/@\s]*:[^/@\s]*(?=@)", "***", text)
 
 
 def _interrupted() -> int:
@@ -93,7 +91,7 @@ def _unexpected(error: Exception) -> int:
     secrets = Secrets.from_environ(os.environ)
     trace = redacted("".join(traceback.format_exception(error)), secrets)
     with tempfile.NamedTemporaryFile("w", prefix="crypto-qlib-", suffix=".log", delete=False, encoding="utf-8") as log:
-        log.write(f"crypto-qlib {' '.join(sys.argv[1:])}\n\n{trace}")
+        log.write(f"crypto-qlib {redacted(' '.join(sys.argv[1:]), secrets)}\n\n{trace}")
     what = redacted(f"{type(error).__name__}: {error}", secrets)
     say_error(f"this is a defect of crypto-qlib: {what}", f"please report it with {log.name}")
     return EXIT_DEFECT

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from crypto_qlib.cli import live_journal, live_notices, live_telegram
+from crypto_qlib.cli import live_gap, live_journal, live_notices, live_telegram
 from crypto_qlib.cli.asked import asked, out
 from crypto_qlib.cli.live_start import start
 from crypto_qlib.core.errors import RetryLater, UserError
@@ -30,6 +30,7 @@ def register(root: typer.Typer) -> None:
     """Add this group to ``root``."""
     _app.command("start")(start)
     live_journal.register(_app)
+    live_gap.register(_app)
     live_notices.register(_app)
     live_telegram.register(_app)
     root.add_typer(_app, name="live")

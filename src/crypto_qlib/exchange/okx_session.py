@@ -7,6 +7,7 @@ a slow call in it would hold up an order.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import zlib
 from dataclasses import dataclass
@@ -51,6 +52,10 @@ class Connection:
     credentials: ApiCredentials | None = None
     is_demo: bool = False
     timeout_s: float = 20.0
+
+
+# At DEBUG ccxt writes every request with its headers: key, signature and passphrase.
+logging.getLogger("ccxt").setLevel(logging.INFO)
 
 
 def make_client(connection: Connection) -> Any:

@@ -36,7 +36,7 @@ from crypto_qlib.live_trading.risk_control import RiskLimits
 from crypto_qlib.live_trading.runner import BarWaiter, PaperResult, RealBars, SessionParts, SteppedBars, run_session
 from crypto_qlib.live_trading.session import SessionConfig
 from crypto_qlib.live_trading.session_report import session_figures, write_session_figures
-from crypto_qlib.live_trading.signal_processor import Contracts, Scorer, SignalProcessor, window_bars
+from crypto_qlib.live_trading.signal_processor import Contracts, Scorer, SignalProcessor, no_scores, window_bars
 from crypto_qlib.live_trading.step_timer import StepTimer
 from crypto_qlib.live_trading.system_watch import SystemLimits
 from crypto_qlib.modeling.artefact import TrainedModel
@@ -120,6 +120,19 @@ def model_scorer(model: TrainedModel, side: Callable[[], SideData] = SideData, t
             raise SkipCycle(e.message, e.hint) from e
 
     return score
+
+
+def opinion(model: TrainedModel, side: Callable[[], SideData]) -> Scorer:
+    """Return the function that scores the last bar of a panel; without an opinion where there can be none."""
+    score = model_scorer(model, side)
+
+    def scored(panel: MarketPanel) -> Scores:
+        try:
+            return score(panel)
+        except SkipCycle:
+            return no_scores(int(panel.ts_open[-1]) + panel.frame_ns, panel.symbols)
+
+    return scored
 
 
 async def trade_bars(

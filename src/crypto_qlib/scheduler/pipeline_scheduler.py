@@ -29,7 +29,7 @@ from crypto_qlib.backtest.grid_report import grid_lines, write_grid
 from crypto_qlib.backtest.grid_runs import grid_runs, parse_axis
 from crypto_qlib.backtest.inputs import BacktestInputs
 from crypto_qlib.backtest.result import BacktestResult
-from crypto_qlib.backtest.run_backtest_leveraged import leveraged_inputs
+from crypto_qlib.backtest.run_backtest_leveraged import execution_of, leveraged_inputs
 from crypto_qlib.backtest.streaming import run_on_finer_bars
 from crypto_qlib.backtest.trials import EQUITY_FILE, compare, comparison_lines
 from crypto_qlib.backtest.what_if import what_if
@@ -41,6 +41,7 @@ from crypto_qlib.exchange.gateway import Gateway
 from crypto_qlib.feature_engineering.feature_files import load_feature_frame
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
 from crypto_qlib.feature_engineering.side_loading import load_side, side_identity
+from crypto_qlib.live_trading.gap_inputs import LiveSide
 from crypto_qlib.live_trading.paper_view import PaperView
 from crypto_qlib.live_trading.runner import PaperResult
 from crypto_qlib.live_trading.session_report import SESSION_FIGURES
@@ -52,12 +53,14 @@ from crypto_qlib.modeling.model_report import report_model
 from crypto_qlib.modeling.registry import model_folder
 from crypto_qlib.modeling.rolling import model_key, out_of_sample_scores
 from crypto_qlib.modeling.splits import split_bars
+from crypto_qlib.portfolio.rules import rules_from_settings
 from crypto_qlib.scheduler.compile_ahead import CompileAhead
 from crypto_qlib.scheduler.data_steps import DataSteps
 from crypto_qlib.scheduler.feature_build import built_features
 from crypto_qlib.scheduler.feature_study import FeatureStudy
+from crypto_qlib.scheduler.gap_report import GapInputs, GapReport, gap_report, write_gap
 from crypto_qlib.scheduler.model_shelf import Market, ModelShelf
-from crypto_qlib.scheduler.paper_session import SessionInputs, session_ledger, trade_bars
+from crypto_qlib.scheduler.paper_session import SessionInputs, opinion, session_ledger, trade_bars
 from crypto_qlib.scheduler.pipeline_results import Said, paper_lines, performance_lines
 from crypto_qlib.scheduler.reporter import Reporter
 from crypto_qlib.scheduler.steps import key_of
@@ -283,6 +286,20 @@ class Pipeline:
         where = self.paths.reports / stamp["run_id"] if self.workspace.access.is_embedded else self.paths.root
         figures = f"  every figure of the session, as of a backtest: {where / SESSION_FIGURES}"
         return Said((*paper_lines(result, self.workspace.access.market_label), figures))
+
+    def session_gap(self, session_id: str, live: LiveSide, span: tuple[int | None, int | None]) -> tuple[Said, GapReport]:
+        """Re-simulate a session over ``span`` (start, end; ``None`` = its own) and write what made the difference."""
+        model = self._model()
+        instruments, tiers = self.data.contracts()
+        side = partial(load_side, self.paths, self.settings, self.data.collected.symbols)
+        inputs = GapInputs(
+            session_id, live, self.data.panel(), opinion(model, side), instruments, tiers, rules_from_settings(self.settings),
+            execution_of(self.settings.backtest), self.settings.strategy.blacklist,
+        )  # fmt: skip
+        with self.workspace.step("gap"):
+            report = gap_report(inputs, *span)
+            page, _ = write_gap(report, self.paths.reports / "gap")
+        return Said((*report.lines(), f"  page: {page}")), report
 
     # ------------------------------------------------------------ data at rest
 
