@@ -111,9 +111,16 @@ class PublicSocket:
         with suppress(orjson.JSONDecodeError):
             parsed = orjson.loads(text)
             if isinstance(parsed, dict) and "data" in parsed and "arg" in parsed:
-                self._take(parsed)
+                self._hand_on(parsed)
             elif isinstance(parsed, dict) and parsed.get("event") == "error":
                 _LOG.warning("%s: %s %s", self._url, parsed.get("code"), parsed.get("msg"))
+
+    def _hand_on(self, message: dict[str, Any]) -> None:
+        try:
+            self._take(message)
+        except (KeyError, IndexError, ValueError, TypeError) as e:
+            # One row in a form nobody knows must not end the stream of all others.
+            _LOG.warning("%s: a message of %s was not understood: %r", self._url, message["arg"], e)
 
     def _send(self, op: str, args: list[Arg]) -> None:
         socket = self._socket
