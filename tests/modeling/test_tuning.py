@@ -10,10 +10,11 @@ import optuna
 import pytest
 
 from crypto_qlib.core.errors import UserError
+from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
 from crypto_qlib.feature_engineering.feature_generator import build_features
 from crypto_qlib.modeling import tuning
 from crypto_qlib.modeling.artefact import load_model
-from crypto_qlib.modeling.labels import make_labels
+from crypto_qlib.modeling.labels import Labels, make_labels
 from crypto_qlib.modeling.splits import split_bars
 from crypto_qlib.modeling.train_model import train_model
 from crypto_qlib.modeling.tuning import JOURNAL_FILE, tune, until
@@ -41,7 +42,17 @@ def test_nothing_of_the_test_segment_changes_the_choice(found: tuning.Tuned, tmp
     assert again == found
 
 
-def test_the_search_is_given_no_bar_after_validation() -> None:
+def test_the_search_is_given_no_bar_after_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, given = tuning.make_dataset, []
+
+    def watched(frame: FeatureFrame, labels: Labels, *rest: object) -> object:
+        given.append((frame.n_bars, labels.values.shape[0]))
+        return real(frame, labels, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tuning, "make_dataset", watched)
+    once = SETTINGS.model_copy(update={"tuning": SETTINGS.tuning.model_copy(update={"trials": 1})})
+    tune(FRAME, LABELS, once, tmp_path, SPLIT)
+    assert given == [(SPLIT.valid.stop, SPLIT.valid.stop)]
     seen, known = until(FRAME, LABELS, SPLIT.valid.stop)
     assert seen.n_bars == known.values.shape[0] == SPLIT.valid.stop
     assert seen.values.shape[0] == seen.row_bar.size
