@@ -28,7 +28,7 @@ import pandas as pd
 import crypto_qlib.api as cq
 from benchmarks.feature_study import ROOT, ns
 from crypto_qlib.analytics.inference import bootstrap_mean, deflated_sharpe, null_sharpe_spread
-from crypto_qlib.analytics.performance import drawdown
+from crypto_qlib.analytics.performance import max_drawdown
 from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_HOUR, parse_utc
 from crypto_qlib.core.market import PANEL_FIELDS, MarketPanel
 from crypto_qlib.data_collector.panel import funding_on_grid
@@ -135,7 +135,7 @@ def piece(folder: Path, venue: str, families: list[str]) -> None:
             "validation_slope": model.calibration.validation_slope,
             "trades": int(result.trades.size), "total": float(result.equity[-1] / result.initial_equity - 1.0),
             "sharpe": sharpe(daily), "daily_bps": [mean.mean * 1e4, mean.low * 1e4, mean.high * 1e4],
-            "drawdown": float(-drawdown(result.equity).min()), "days": int(daily.size), "daily": daily.tolist(),
+            "days": int(daily.size), "daily": daily.tolist(),
         }  # fmt: skip
         PIECES.mkdir(parents=True, exist_ok=True)
         (PIECES / f"{venue}-{family.replace(' ', '-')}.json").write_text(json.dumps(record))
@@ -180,11 +180,14 @@ def report() -> None:
 
 def row(r: dict[str, object]) -> str:
     day = r["daily_bps"]
-    return (
+    curve = np.cumprod(np.concatenate([[1.0], 1.0 + np.array(r["daily"])]))
+    words = (
         f"| {r['family']} | {r['rank_ic']:+.4f} ± {r['error']:.4f} | {r['t']:+.1f} | {r['spread_bps']:+.0f} ± "
         f"{r['spread_error_bps']:.0f} | {r['calibration_error']:.3f} | {r['trades']} | {100 * r['total']:+.1f} % | "  # type: ignore[operator]
-        f"{r['sharpe']:+.2f} | {day[0]:+.1f} [{day[1]:+.1f}, {day[2]:+.1f}] | {100 * r['drawdown']:.0f} % | {r['cpu_s']:.0f} |"  # type: ignore[index,operator]
+        f"{r['sharpe']:+.2f} | {day[0]:+.1f} [{day[1]:+.1f}, {day[2]:+.1f}] | {100 * max_drawdown(curve):.1f} % | "  # type: ignore[index,operator]
+        f"{r['cpu_s']:.0f} |"
     )
+    return words.replace("+nan", "-")
 
 
 def verdict(records: list[dict[str, object]]) -> list[str]:
