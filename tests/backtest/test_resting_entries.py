@@ -64,6 +64,9 @@ TAPES = [
         "4 lots at 99, out at 94.05: -19.8 - 0.0792 - 0.3762; the open of bar 1 at 95 fills nothing more",
         [B(100, 100, 94, 95, volume=80), B(95, 100, 95, 100)], BUY_A, {**RESTS, "stop_atr": 5.0},
         [(0, "AUSDT", 4, 99.0, None), (0, "AUSDT", -4, 94.05, ExitKind.STOP)], 979.7446, 979.7446),
+    Own("no target in the bar of an addition", "99.99 lies within bar 1, in which 2 lots were added: all ten stay, 0.7 above 98.8",
+        [B(98.5, 99.5, 98, 99, volume=80), B(99.5, 100, 98.5, 99.5, volume=200)], BUY_A, {**TAKES, "take_profit_atr": 1.0},
+        [(0, "AUSDT", 4, 98.5, None), (0, "AUSDT", 4, 99.0, None), (1, "AUSDT", 2, 99.0, None)], 900.6872, 1006.4872),
     Own("no target in the bar of the fill", "99.99 lies within bar 0; the open of bar 1 takes it: 10 - 0.198 - 1",
         [THROUGH, FLAT], BUY_A, {**RESTS, "take_profit_atr": 1.0},
         [(0, "AUSDT", 10, 99.0, None), (1, "AUSDT", -10, 100.0, ExitKind.TAKE_PROFIT)], 1008.802, 1008.802),
@@ -124,6 +127,13 @@ def test_a_planned_time_exit_and_the_exchanges_own_give_the_same_fill(last: B) -
     venue = [(f.ts_ns // NS_PER_HOUR, f.signed_lots, f.price, f.exit_kind) for f in exchange.fills(ME)]
     fills = run_backtest(play(bars, BUY_A, 1_000.0, holding_bars=2, stop_atr=5.0)).fills
     assert [(int(f["bar"]), int(f["lots"]), float(f["price"]), kind_of(f["kind"])) for f in fills] == venue
+
+
+def test_a_position_at_a_loss_is_not_deleveraged_though_the_bar_moved_its_way() -> None:
+    """Bought at 100; bar 2 rises from 94 to 100 and closes at 98: the winning side is whoever has a profit."""
+    inputs = play([FLAT, B(100, 100, 94, 94), B(94, 100, 94, 98)], BUY_A, 1_000.0)
+    result = run_backtest(replace(inputs, execution=Execution(adl_stress_move=0.05)))
+    assert [kind_of(f["kind"]) for f in result.fills] == [None]
 
 
 def resting_desk(cash: float, *, cross: bool) -> tuple[Desk, Any, StateArrays]:
