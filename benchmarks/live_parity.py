@@ -249,8 +249,8 @@ async def live(market: Hours, path: Path, tell: Callable[[int], None] = lambda _
 
         result = await run_session(parts, SteppedBars(exchange.step, first), first, market.n_hours, shown)
         ledger.close()
-        fills = tuple(await gateway.fills(first))
         (account_id,) = exchange.venue.exchange.account_ids()
+        fills = tuple(exchange.venue.exchange.fills(account_id))
         bills = exchange.venue.exchange.bills(account_id)
         paid = [b.cash_change + b.margin_change for b in bills if b.kind is BillKind.FUNDING and b.ts_ns < market.last_close_ns]
     return Lived(result, fills, sum(paid), tuple(samples), time.process_time() - began)
@@ -292,8 +292,11 @@ def differences(market: Hours, tested: BacktestResult, lived: Lived) -> list[Dif
     funding = float(tested.funding["amount"].sum())
     if not math.isclose(funding, lived.funding, rel_tol=1e-6, abs_tol=1e-6):
         found.append(Difference("funding", market.last_close_ns, "", funding, lived.funding))
-    if lived.result.fills != lived.fills:
-        found.append(Difference("book", market.last_close_ns, "", len(lived.fills), len(lived.result.fills)))
+    theirs, ours = (
+        [(f.ts_ns, f.symbol, f.signed_lots, f.price, f.fee) for f in book] for book in (lived.fills, lived.result.fills)
+    )
+    if sorted(theirs) != sorted(ours):
+        found.append(Difference("book", market.last_close_ns, "", len(theirs), len(ours)))
     return sorted(found, key=lambda d: d.ts_ns)
 
 

@@ -132,6 +132,19 @@ def floor_lots(base_qty: float, base_per_lot: float) -> int:
 
 
 @njit
+def price_at(ticks: float, tick_size: float) -> float:
+    """Return the price of a whole number of ticks as the number its decimal digits name.
+
+    ``9791 * 0.0001`` is 0.9791000000000001: a stop there would not be reached by a high of 0.9791, as at the exchange, to which
+    it travels as "0.9791", it is. Where the tick divides 1, a division gives the nearest number to the decimal one.
+    """
+    per_unit = math.floor(1.0 / tick_size + 0.5)
+    if per_unit >= 1.0 and abs(per_unit * tick_size - 1.0) < _ROUNDING_SLACK:
+        return ticks / per_unit
+    return ticks * tick_size
+
+
+@njit
 def round_price_against(price: float, tick_size: float, side: float) -> float:
     """Return ``price`` moved to the tick that is worse for the trader.
 
@@ -143,5 +156,5 @@ def round_price_against(price: float, tick_size: float, side: float) -> float:
         +1 for a buy (rounds up), -1 for a sell (rounds down).
     """
     if side > 0:
-        return math.ceil(price / tick_size - _ROUNDING_SLACK) * tick_size
-    return math.floor(price / tick_size + _ROUNDING_SLACK) * tick_size
+        return price_at(math.ceil(price / tick_size - _ROUNDING_SLACK), tick_size)
+    return price_at(math.floor(price / tick_size + _ROUNDING_SLACK), tick_size)

@@ -7,7 +7,7 @@ that moved. Exits are never checked: they only take risk away.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from crypto_qlib.core import margin as m
@@ -59,10 +59,14 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The account as traded so far: equity (USDT) and signed notional by symbol (USDT), pending entries included."""
+    """The account as traded so far: equity (USDT) and signed notional by symbol (USDT), pending entries included.
+
+    ``leaving`` is the signed notional of what this plan closes: a decision sizes its entries with it still held.
+    """
 
     equity: float
     notional: dict[str, float]
+    leaving: dict[str, float] = field(default_factory=dict)
 
     @property
     def gross(self) -> float:
@@ -138,7 +142,9 @@ def _net(entry: PlannedOrder, held: Held, notional: float, rules: Rules) -> Refu
     after = held.net + entry.side.sign * notional
     if abs(after) <= abs(held.net):
         return None
-    return _over("net exposure", rules.max_net + SLACK * rules.max_gross, abs(after) / held.equity)
+    as_decided = after + sum(held.leaving.values())
+    net = min(abs(after), abs(as_decided))
+    return _over("net exposure", rules.max_net + SLACK * rules.max_gross, net / held.equity)
 
 
 def _liquidation(

@@ -45,7 +45,7 @@ class OrderDesk:
         placed = self._parts(order, self._state.max_lots(order.symbol))
         cycle.exits |= {p.intent.client_order_id: order.symbol for p in placed}
         if cycle.held is not None and placed:
-            cycle.held.notional.pop(order.symbol, None)
+            cycle.held.leaving[order.symbol] = cycle.held.notional.pop(order.symbol, 0.0)
         return placed
 
     def _parts(self, order: PlannedOrder, most_lots: float) -> list[ev.PlaceOrder]:
@@ -272,6 +272,7 @@ class OrderDesk:
         column = known.symbols.index(entry.symbol)
         quote = cycle.quotes.get(entry.symbol)
         config = self._state.config
+        cycle.held.notional.pop(entry.symbol, None)  # checked before its leverage was set, and now again: counted once
         found = entry_refusal(entry, quote, cycle.held, known.contracts, column, config.rules, config.limits)
         if found is None:
             notional = entry.lots * float(known.contracts.base_per_lot[column]) * entry.reference_price
