@@ -12,7 +12,7 @@ from scipy import stats
 
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.signal import ScorePanel
-from crypto_qlib.modeling.calibration import NO_SKILL_SLOPE, Calibration, fit_calibration
+from crypto_qlib.modeling.calibration import NO_SKILL_RETURN, Calibration, fit_calibration
 from crypto_qlib.modeling.evaluate_model import evaluate_model, write_performance
 from crypto_qlib.modeling.labels import Labels
 from crypto_qlib.modeling.train_model import predict_scores
@@ -53,9 +53,12 @@ def test_win_curve_never_falls() -> None:
 
 def test_negative_skill_keeps_the_order_and_shrinks_the_size() -> None:
     prediction, outcome = drawn(10_000, -0.5)
-    fitted = fit_calibration(prediction, outcome, outcome, 1)
-    assert fitted.validation_slope < 0.0
-    assert fitted.slope == NO_SKILL_SLOPE
+    for unit in (1.0, 100.0, 1e-4):  # returns, probabilities less a half, scores of a ranking
+        fitted = fit_calibration(unit * prediction, outcome, outcome, 1)
+        assert fitted.validation_slope < 0.0
+        expected, _ = fitted.apply(unit * prediction)
+        assert np.sqrt(np.mean(expected**2)) == pytest.approx(NO_SKILL_RETURN), "too small to pay any cost, in any unit"
+        assert np.array_equal(np.argsort(expected), np.argsort(prediction)), "the order is kept"
 
 
 def test_missing_values_stay_missing_and_flat_predictions_do_not_fail() -> None:

@@ -2,7 +2,7 @@
 
 - Expected return: ``slope * prediction``, the slope of the least-squares line through the origin on validation. No intercept:
   a drift of the whole market in the validation months is not a forecast. A slope that is not positive says that the
-  validation segment shows no skill; then :data:`NO_SKILL_SLOPE` keeps the *order* of the scores for inspection and makes
+  validation segment shows no skill; then :data:`NO_SKILL_RETURN` keeps the *order* of the scores for inspection and makes
   them too small to pay any cost.
 - Win probability: the chance that a trade in the predicted direction earns more than zero before costs, as a non-decreasing
   function of ``|expected return|``: isotonic over equal-count bins, or Platt's logistic curve where the sample is small.
@@ -26,7 +26,8 @@ from crypto_qlib.core.jit import njit
 
 FloatArray = npt.NDArray[np.float64]
 
-NO_SKILL_SLOPE: Final = 0.01
+NO_SKILL_RETURN: Final = 1e-5
+"""Root mean square of the expected returns on validation where it shows no skill: a tenth of a basis point."""
 MIN_PER_BIN: Final = 100
 """Independent (non-overlapping) outcomes wanted per isotonic bin."""
 MAX_BINS: Final = 20
@@ -149,7 +150,9 @@ def fit_calibration(
     x, y, r = prediction[keep], realised[keep], forward_return[keep]
     square = float(x @ x)
     fitted = float(x @ y) / square if square > 0.0 else 0.0
-    slope = fitted if fitted > 0.0 else NO_SKILL_SLOPE
+    # Relative to the predictions' own size: a probability's or a ranking's are not returns, and 1 % of them would pay costs.
+    flat = NO_SKILL_RETURN / math.sqrt(square / x.size) if square > 0.0 else NO_SKILL_RETURN
+    slope = fitted if fitted > 0.0 else flat
     expected = slope * x
     uncertainty = float(np.sqrt(np.mean((r - expected) ** 2))) if r.size else math.nan
     traded = expected != 0.0
