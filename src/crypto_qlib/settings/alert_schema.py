@@ -38,12 +38,11 @@ class AlertSettings(Section):
     telegram_api: str = Field(
         "https://api.telegram.org", description="Address of the Bot API: Telegram's, or a server of one's own."
     )
-    gap_at: str = Field("00:20", description="Time of the daily gap report of the day before, UTC, HH:MM; empty = none.")
     gap_bound: float = Field(
         0.002, gt=0, le=1, description="Difference between live and its backtest, a fraction of equity, that is told."
     )
 
-    @field_validator("summary_at", "gap_at")
+    @field_validator("summary_at")
     @classmethod
     def _time_of_day(cls, text: str) -> str:
         hour, _, minute = text.partition(":")
