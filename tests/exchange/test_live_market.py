@@ -124,6 +124,7 @@ async def test_an_order_walks_the_live_book_and_a_stop_fires_on_the_live_price(b
     assert 48_000 <= sold["price"] <= 49_000
 
 
+@pytest.mark.slow
 async def test_funding_is_booked_when_okx_settles_it(both: Both) -> None:
     await both.client.create_order(NAME, "market", "buy", 1)
     await both.minute(5)
@@ -133,6 +134,7 @@ async def test_funding_is_booked_when_okx_settles_it(both: Both) -> None:
     assert rows[0]["amount"] == pytest.approx(-0.01 * 49_900.0 * 0.001, rel=1e-6)
 
 
+@pytest.mark.slow
 async def test_pushes_are_okx_own_and_a_book_that_is_listened_to_late_fits(both: Both) -> None:
     async with dialled(both.okx.base_url, "public") as theirs, dialled(both.paper.base_url, "public") as ours:
         for socket in (theirs, ours):

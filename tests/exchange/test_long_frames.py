@@ -45,7 +45,9 @@ async def rows_of(exchange: EmbeddedExchange, query: str) -> list[list[str]]:
     return data
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(
+    "name", [name if name in ("1D", "1W", "3Mutc") else pytest.param(name, marks=pytest.mark.slow) for name in RULES]
+)
 async def test_a_long_bar_is_what_its_hours_make(exchange: EmbeddedExchange, market: FakeMarket, name: str) -> None:
     await exchange.step(5)
     expected = resampled(market, name, exchange.clock.market_ns)
