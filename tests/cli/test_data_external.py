@@ -1,4 +1,4 @@
-"""`crypto-qlib data external` as its user sees it: sources answer, one fails, the embedded market asks nobody."""
+"""`crypto-qlib data external` as its user sees it: sources answer, one fails, a replayed market asks nobody."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def test_what_answers_is_kept_and_what_does_not_is_a_warning(cli: Run, tmp_path:
     assert len(SeriesStore(paths.series).read("fear_greed")) == 4
 
 
-def test_the_embedded_market_asks_nobody(cli: Run, tmp_path: Path) -> None:
+def test_a_replayed_market_asks_nobody(cli: Run, tmp_path: Path) -> None:
     workspace(tmp_path)
     with WebServer().running() as server:
-        ended = cli("data", "external", "--set", f"external.mirror={server.url}")
+        ended = cli("data", "external", "--set", "exchange.market=replay", "--set", f"external.mirror={server.url}")
     assert ended.code == 0
-    assert "the embedded market has no outside world" in ended.out
+    assert "a replayed market has no outside world" in ended.out
     assert server.asked == []

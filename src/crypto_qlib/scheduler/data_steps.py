@@ -156,7 +156,7 @@ class DataSteps:
         with self._step("external data"):
             coins = [member.base for member in self.newest_universe().members]
             advance = self._reporter.progress("sources", 1.0)
-            is_simulated = self._access.has_simulated_prices and not self._settings.external.mirror
+            is_simulated = self._access.has_simulated_prices and self._settings.external.when != "always"
             world = self._access.run(self._simulated_world) if is_simulated else real_world()
             updates = update_external(self._settings, self._secrets, self._paths, coins, world, advance)
             return Said(((SIMULATED_LINE,) if is_simulated else ()) + external_lines(updates))

@@ -25,7 +25,7 @@ _WARM_UP_NS = 90 * NS_PER_DAY
 
 def external_sources(settings: Settings, secrets: Secrets, world_url: str = "") -> tuple[ExternalSource, ...]:
     """Return the sources ``external.sources`` names, at ``external.mirror`` or at the simulated world where one is given."""
-    mirror, timeout_s = (settings.external.mirror or world_url).rstrip("/"), settings.external.timeout_s
+    mirror, timeout_s = (world_url or settings.external.mirror).rstrip("/"), settings.external.timeout_s
 
     def at(path: str) -> str:
         return f"{mirror}{path}" if mirror else ""
