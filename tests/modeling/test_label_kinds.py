@@ -135,3 +135,5 @@ def test_trade_rule_follows_the_settings() -> None:
     rule = TradeRule.of(load_settings(None, asked, {}))
     assert (rule.stop_atr, rule.holding_bars) == (2.0, 7)
     assert rule.cost == pytest.approx(2 * (0.001 + 0.0003))
+    at_a_level = TradeRule.of(load_settings(None, [*asked, "backtest.costs.fee_level=VIP1"], {}))
+    assert at_a_level.cost < rule.cost, "the level's published fee counts, not taker_fee"

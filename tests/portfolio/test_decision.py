@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +27,7 @@ from crypto_qlib.portfolio.rules import (
     build_rules,
 )
 from crypto_qlib.portfolio.veto import VetoRule
-from crypto_qlib.settings.schema import BacktestSettings, StrategySettings
+from crypto_qlib.settings.schema import BacktestSettings, CostSettings, StrategySettings
 from tests.portfolio.portfolio_market import NOW, PLAIN, account, market, position, scores
 
 NAN = math.nan
@@ -252,6 +253,15 @@ def test_rules_read_every_setting_of_the_same_name() -> None:
     assert rules == Rules(
         max_open=3, leverage=7.0, sizing=KELLY, holding_bars=5, max_gross=2.5, cross=True, frame_ns=4 * NS_PER_HOUR
     )
+
+
+def test_rules_know_the_fees_of_their_time() -> None:
+    costs = CostSettings(taker_fee=0.0005, fee_changes=("2026-03-01=0.0001/0.0003",))
+    before, after = (
+        build_rules(StrategySettings(), BacktestSettings(costs=costs), NS_PER_HOUR, pd.Timestamp(day).value)
+        for day in ("2026-02-28", "2026-03-01")
+    )
+    assert (before.taker_fee, after.taker_fee, after.maker_fee) == (0.0005, 0.0003, 0.0001)
 
 
 def test_a_client_order_id_is_short_plain_and_the_same_for_the_same_decision() -> None:

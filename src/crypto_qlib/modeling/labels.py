@@ -82,7 +82,7 @@ class TradeRule:
 
     @staticmethod
     def of(settings: Settings) -> TradeRule:
-        """Return the rule the strategy and cost settings describe."""
+        """Return the rule the strategy and cost settings describe; its fee is the first in force, as of entries by market."""
         s, c = settings.strategy, settings.backtest.costs
         half_spread = c.half_spread_bps if c.half_spread_bps >= 0.0 else HALF_SPREAD_BPS
         return TradeRule(
@@ -91,7 +91,7 @@ class TradeRule:
             s.min_stop_distance,
             s.max_stop_distance,
             holding_bars=s.holding_bars,
-            cost=2.0 * (c.taker_fee + half_spread * 1e-4),
+            cost=2.0 * (c.fees().at(0).taker + half_spread * 1e-4),
         )
 
 

@@ -158,18 +158,21 @@ def rules_record(rules: Rules) -> Any:
     return np.array([tuple(rules)], RULES)[0]
 
 
-def rules_from_settings(settings: Settings) -> Rules:
+def rules_from_settings(settings: Settings, at_ns: int = 0) -> Rules:
     """Return the rules that ``strategy``, ``backtest.costs``, ``backtest.margin_mode`` and ``data.frame`` describe."""
-    return build_rules(settings.strategy, settings.backtest, FRAME_NS[settings.data.frame])
+    return build_rules(settings.strategy, settings.backtest, FRAME_NS[settings.data.frame], at_ns)
 
 
-def build_rules(strategy: StrategySettings, backtest: BacktestSettings, frame_ns: int) -> Rules:
-    """Return the rules of a strategy on bars of ``frame_ns`` with the costs and margin mode of ``backtest``."""
+def build_rules(strategy: StrategySettings, backtest: BacktestSettings, frame_ns: int, at_ns: int = 0) -> Rules:
+    """Return the rules of a strategy on bars of ``frame_ns`` with the costs and margin mode of ``backtest``.
+
+    The fees are those in force at ``at_ns``; the engine puts later ones in their place as they come.
+    """
     costs: CostSettings = backtest.costs
     same = {name: getattr(strategy, name) for name in Rules._fields if name in type(strategy).model_fields}
     same["sizing"] = SIZING_CODES[strategy.sizing]
     same["entry_order"] = ENTRY_CODES[strategy.entry_order]
-    fees = costs.fees().at(0)
+    fees = costs.fees().at(at_ns)
     return Rules(
         **same,
         frame_ns=frame_ns,

@@ -163,7 +163,7 @@ async def trade_bars(
     frame_ns = FRAME_NS[settings.data.frame]
     now_ns = await gateway.server_time_ns()
     first_close_ns = floor_ts(now_ns, frame_ns)
-    rules = rules_from_settings(settings)
+    rules = rules_from_settings(settings, now_ns)
     contracts = Contracts(inputs.instruments, inputs.tiers, settings.strategy.blacklist)
     heard = None
     if stream is not None and step is None and settings.live.websockets:
