@@ -40,9 +40,11 @@ def test_what_answers_is_kept_and_what_does_not_is_a_warning(cli: Run, tmp_path:
 
 
 def test_a_replayed_market_asks_nobody(cli: Run, tmp_path: Path) -> None:
-    workspace(tmp_path)
+    candles = tmp_path / "candles.csv"
+    candles.write_text("symbol,ts,open,high,low,close,volume\nBTCUSDT,2025-01-01,1,1,1,1,1\n")
+    wanted = ("exchange.market=replay", f"exchange.replay_path={candles}")
     with WebServer().running() as server:
-        ended = cli("data", "external", "--set", "exchange.market=replay", "--set", f"external.mirror={server.url}")
+        ended = cli("data", "external", *(f"--set={text}" for text in wanted), f"--set=external.mirror={server.url}")
     assert ended.code == 0
     assert "a replayed market has no outside world" in ended.out
     assert server.asked == []
