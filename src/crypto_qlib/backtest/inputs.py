@@ -250,10 +250,11 @@ def _check_frames(panel: MarketPanel, state_panel: MarketPanel, rules: Rules) ->
 
 
 def _check_leverage(inputs: BacktestInputs) -> None:
-    highest = max(inputs.instruments[s].max_leverage for s in inputs.panel.symbols)
-    if inputs.rules.leverage > highest:
+    cap, symbol = max((inputs.instruments[s].max_leverage, s) for s in inputs.panel.symbols)
+    if inputs.rules.leverage > cap:
         raise UserError(
-            f"leverage {inputs.rules.leverage:g} is above the cap of every instrument ({highest:g})", "lower strategy.leverage"
+            f"leverage {inputs.rules.leverage:g} is above the cap of every instrument (the highest: {cap:g} of {symbol})",
+            "lower strategy.leverage",
         )
 
 
