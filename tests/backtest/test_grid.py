@@ -184,7 +184,7 @@ def test_a_single_axis_and_three_axes_are_drawn_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("n_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_that_cannot_be_carried_out_is_named_and_the_finished_ones_stay(n_workers: int, tmp_path: Path) -> None:
     axes = [parse_axis("strategy.leverage=2,60")]  # no instrument allows 60
-    with pytest.raises(UserError, match=r"strategy.leverage=60: leverage 60 is above the cap of every .*: 50 of [A-Z]+USDT"):
+    with pytest.raises(UserError, match=r"strategy.leverage=60: leverage 60 is above the cap of every .*: 50 of [A-Z0-9]+USDT"):
         run_grid(MARKET, axes, runs(axes), tmp_path, n_workers=n_workers)
     if n_workers == 1:
         assert Journal(tmp_path / "runs").read(runs(axes)[0].run_id) is not None

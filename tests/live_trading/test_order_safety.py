@@ -74,6 +74,17 @@ def test_an_entry_is_refused_by(name: str, order: dict, quote: Quote, book: dict
     assert bool(found) is bool(expected), name
 
 
+def test_an_entry_is_measured_with_what_the_plan_closes_after_it_still_held() -> None:
+    rules = RULES._replace(max_gross=3.0, max_net=0.3)
+    held_now = {"BBBUSDT": 4_400.0}
+    room_after_it = Held(10_000.0, held_now, {"CCCUSDT": 4_000.0, "DDDUSDT": -3_000.0})
+    room_before_it = Held(10_000.0, held_now, {"DDDUSDT": -3_000.0, "CCCUSDT": 4_000.0})
+    assert entry_refusal(ENTRY, AROUND, room_after_it, CONTRACTS, 0, rules, LIMITS) is None
+    refusal = entry_refusal(ENTRY, AROUND, room_before_it, CONTRACTS, 0, rules, LIMITS)
+    assert refusal is not None
+    assert refusal.rule == "net exposure"
+
+
 def test_the_book_is_read_before_an_entry_and_without_one_nothing_is_sent() -> None:
     machine = session(limits=LIMITS)
     machine.handle(SEEN)

@@ -36,15 +36,16 @@ print(",".join(name for name in compiled if "run_bars" in name or "plan_orders" 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_after_compiling_ahead_backtest_and_features_compile_nothing_big(tmp_path: Path) -> None:
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     words = [sys.executable, "-W", "ignore", "-m", "crypto_qlib.scheduler.compile_ahead"]
-    subprocess.run(words, env=environment, check=True, timeout=240)
+    subprocess.run(words, env=environment, check=True, timeout=900)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _BACKTEST],
         env=environment,
         check=True,
-        timeout=240,
+        timeout=900,
         capture_output=True,
         text=True,
     )

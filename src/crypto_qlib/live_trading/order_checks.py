@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Final
 
 from crypto_qlib.core import margin as m
@@ -61,7 +62,8 @@ class Refusal:
 class Held:
     """The account as traded so far: equity (USDT) and signed notional by symbol (USDT), pending entries included.
 
-    ``leaving`` is the signed notional of what this plan closes: a decision sizes its entries with it still held.
+    ``leaving`` is the signed notional of what this plan closes, in its order: a decision sizes an entry with what it closes
+    later still held.
     """
 
     equity: float
@@ -142,8 +144,9 @@ def _net(entry: PlannedOrder, held: Held, notional: float, rules: Rules) -> Refu
     after = held.net + entry.side.sign * notional
     if abs(after) <= abs(held.net):
         return None
-    as_decided = after + sum(held.leaving.values())
-    net = min(abs(after), abs(as_decided))
+    # The plan closes in order and sized this entry before the later ones were closed to make room for entries after it.
+    as_decided = accumulate(reversed(held.leaving.values()), initial=after)
+    net = min(map(abs, as_decided))
     return _over("net exposure", rules.max_net + SLACK * rules.max_gross, net / held.equity)
 
 

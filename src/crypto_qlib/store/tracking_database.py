@@ -43,6 +43,7 @@ def prepare_tracking(uri: str) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not _is_ready(database):
                 _make(database)
+            Path(lock.name).unlink(missing_ok=True)  # who waits for it, or makes another, finds the database ready
     except OSError as e:
         raise UserError(f"cannot write {database}: {e.strerror}", "check the folder, or set model.tracking=off") from e
 

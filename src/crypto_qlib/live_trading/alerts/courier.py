@@ -85,6 +85,7 @@ class Courier:
         self._under_way: dict[int, tuple[Notice, Future[None]]] = {}
         self.woken = threading.Event()
         self._ending = threading.Event()
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="alert-courier", daemon=True)
         self._chore_worker = ThreadPoolExecutor(1, thread_name_prefix="alert-chore")
         self._doing: Future[None] | None = None
@@ -104,15 +105,21 @@ class Courier:
         self.woken.set()
         if self._thread.is_alive():
             self._thread.join(wait_s)
+        self._over.set()
         for worker in (*self._workers, self._chore_worker):
             worker.shutdown(wait=False, cancel_futures=True)
 
     def _run(self) -> None:
-        while True:
+        while not self._over.is_set():
             self.woken.wait(self._patience.look_every_s)
             self.woken.clear()
             is_ending = self._ending.is_set()
-            left = self.look()
+            try:
+                left = self.look()
+            except RuntimeError:
+                if self._over.is_set():  # its workers were ended while it looked
+                    return
+                raise
             if is_ending and not left:
                 return
             if is_ending:
