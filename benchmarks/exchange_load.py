@@ -188,7 +188,8 @@ async def stream_load(url: str, key: ApiCredentials, pid: int) -> dict[str, Any]
     """Move the market an hour in steps of a minute under sockets and orders; return messages/s and the growth of memory."""
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
         async with http.get(f"{url}/api/v5/public/instruments?instType=SWAP") as answer:
-            names = [row["instId"] for row in (await answer.json())["data"]][:SYMBOLS_STREAMED]
+            rows = (await answer.json())["data"]
+        names = [row["instId"] for row in rows if row["state"] == "live"][:SYMBOLS_STREAMED]
         counts = [0]
         listening = [asyncio.create_task(listen(http, url, names, counts)) for _ in range(SOCKETS)]
         await asyncio.sleep(2.0)

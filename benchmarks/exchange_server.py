@@ -1,4 +1,4 @@
-"""Serve a simulated market of fifty swaps, accounts kept on disk, until killed.
+"""Serve a simulated market of sixty swaps, fifty and more of them listed, accounts kept on disk, until killed.
 
 ``python -m benchmarks.exchange_server FOLDER`` prints the URL once it answers. It runs on one core where it may choose.
 """
@@ -17,7 +17,7 @@ from crypto_qlib.exchange.embedded.server import EmbeddedExchange, EmbeddedOptio
 from crypto_qlib.exchange.embedded.state_file import StateFile
 from crypto_qlib.venue.market_simulator import SimulatedMarket, SimulationSpec
 
-SYMBOLS = 50
+SYMBOLS = 60
 START = "2026-01-01"
 
 
