@@ -16,6 +16,7 @@ from crypto_qlib.core.errors import DoNotRetry
 from crypto_qlib.core.order import MarginMode, OrderRequest, OrderStatus, Protection, Side
 from crypto_qlib.exchange.gateway import PriceKind
 from crypto_qlib.exchange.key_rights import key_rights
+from crypto_qlib.exchange.okx_session import make_client
 from tests.acceptance.desk import LIVE_CONSENT, ORDERS_NAME, SYMBOL, TARGET_NAME, Desk, Target, environment, open_desk
 
 pytestmark = pytest.mark.acceptance
@@ -103,7 +104,14 @@ def test_a09_the_key_may_trade_and_may_not_withdraw(desk: Desk) -> None:
 
 
 def test_a10_leverage_is_set_and_read_back(trading: Desk) -> None:
-    trading.run(trading.gateway.set_leverage(SYMBOL, LEVERAGE, MarginMode.ISOLATED))
+    async def shown() -> set[float]:
+        async with make_client(trading.connection) as client:
+            query = {"instId": trading.item.inst_id, "mgnMode": "isolated"}
+            return {float(row["lever"]) for row in (await client.privateGetAccountLeverageInfo(query))["data"]}
+
+    for leverage in (LEVERAGE + 1.0, LEVERAGE):
+        trading.run(trading.gateway.set_leverage(SYMBOL, leverage, MarginMode.ISOLATED))
+        assert trading.run(shown()) == {leverage}
 
 
 def test_a11_a_resting_order_is_found_by_our_id_and_cancelled(trading: Desk) -> None:
@@ -186,8 +194,16 @@ def test_a18_a_reduce_only_order_without_a_position_opens_nothing(trading: Desk)
 
 
 def test_a19_the_dead_mans_countdown_is_taken_and_ended(trading: Desk) -> None:
-    trading.run(trading.gateway.cancel_all_after(60))
-    trading.run(trading.gateway.cancel_all_after(0))
+    request = trading.resting()
+    trading.run(trading.gateway.place(request))
+    try:
+        trading.run(trading.gateway.cancel_all_after(60))
+        with pytest.raises(DoNotRetry):  # from 10 s on: the answer is OKX's, not ours
+            trading.run(trading.gateway.cancel_all_after(5))
+        trading.run(trading.gateway.cancel_all_after(0))
+        assert SYMBOL in trading.run(trading.gateway.account()).pending_symbols, "it ended before anything was cancelled"
+    finally:
+        trading.run(trading.gateway.cancel(SYMBOL, request.client_order_id))
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,7 @@ def test_no_command_shows_a_secret(words: tuple[str, ...], cli: Run, monkeypatch
         for name, value in {**PLANTED, "ALERT_URLS": urls(server.url)}.items():
             monkeypatch.setenv(name, value)
         ended = cli(*words)
+    assert ended.out + ended.err, "there is something to hunt in"
     hunt(ended.out + ended.err, " ".join(words))
 
 
