@@ -201,6 +201,16 @@ def test_a_long_gap_fails_the_check_with_one_line_naming_symbol_and_times(tmp_pa
     clean(lake, ["BTCUSDT", "ETHUSDT"], SETTINGS.model_copy(update={"max_gap_bars": 7})).raise_if_unfit()
 
 
+def test_every_coin_with_a_long_gap_is_named_with_the_setting_that_leaves_them_out(tmp_path: Path) -> None:
+    lake = Lake(tmp_path)
+    once = (np.arange(N) < 100) | (np.arange(N) >= 107)
+    twice = once & ((np.arange(N) < 30) | (np.arange(N) >= 40))
+    fill(lake, {"BTCUSDT": walk(7, N), "ETHUSDT": part(walk(8, N), once), "SOLUSDT": part(walk(9, N), twice)})
+    with pytest.raises(UserError, match="; 2 more such, in ETHUSDT, SOLUSDT") as stop:
+        clean(lake, ["BTCUSDT", "ETHUSDT", "SOLUSDT"], SETTINGS).raise_if_unfit()
+    assert "--set universe.exclude=[ETH,SOL]" in str(stop.value.hint)
+
+
 def test_bars_missing_for_most_symbols_are_called_an_outage(tmp_path: Path) -> None:
     lake = Lake(tmp_path)
     keep = (np.arange(N) < 100) | (np.arange(N) >= 103)

@@ -138,13 +138,16 @@ class QualityReport:
         Raises
         ------
         UserError
-            Naming the first such symbol and its times, and how many more there are.
+            With the first such gap and its times, the other coins that have one, and the setting that leaves them out.
         """
         if self.failures:
-            more = f" (and {len(self.failures) - 1} more such gaps)" if len(self.failures) > 1 else ""
+            unfit = list(dict.fromkeys(line.partition(":")[0] for line in self.failures))
+            others = f"; {len(self.failures) - 1} more such, in {', '.join(unfit)}" if len(self.failures) > 1 else ""
+            coins = ",".join(symbol.removesuffix("USDT") for symbol in unfit)
             raise UserError(
-                self.failures[0] + more,
-                "fetch again with `crypto-qlib data update`, exclude the coin (universe.exclude), or raise data.max_gap_bars",
+                self.failures[0] + others,
+                "fetch again with `crypto-qlib data update`, leave them out with "
+                f"--set universe.exclude=[{coins}], or raise data.max_gap_bars",
             )
 
 
