@@ -198,7 +198,7 @@ def test_page_views_are_known_a_day_after_their_day_and_unread_articles_are_told
     (answer,) = got.answers
     assert (answer.event_ns.tolist(), answer.value.tolist()) == ([DAY], [5000.0])
     assert answer.usually_known_ns.tolist() == [DAY + 2 * D]
-    assert got.notes == ("no page views of XYZ, SOL",)
+    assert got.notes == ("no Wikipedia article is read of XYZ (1)", "no page views of SOL")
     assert server.asked[1][0].endswith("/user/Solana_(blockchain_platform)/daily/2026021700/2026021900")
 
 

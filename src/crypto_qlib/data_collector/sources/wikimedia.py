@@ -9,6 +9,7 @@ Source: https://doc.wikimedia.org/generated-data-platform/aqs/analytics-api/ (pa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 from urllib.parse import quote
 
@@ -50,6 +51,13 @@ SERIES: Final = "pageviews"
 _NOT_FOUND: Final = "404"
 
 
+def _notes(without: Sequence[str], missing: Sequence[str]) -> tuple[str, ...]:
+    """Return what a reader should know: coins of which nothing is read, shortly, and articles that failed, each."""
+    shown = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")  # noqa: PLR2004 - as many as fit beside the rest
+    listed = (f"no Wikipedia article is read of {shown} ({len(without)})",) if without else ()
+    return (*listed, f"no page views of {', '.join(missing)}") if missing else listed
+
+
 class _Item(BaseModel):
     timestamp: str = Field(pattern=r"^\d{10}$")
     views: int = Field(ge=0)
@@ -72,7 +80,8 @@ class PageViews:
     def fetch(self, ask: Ask) -> Answers:
         """Return whole days of every coin that has an article; one request a coin, one after the other."""
         answers: list[Answer] = []
-        missing = [coin for coin in ask.coins if coin not in ARTICLES]
+        without = [coin for coin in ask.coins if coin not in ARTICLES]
+        missing: list[str] = []
         with WebApi(self._url, self._timeout_s) as api:
             for coin in ask.coins:
                 if coin in ARTICLES:
@@ -81,7 +90,7 @@ class PageViews:
                     missing += [coin] if answer is None else []
         if not answers:
             raise SkipCycle(f"{api.host} gave no page views of {', '.join(ask.coins[:5]) or 'no coin'}")
-        return Answers(tuple(answers), (f"no page views of {', '.join(missing)}",) if missing else ())
+        return Answers(tuple(answers), _notes(without, missing))
 
     def _of_coin(self, api: WebApi, coin: str, ask: Ask) -> Answer | None:
         since = max(ask.since_ns(SERIES, coin), FIRST_DAY_NS)
