@@ -29,6 +29,8 @@ from crypto_qlib.feature_engineering import qlib_processors as fast
 from crypto_qlib.feature_engineering.alpha360 import alpha360_row
 from crypto_qlib.feature_engineering.alpha360_windows import Alpha360Windows
 from crypto_qlib.feature_engineering.feature_generator import build_features, feature_catalogue, latest_features
+from crypto_qlib.feature_engineering.feature_sets import FEATURE_SETS
+from crypto_qlib.feature_engineering.online_features import OnlineFeatures
 from crypto_qlib.feature_engineering.qlib_handler import feature_dataframe
 from crypto_qlib.settings.schema import FeatureSettings
 
@@ -221,10 +223,29 @@ def processors(n_bars: int = 400, n_coins: int = 50, n_features: int = 40) -> No
             cpu(lambda o=theirs, d=data: o(d.copy()), 1), "Qlib's processor")  # type: ignore[misc]  # fmt: skip
 
 
+def online(bars: int = 40) -> None:
+    """Compare a live bar of 50 symbols that goes on from the one before with a rebuild of its window, and their bits."""
+    panel = panel_of(2000, 50)
+    for name, chosen in (("default sets", FeatureSettings()), ("every set", FeatureSettings(sets=tuple(FEATURE_SETS)))):
+        live, spent = OnlineFeatures(chosen), 0.0
+        for stop in range(panel.n_bars - bars, panel.n_bars + 1):
+            start = time.process_time()
+            frame = live.latest(panel.rows(0, stop))
+            spent += time.process_time() - start if live.advanced > 1 else 0.0
+        if not np.array_equal(frame.values, latest_features(panel, chosen).values, equal_nan=True):
+            raise SystemExit("the bar that goes on differs from the rebuild")
+        row(f"live bar of {name}, 50 symbols", spent / (live.advanced - 1), cpu(lambda c=chosen: latest_features(panel, c), 15),  # type: ignore[misc]
+            "rebuild of its window")  # fmt: skip
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks features", description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="50 symbols x 26,280 hours")
+    parser.add_argument("--online", action="store_true", help="a live bar only")
     wanted = parser.parse_args(arguments)
+    online()
+    if wanted.online:
+        return
     n_bars, n_symbols = (26_280, 50) if wanted.full else (4_380, 20)
     panel = panel_of(n_bars, n_symbols)
     print(f"{n_symbols} symbols x {n_bars:,} hours; CPU time, ours and theirs, and the ratio")

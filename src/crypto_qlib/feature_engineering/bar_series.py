@@ -116,9 +116,9 @@ def ema_at(series: npt.NDArray[np.float64], t: int, alpha: float, memory: int, m
 
 
 @njit
-def fill_symbol_series(x: Matrix, macd_from: int) -> None:
-    """Fill the derived series of one symbol in place; ``x`` is ``(N_SERIES, n_bars)`` with the raw fields set."""
-    for t in range(x.shape[1]):
+def fill_symbol_series(x: Matrix, macd_from: int, first: int = 0) -> None:
+    """Fill one symbol's derived series from bar ``first`` on, in place; ``x`` is ``(N_SERIES, n_bars)``, raw fields set."""
+    for t in range(first, x.shape[1]):
         close = x[CLOSE, t]
         previous = x[CLOSE, t - 1] if t > 0 else math.nan
         x[VWAP, t] = vwap_of(x[HIGH, t], x[LOW, t], close, x[VOLUME, t], x[QUOTE_VOLUME, t])
@@ -136,10 +136,10 @@ def fill_symbol_series(x: Matrix, macd_from: int) -> None:
 
 
 @njit
-def _fill_market_series(data: Cube, is_member: npt.NDArray[np.bool_], btc: int) -> None:
+def _fill_market_series(data: Cube, is_member: npt.NDArray[np.bool_], btc: int, first: int) -> None:
     """Fill the series that look across the universe's members (in sorted-name order, so the panel's order does not matter)."""
     n_symbols, _, n_bars = data.shape
-    for t in range(n_bars):
+    for t in range(first, n_bars):
         total = 0.0
         rising = 0
         count = 0
@@ -156,9 +156,9 @@ def _fill_market_series(data: Cube, is_member: npt.NDArray[np.bool_], btc: int) 
 
 
 @njit
-def _fill_all(data: Cube, macd_from: int) -> None:
+def _fill_all(data: Cube, macd_from: int, first: int) -> None:
     for s in range(data.shape[0]):
-        fill_symbol_series(data[s], macd_from)
+        fill_symbol_series(data[s], macd_from, first)
 
 
 def mark_is_known(panel: MarketPanel) -> npt.NDArray[np.bool_]:
@@ -207,6 +207,19 @@ def build_inputs(
     """
     rows = index_rows(panel, first_bar)
     data = np.full((len(panel.symbols), n_series, panel.n_bars), np.nan)
+    names = tuple(panel.symbols[k] for k in rows.order)
+    is_member = np.ascontiguousarray(panel.is_member.T[rows.order])
+    inputs = FeatureInputs(data, rows, first_bar, panel.frame_ns, panel.ts_open, names, is_member, side or SideData())
+    fill_bars(inputs, panel, 0, btc_symbol, first_bar - SIGNAL_BARS if with_macd else panel.n_bars)
+    return inputs
+
+
+def fill_bars(inputs: FeatureInputs, panel: MarketPanel, first: int, btc_symbol: str, macd_from: int) -> None:
+    """Fill the plain series of the bars of ``panel`` from ``first`` on, in place; those before them stand already.
+
+    ``macd_from`` is the first bar whose MACD is wanted.
+    """
+    data, order = inputs.data, inputs.rows.order
     raw = {
         OPEN: panel.open,
         HIGH: panel.high,
@@ -217,11 +230,10 @@ def build_inputs(
         FUNDING: panel.funding_rate,
     }
     for series, field in raw.items():
-        data[:, series, :] = field.T[rows.order]
-    basis = np.where(mark_is_known(panel), panel.mark_close / panel.close - 1.0, np.nan)
-    data[:, BASIS, :] = basis.T[rows.order]
-    names = [panel.symbols[k] for k in rows.order]
-    _fill_all(data, first_bar - SIGNAL_BARS if with_macd else panel.n_bars)
-    is_member = np.ascontiguousarray(panel.is_member.T[rows.order])
-    _fill_market_series(data, is_member, names.index(btc_symbol) if btc_symbol in names else -1)
-    return FeatureInputs(data, rows, first_bar, panel.frame_ns, panel.ts_open, tuple(names), is_member, side or SideData())
+        data[:, series, first:] = field[first:].T[order]
+    new = panel.rows(first, panel.n_bars)
+    basis = np.where(mark_is_known(new), new.mark_close / new.close - 1.0, np.nan)
+    data[:, BASIS, first:] = basis.T[order]
+    _fill_all(data, macd_from, first)
+    names = inputs.names
+    _fill_market_series(data, inputs.is_member, names.index(btc_symbol) if btc_symbol in names else -1, first)

@@ -202,7 +202,17 @@ def _build(
     threads: int,
     progress: Progress | None,
 ) -> FeatureFrame:
-    specs = feature_catalogue(settings, panel.frame_ns)
+    return evaluated(window_inputs(panel, settings, side, first_bar), panel, settings, threads, progress)
+
+
+def window_inputs(panel: MarketPanel, settings: FeatureSettings, side: SideData | None, first_bar: int) -> FeatureInputs:
+    """Return every series of ``panel`` the chosen sets read, and the rows wanted from ``first_bar`` on.
+
+    Raises
+    ------
+    UserError
+        If the BTC-relative sets are wanted without BTC.
+    """
     led = [name for name in settings.sets if FEATURE_SETS[name].needs_leader]
     if led and BTC_SYMBOL not in panel.symbols:
         raise UserError(
@@ -210,11 +220,24 @@ def _build(
             f"add BTC to universe.include, or leave {' and '.join(led)} out of features.sets",
         )
     is_wide = any(FEATURE_SETS[name].is_wide for name in settings.sets)
-    with_macd = any(spec.name.startswith("MACD") for spec in specs)
     n_series = N_WIDE if is_wide else N_SERIES
+    with_macd = reads_macd(feature_catalogue(settings, panel.frame_ns))
     inputs = build_inputs(panel, first_bar, BTC_SYMBOL, side, n_series, with_macd=with_macd)
     if is_wide:
         fill_wide(inputs, panel)
+    return inputs
+
+
+def reads_macd(specs: Sequence[FeatureSpec]) -> bool:
+    """Return whether any of ``specs`` reads the MACD series, most of the work where it is wanted."""
+    return any(spec.name.startswith("MACD") for spec in specs)
+
+
+def evaluated(
+    inputs: FeatureInputs, panel: MarketPanel, settings: FeatureSettings, threads: int, progress: Progress | None = None
+) -> FeatureFrame:
+    """Return the rows ``inputs`` asks for, on the grid of ``panel``; their series must stand."""
+    specs = feature_catalogue(settings, panel.frame_ns)
     out = np.empty((inputs.rows.row_bar.size, len(specs)), dtype=np.float32)
     jobs = _jobs(inputs, settings, specs, out, 1 if threads == 1 else 4 * threads)
     _run(jobs, threads, progress)

@@ -72,10 +72,10 @@ CORR_BARS: Final = 168
 REL_BARS: Final = 24
 
 
-def fill_wide(inputs: FeatureInputs, panel: MarketPanel) -> None:
-    """Fill every series beyond the plain ones of ``inputs.data`` in place."""
+def fill_wide(inputs: FeatureInputs, panel: MarketPanel, first: int = 0) -> None:
+    """Fill every series beyond the plain ones of ``inputs.data`` in place, of the bars of ``panel`` from ``first`` on."""
     names = list(inputs.names)
-    fill_side(inputs.data, names, panel, inputs.side)
+    fill_side(inputs.data[:, :, first:], names, panel.rows(first, panel.n_bars), inputs.side)
     fill_cross(inputs.data, names, inputs.is_member, inputs.first_bar)
 
 
@@ -86,6 +86,8 @@ def fill_side(data: Cube, names: list[str], panel: MarketPanel, side: SideData) 
         by_column: dict[str, tuple[FloatArray, FloatArray]] = {}
         for s, symbol in enumerate(names):
             column = column_of(name, symbol)
+            if (name, column) not in side.series:
+                continue  # nothing is known of it, and NaN stands there already
             if column not in by_column:
                 found = side.on_closes(name, column, closes)
                 by_column[column] = (found.value, hours(found.age_ns))

@@ -25,7 +25,7 @@ from crypto_qlib.core.signal import Scores
 from crypto_qlib.core.tiers import TierHistory
 from crypto_qlib.exchange.gateway import Gateway
 from crypto_qlib.exchange.okx_live_stream import OkxLiveStream
-from crypto_qlib.feature_engineering.feature_generator import latest_features
+from crypto_qlib.feature_engineering.online_features import OnlineFeatures
 from crypto_qlib.feature_engineering.side_data import SideData
 from crypto_qlib.live_trading.controls import Controls
 from crypto_qlib.live_trading.instance import KILL_FILE, SessionCard, one_instance, one_session_of
@@ -108,12 +108,16 @@ def session_ledger(settings: Settings, secrets: Secrets, run_folder: Path) -> Le
 
 
 def model_scorer(model: TrainedModel, side: Callable[[], SideData] = SideData, timer: StepTimer | None = None) -> Scorer:
-    """Return the function that scores the last bar of a panel with ``model``; ``side`` gives what is known beside the bars."""
+    """Return the function that scores the last bar of a panel with ``model``; ``side`` gives what is known beside the bars.
+
+    Features go on from bar to bar: asked for one bar after the other, each costs one bar's work.
+    """
     laps = timer or StepTimer()
+    features = OnlineFeatures(model.feature_settings, model.context_bars + 1)
 
     def score(panel: MarketPanel) -> Scores:
         try:
-            rows = latest_features(panel, model.feature_settings, model.context_bars + 1, side())
+            rows = features.latest(panel, side())
             laps.lap("features")
             return predict_row(model, rows)
         except UserError as e:
