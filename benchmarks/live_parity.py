@@ -60,7 +60,9 @@ WARM_UP, AFTER = history_bars(NS_PER_HOUR) + 24, 2
 STRATEGY = StrategySettings(
     max_open=2, min_daily_turnover=1e4, min_listing_days=0.0, stop_atr=1.5, take_profit_atr=2.5, min_stop_distance=0.005,
     cooldown_bars=4, holding_bars=9, replace_margin=0.004, risk_per_trade=0.01, leverage=5.0, min_win_probability=0.5,
+    max_drawdown=0.95,
 )  # fmt: skip
+"""It loses by its fees; the brake is far off, so that it trades all year long."""
 RULES: Rules = build_rules(STRATEGY, BacktestSettings(), NS_PER_HOUR)
 FEES = FeeSchedule(0.0002, 0.0005)
 VOLUME_SHARE, CASH = 0.05, 100_000.0
@@ -224,7 +226,7 @@ class Lived:
     seconds: float
 
 
-async def live(market: Hours, path: Path, tell: Callable[[int], None] = lambda _bar: None) -> Lived:
+async def live(market: Hours, path: Path, tell: Callable[[PaperView], None] = lambda _view: None) -> Lived:
     """Run the live session over the hours after the warm-up, in virtual time, on the embedded exchange."""
     first = market.first_close_ns
     options = EmbeddedOptions(
@@ -243,7 +245,7 @@ async def live(market: Hours, path: Path, tell: Callable[[int], None] = lambda _
         parts = SessionParts(gateway, signals, ledger, SessionConfig("year", RULES, RiskLimits()), ManualClock(first))
 
         def shown(view: PaperView) -> None:
-            tell(view.bar)
+            tell(view)
             if view.bar % max(market.n_hours // _SAMPLES, 1) == 0:
                 samples.append(_sample(view.bar, path))
 
@@ -343,11 +345,16 @@ def main(argv: list[str]) -> None:
     else:
         market = simulated_hours(asked.hours, asked.symbols)
 
-    def tell(bar: int) -> None:
-        if bar % 50 == 0:
-            print(f"\r{bar:,} of {market.n_hours:,} hours", end="", file=sys.stderr, flush=True)
-
     tested = backtest(market)
+    apart: list[int] = []
+
+    def tell(view: PaperView) -> None:
+        if view.bar and not apart and not math.isclose(view.equity, tested.equity[view.bar - 1], rel_tol=1e-9):
+            apart.append(view.bar)
+        if view.bar % 50 == 0:
+            so_far = f"equity apart since hour {apart[0]:,}" if apart else "equal so far"
+            print(f"\r{view.bar:,} of {market.n_hours:,} hours, {so_far}", end="", file=sys.stderr, flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
         lived = asyncio.run(live(market, Path(folder) / "ledger.sqlite", tell))
     print(file=sys.stderr)

@@ -133,9 +133,25 @@ def test_a_replacement_whose_exit_is_refused_opens_nothing() -> None:
     (leave,) = of(ev.PlaceOrder, decide(machine, bar(0.2, 0.001, np.nan, 0.01), state))
     assert (leave.request.symbol, leave.intent.exit_kind) == ("BBBUSDT", ExitKind.REPLACED)
     after = machine.handle(ev.OrderReported(T, leave.intent.client_order_id, OrderStatus.REJECTED, 0, "no"))
+    assert of(ev.ReadFills, after)
+    assert not of(ev.SetLeverage, after)
+    after = machine.handle(ev.FillsRead(T, ()))
     assert not of(ev.SetLeverage, after)
     assert not of(ev.PlaceOrder, after)
     assert any("dropped" in a.text for a in of(ev.Alert, after))
+
+
+@pytest.mark.parametrize(("taken", "is_free"), [(50, True), (20, False)])
+def test_an_exit_that_came_after_the_take_profit_frees_its_slot_all_the_same(taken: int, is_free: bool) -> None:
+    machine = session()
+    own(machine, "BBBUSDT", 50)
+    own(machine, "CCCUSDT", 50)
+    state = account(held("BBBUSDT", 50), held("CCCUSDT", 50))
+    (leave,) = of(ev.PlaceOrder, decide(machine, bar(0.2, 0.001, np.nan, 0.01), state))
+    machine.handle(ev.OrderReported(T, leave.intent.client_order_id, OrderStatus.REJECTED, 0, "nothing to reduce"))
+    after = machine.handle(ev.FillsRead(T, (Fill(T, "BBBUSDT", -taken, 110.0, 0.0, exit_kind=ExitKind.TAKE_PROFIT),)))
+    assert [i.symbol for i in of(ev.SetLeverage, after)] == (["AAAUSDT"] if is_free else [])
+    assert any("dropped" in a.text for a in of(ev.Alert, after)) is not is_free
 
 
 def _sent(machine: Session) -> str:

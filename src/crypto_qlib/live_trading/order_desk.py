@@ -207,12 +207,15 @@ class OrderDesk:
     def advance(self) -> Instructions:
         """Send the next entry, or part of one, when nothing is under way; when none is left, end the cycle."""
         cycle = self._state.cycle
-        if cycle is None or cycle.exits or cycle.entry_ids:
+        if cycle is None or cycle.exits or cycle.entry_ids or cycle.asks_fills:
             return []
         if cycle.parts:
             if self._state.risk.mode is Mode.ACTIVE:
                 return self._send_part(cycle)
             self._drop_parts(cycle)
+        if cycle.failed_exits and cycle.entries and not cycle.knows_fills:
+            cycle.asks_fills = cycle.knows_fills = True
+            return [ev.ReadFills(self._state.tracker.last_fill_ns)]
         out: Instructions = []
         while cycle.failed_exits and cycle.entries:
             dropped = cycle.entries.pop()
@@ -229,6 +232,15 @@ class OrderDesk:
             return out + self.finish()
         cycle.entry = cycle.entries.popleft()
         return out + self._start_entry(cycle.entry)
+
+    def on_fills(self) -> Instructions:
+        """Go on where executions were asked for: an exit refused because the position's own stop came first has done its work."""
+        cycle = self._state.cycle
+        if cycle is None or not cycle.asks_fills:
+            return []
+        cycle.asks_fills = False
+        cycle.failed_exits = {symbol for symbol in cycle.failed_exits if self._state.tracker.lots(symbol)}
+        return self.advance()
 
     def _start_entry(self, entry: PlannedOrder) -> Instructions:
         """Look at the book, check the order, set its leverage, send it; each step answers before the next."""

@@ -6,7 +6,8 @@ One cycle, from a bar's close to the next:
 2. ``AccountRead(DECIDE)`` -> enrich it (tracker), observe the limits (risk control), ``decide()``, and keep what the mode
    allows: ``ACTIVE`` everything, ``REDUCE_ONLY`` exits, ``HALTED`` nothing.
 3. All exits are sent. When every one of them is final, entries follow one by one by rank: leverage first (once a symbol and
-   value), then the order with its protection attached. Each exit that did not fill takes the last entry with it.
+   value), then the order with its protection attached. Each exit that did not fill takes the last entry with it, unless the
+   position is gone all the same: its own stop or take-profit was first.
 4. An order whose report is not final, or whose answer never came, is looked up by its client order id, never sent again. After
    ``max_lookups`` it stays open in the ledger, counts as a slot, and the next bar looks again.
 5. When nothing is under way: read fills and the account once more, check that every position of ours has its stop, and end the
@@ -213,7 +214,7 @@ class Session:
         told = note_fills(state.tracker, fills)
         closed = {f.symbol for f in fills if not state.tracker.lots(f.symbol)}
         withdrawn = [i for coid in (self._desk.resting(closed) if closed else ()) for i in self._desk.withdraw(coid)]
-        return [*told, *withdrawn]
+        return [*told, *withdrawn, *self._desk.on_fills()]
 
     def _on_transfers(self, transfers: tuple[Transfer, ...]) -> Instructions:
         moved = self._state.wallet.note_transfers(transfers)

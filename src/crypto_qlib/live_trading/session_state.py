@@ -56,7 +56,10 @@ class SessionConfig:
 
 @dataclass(slots=True)
 class Cycle:
-    """What is under way for one bar; for a look between bars, or positions a person asked to close, ``bar`` is ``None``."""
+    """What is under way for one bar; for a look between bars, or positions a person asked to close, ``bar`` is ``None``.
+
+    ``asks_fills`` while executions are read because an exit did not fill, ``knows_fills`` from then on.
+    """
 
     ts_ns: int
     bar: ev.BarClosed | None = None
@@ -67,6 +70,8 @@ class Cycle:
     forced: set[str] = field(default_factory=set)
     exits: dict[str, str] = field(default_factory=dict)
     failed_exits: set[str] = field(default_factory=set)
+    asks_fills: bool = False
+    knows_fills: bool = False
     entries: deque[PlannedOrder] = field(default_factory=deque)
     entry: PlannedOrder | None = None
     entry_ids: set[str] = field(default_factory=set)
