@@ -1,8 +1,8 @@
-"""Lives of a session that end by SIGKILL: ``python -m tests.live_trading.crash_child URL LEDGER N_BARS``, the key on stdin.
+"""Lives of a session that end by SIGKILL: ``python -m tests.live_trading.crash_child URL LEDGER N_BARS SEED``.
 
-Everything slow (imports, the client) is done once; then each line ``FATAL,AFTER,HOURS`` on stdin forks a process that lives one
-life against the exchange at URL and kills itself at its point. ``pid N`` is printed when it starts, ``end CODE`` when it is
-over (its exit code, negative for a signal).
+The key comes on stdin. Everything slow (imports, the client) is done once; then each line ``FATAL,AFTER,HOURS`` forks a process
+that lives one life against the exchange at URL and kills itself at its point. ``pid N`` is printed when it starts, ``end CODE``
+when it is over (its exit code, negative for a signal).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ async def one_life(base_url: str, way: Way, hours: int) -> None:
         await way.gateway.close()
 
 
-def main(base_url: str, path: str, n_bars: str) -> None:
+def main(base_url: str, path: str, n_bars: str, seed: str) -> None:
     """Fork lives until stdin ends."""
     key = ApiCredentials(**orjson.loads(sys.stdin.readline()))
     switch = DeadlySwitch()
@@ -52,7 +52,7 @@ def main(base_url: str, path: str, n_bars: str) -> None:
     for purpose in ("account", "orders", "market"):
         gateway._session._client(purpose)
     gateway._session = Line(gateway._session, switch)  # type: ignore[assignment]
-    way = Way(Tape(1, int(n_bars)), gateway, asyncio.Event, Path(path), switch)  # type: ignore[arg-type]
+    way = Way(Tape(int(seed), int(n_bars)), gateway, asyncio.Event, Path(path), switch)  # type: ignore[arg-type]
     for line in sys.stdin:
         fatal, after, hours = line.rstrip("\n").split(",")
         child = os.fork()

@@ -7,9 +7,11 @@ import os
 import random
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from itertools import cycle
 from pathlib import Path
 
 import orjson
@@ -17,10 +19,13 @@ import pytest
 
 from tests.live_trading import virtual_loop
 from tests.live_trading.crash_rig import Rig, rig
+from tests.live_trading.test_missing_stops import cancel_every_stop
 
 KILLS = int(os.environ.get("CRYPTO_QLIB_PROOF_KILLS", "0"))
 """Kills of each long test; 0 = the few of an ordinary run. See docs/live_proofs.md."""
-ORDER = "before privatePostTradeOrder"
+KILLS_A_MARKET = 50
+"""After so many kills a long test goes on with another market and a new ledger."""
+ORDER, STOP = "before privatePostTradeOrder", "before privatePostTradeOrderAlgo"
 STEPS_OF_AN_ORDER = 10
 """From sending: answered, read back, its state in the ledger, journalled, told to the session, and what follows."""
 
@@ -57,34 +62,47 @@ def test_killed_at_every_point_of_two_cycles(tmp_path: Path) -> None:
     assert here.way.switch.died_at.total() > 40
 
 
+def markets(kills: int) -> Iterator[tuple[int, int]]:
+    """Yield (seed of a market, kills on it) until there are ``kills``."""
+    for seed, first in enumerate(range(0, kills, KILLS_A_MARKET), 1):
+        yield seed, min(KILLS_A_MARKET, kills - first)
+
+
 @pytest.mark.slow
 def test_killed_at_random_points_over_weeks(tmp_path: Path) -> None:
-    kills = KILLS or 40
+    """Half of the lives end soon after an order; before one in five somebody cancels every stop: it ends at the new ones."""
+    died_at: Counter[str] = Counter()
+    steps_of_a_stop = cycle(range(1, 7))
 
-    async def lives() -> Rig:
-        draw = random.Random(7)
-        async with rig(tmp_path / "ledger.sqlite", 20 * kills) as here:
+    async def lives(seed: int, kills: int) -> None:
+        draw = random.Random(seed)
+        async with rig(tmp_path / f"{seed}.sqlite", 20 * kills, seed) as here:
             while here.way.switch.died_at.total() < kills:
                 fatal, after = (draw.randint(1, 40), ORDER) if draw.random() < 0.5 else (draw.randint(1, 450), "")
+                if draw.random() < 0.2 and await cancel_every_stop(here.exchange):
+                    fatal, after = next(steps_of_a_stop), STOP
                 await here.live(12, fatal, after)
                 if draw.random() < 0.2:
                     await here.exchange.step(draw.randint(1, 6))
             await here.live(2)
-            return here
+            assert here.cycles > kills // 2
+            died_at.update(here.way.switch.died_at)
 
-    here = virtual_loop.run(lives())
-    assert here.cycles > kills // 2
+    for seed, kills in markets(KILLS or 40):
+        virtual_loop.run(lives(seed, kills))
+    sys.stdout.write(f"killed at: {dict(died_at.most_common())}\n")
+    assert {ORDER, STOP, "after privatePostTradeOrder", "after privatePostTradeOrderAlgo"} <= set(died_at)
 
 
 Life = Callable[[int, str, int], Awaitable[int]]
 
 
 @asynccontextmanager
-async def lives_of_processes(here: Rig, n_bars: int, delay_s: Callable[[], float] | None = None) -> AsyncIterator[Life]:
+async def lives_of_processes(here: Rig, n_bars: int, seed: int, delay_s: Callable[[], float]) -> AsyncIterator[Life]:
     """Yield a function that lives one life in a process of its own and returns its exit code."""
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.live_trading.crash_child", here.exchange.base_url, str(here.way.path), str(n_bars),
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        sys.executable, "-m", "tests.live_trading.crash_child", here.exchange.base_url, str(here.way.path),
+        str(n_bars), str(seed), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert child.stdin is not None
     assert child.stdout is not None
@@ -96,7 +114,7 @@ async def lives_of_processes(here: Rig, n_bars: int, delay_s: Callable[[], float
         child.stdin.write(f"{fatal},{after},{hours}\n".encode())
         word, pid = (await child.stdout.readline()).split()
         assert word == b"pid"
-        if fatal < 0 and delay_s is not None:
+        if fatal < 0:
             await asyncio.sleep(delay_s())
             os.kill(int(pid), signal.SIGKILL)
         word, code = (await child.stdout.readline()).split()
@@ -112,13 +130,10 @@ async def lives_of_processes(here: Rig, n_bars: int, delay_s: Callable[[], float
 
 @pytest.mark.slow
 def test_kill_9_of_the_process_at_its_orders_and_at_any_moment(tmp_path: Path) -> None:
-    kills = KILLS or 8
-    draw = random.Random(11)
-
-    async def lives() -> list[int]:
-        n_bars = 30 * kills
-        async with rig(tmp_path / "ledger.sqlite", n_bars) as here:
-            async with lives_of_processes(here, n_bars, lambda: draw.uniform(0.0, 1.0)) as one:
+    async def lives(seed: int, kills: int) -> list[int]:
+        n_bars, draw = 30 * kills, random.Random(seed)
+        async with rig(tmp_path / f"{seed}.sqlite", n_bars, seed) as here:
+            async with lives_of_processes(here, n_bars, seed, lambda: draw.uniform(0.0, 1.0)) as one:
                 codes = []
                 for life in range(kills):
                     if life % 2:
@@ -129,6 +144,6 @@ def test_kill_9_of_the_process_at_its_orders_and_at_any_moment(tmp_path: Path) -
                     here.check()
             return codes
 
-    codes = asyncio.run(lives())
+    codes = [code for seed, kills in markets(KILLS or 8) for code in asyncio.run(lives(seed, kills))]
     assert set(codes) <= {-signal.SIGKILL, 0}
-    assert codes.count(-signal.SIGKILL) >= 0.8 * kills
+    assert codes.count(-signal.SIGKILL) >= 0.8 * len(codes)

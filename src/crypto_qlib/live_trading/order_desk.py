@@ -234,7 +234,7 @@ class OrderDesk:
         return out + self._start_entry(cycle.entry)
 
     def on_fills(self) -> Instructions:
-        """Go on where executions were asked for: an exit refused because the position's own stop came first has done its work."""
+        """Go on where executions were asked for: an exit refused because the position was gone already has done its work."""
         cycle = self._state.cycle
         if cycle is None or not cycle.asks_fills:
             return []
