@@ -9,7 +9,7 @@ import numpy as np
 from crypto_qlib.core.clock import FRAME_NS, NS_PER_HOUR, parse_utc
 from crypto_qlib.core.errors import DoNotRetry, RetryLater
 from crypto_qlib.core.instrument import Instrument
-from crypto_qlib.core.market import BarBlock, FundingBlock
+from crypto_qlib.core.market import BarBlock, FundingBlock, LongShortBlock
 from crypto_qlib.core.tiers import TierTable
 from crypto_qlib.exchange.gateway import FundingQuote, InterestBlock, PriceKind, TakerBlock, Ticker
 from crypto_qlib.exchange.okx_statistics import RETENTION_NS
@@ -112,6 +112,11 @@ class FakeExchange:
         self._hit("taker", symbol, start_ns, end_ns)
         ts = self._kept(frame, start_ns, end_ns)
         return TakerBlock(ts, ts / 1e13, ts / 1e14)
+
+    async def long_short_ratio(self, symbol: str, frame: str, start_ns: int, end_ns: int) -> LongShortBlock:
+        self._hit("long-short", symbol, start_ns, end_ns)
+        ts = self._kept(frame, start_ns, end_ns)
+        return LongShortBlock(ts, ts / 1e18)
 
     def _kept(self, frame: str, start_ns: int, end_ns: int) -> np.ndarray:
         """Return the grid instants the exchange still knows statistics of."""

@@ -33,7 +33,7 @@ from crypto_qlib.settings.schema import DataSettings, ExchangeSettings
 from crypto_qlib.store import lake as lake_module
 from crypto_qlib.store.event_log import EventLog
 from crypto_qlib.store.lake import EVENT, TIME, Kind, Lake, Series
-from tests.data_collector.fake_exchange import T0, FakeExchange, part, walk, with_values
+from tests.data_collector.fake_exchange import T0, FakeExchange, KilledError, part, walk, with_values
 from tests.data_collector.test_fetch_okx_data import NOW, N, exchange
 
 STATISTICS = DataSettings(since="2025-01-01", concurrency=3)
@@ -43,14 +43,41 @@ async def test_statistics_are_archived_as_far_back_as_the_exchange_keeps_them(tm
     fake, lake = exchange(), Lake(tmp_path)
     await update_data(fake, lake, ["BTCUSDT"], STATISTICS, NOW)  # type: ignore[arg-type]
     rows = lake.read(Series(Kind.INTEREST_HISTORY, "1h", "BTCUSDT"))
-    assert rows[TIME][0] == NOW - 30 * NS_PER_DAY + NS_PER_HOUR
+    assert rows[TIME][0] == NOW - 60 * NS_PER_DAY + NS_PER_HOUR
     assert rows[TIME][-1] == NOW - NS_PER_HOUR
     assert np.all(np.diff(rows[TIME]) == NS_PER_HOUR)
     np.testing.assert_array_equal(rows["open_interest"], rows[TIME] / 1e12)
     flow = lake.read(Series(Kind.TAKER_VOLUME, "1h", "BTCUSDT"))
     np.testing.assert_array_equal(flow["buy"], flow[TIME] / 1e13)
+    crowd = lake.read(Series(Kind.LONG_SHORT, "1h", "BTCUSDT"))
+    np.testing.assert_array_equal(crowd[TIME], rows[TIME])
+    np.testing.assert_array_equal(crowd["ratio"], crowd[TIME] / 1e18)
+    kinds = {s.series.kind: s.source for s in lake_status(lake, NOW)}
+    assert kinds[Kind.LONG_SHORT] == "REST statistics"
     quotes = lake.read(Series(Kind.FUNDING_QUOTES, EVENT, "BTCUSDT"))
     assert (quotes[TIME].tolist(), quotes["settles_ns"].tolist()) == ([NOW], [NOW + NS_PER_HOUR])
+
+
+async def test_long_short_ratios_go_on_where_they_stopped_and_what_okx_forgot_is_in_the_ledger(tmp_path: Path) -> None:
+    """A run dies at the first question about the crowd, the next asks for the rest; then the collector sleeps for 65 days."""
+    lake, series, short = Lake(tmp_path), Series(Kind.LONG_SHORT, "1h", "BTCUSDT"), NOW - 65 * NS_PER_DAY
+    wanted = DataSettings(since="2025-01-01", mark_candles=False, funding=False)
+    fake = exchange(short)
+    await update_data(fake, lake, ["BTCUSDT"], wanted, short)  # type: ignore[arg-type]
+    counts = [call[0] for call in fake.calls]
+    killed, other = exchange(short, kill_at=counts.index("long-short") + 1), Lake(tmp_path / "killed")
+    with pytest.raises(KilledError):
+        await update_data(killed, other, ["BTCUSDT"], wanted, short)  # type: ignore[arg-type]
+    assert other.read(Series(Kind.TAKER_VOLUME, "1h", "BTCUSDT"))[TIME].size
+    assert not other.read(series)[TIME].size
+    await update_data(exchange(short), other, ["BTCUSDT"], wanted, short)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(other.read(series)["ratio"], lake.read(series)["ratio"])
+    await update_data(exchange(), lake, ["BTCUSDT"], wanted, NOW)  # type: ignore[arg-type]
+    times = lake.read(series)[TIME]
+    (hole,) = np.flatnonzero(np.diff(times) > NS_PER_HOUR)
+    assert (int(times[hole]), int(times[hole + 1])) == (short - NS_PER_HOUR, NOW - 60 * NS_PER_DAY + NS_PER_HOUR)
+    (status,) = [s for s in lake_status(lake, NOW) if s.series == series]
+    assert (status.n_missing, status.stale_ns) == (5 * 24 + 1, 0)
 
 
 async def test_further_frames_and_index_candles_are_collected_too(tmp_path: Path) -> None:
@@ -325,6 +352,9 @@ async def test_statistics_are_read_through_ccxt_from_a_server_that_speaks_okx() 
     async def taker(request: web.Request) -> web.Response:
         return rows(request, "7596.2651", "7149.4855")
 
+    async def crowd(request: web.Request) -> web.Response:
+        return rows(request, "0.9398602814619824")
+
     async def instruments(_request: web.Request) -> web.Response:
         row = {"instType": "SWAP", "instId": "BTC-USDT-SWAP", "settleCcy": "USDT", "ctType": "linear", "ctValCcy": "BTC"}
         row |= {"ctVal": "0.01", "tickSz": "0.1", "lotSz": "0.01", "minSz": "0.01", "state": "live", "listTime": "1"}
@@ -340,6 +370,7 @@ async def test_statistics_are_read_through_ccxt_from_a_server_that_speaks_okx() 
 
     app, root = web.Application(), "/api/v5/"
     paths = {"rubik/stat/contracts/open-interest-history": interest, "rubik/stat/taker-volume-contract": taker}
+    paths["rubik/stat/contracts/long-short-account-ratio-contract"] = crowd
     paths |= {"public/instruments": instruments, "public/funding-rate": funding, "public/time": now}
     for path, handler in paths.items():
         app.router.add_get(root + path, handler)
@@ -352,6 +383,7 @@ async def test_statistics_are_read_through_ccxt_from_a_server_that_speaks_okx() 
             start, end = (end_ms - 250 * hour_ms) * 10**6, end_ms * 10**6
             held = await gateway.open_interest_history("BTCUSDT", "1h", start, end)
             flow = await gateway.taker_volume("BTCUSDT", "1h", start, end)
+            ratios = await gateway.long_short_ratio("BTCUSDT", "1h", start, end)
             quotes = await gateway.funding_now()
     finally:
         await runner.cleanup()
@@ -360,7 +392,9 @@ async def test_statistics_are_read_through_ccxt_from_a_server_that_speaks_okx() 
     assert (held.coins[0], held.usd[0]) == (12.34, 1234000.0)
     np.testing.assert_array_equal(flow.ts, held.ts)
     assert (flow.sell[0], flow.buy[0]) == (7596.2651, 7149.4855)  # [ts, sell, buy]
-    assert len(asked) == 6
+    np.testing.assert_array_equal(ratios.ts, held.ts)
+    assert set(ratios.ratio.tolist()) == {0.9398602814619824}
+    assert len(asked) == 9
     assert asked[0]["period"] == "1H"
     assert [(q.symbol, q.rate, q.settles_ns) for q in quotes] == [("BTCUSDT", 0.0001, 1_735_718_400_000 * 10**6)]
 

@@ -16,7 +16,7 @@ from crypto_qlib.data_collector.market_caps import CoinGeckoRanking
 from crypto_qlib.exchange.embedded.server import EmbeddedExchange, EmbeddedOptions
 from crypto_qlib.exchange.okx import OkxGateway
 from crypto_qlib.settings.schema import DataSettings, ExchangeSettings, UniverseSettings
-from crypto_qlib.store.lake import Kind, Lake
+from crypto_qlib.store.lake import Kind, Lake, Series
 from crypto_qlib.store.lake_identity import data_identity
 from crypto_qlib.venue.market_simulator import SimulatedMarket, SimulationSpec
 
@@ -38,6 +38,12 @@ def assert_lake_is(lake: Lake, market: SimulatedMarket, symbol: str, now_ns: int
         np.testing.assert_array_equal(stored.ts_open, true.ts_open)
         for name in BarBlock.__slots__[1:]:
             np.testing.assert_allclose(getattr(stored, name), getattr(true, name), rtol=1e-9)
+    crowd, true_crowd = (
+        lake.read(Series(Kind.LONG_SHORT, "1h", symbol)),
+        market.long_short_ratios(symbol, NS_PER_HOUR, START, now_ns),
+    )
+    np.testing.assert_array_equal(crowd["ts"], true_crowd.ts)
+    np.testing.assert_array_equal(crowd["ratio"], true_crowd.ratio)
     # a settlement due this very instant has not happened yet
     funding, true_funding = lake.read_funding(symbol), market.funding(symbol, START, now_ns)
     np.testing.assert_array_equal(funding.ts, true_funding.ts)

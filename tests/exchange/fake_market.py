@@ -8,7 +8,7 @@ import numpy as np
 
 from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_HOUR
 from crypto_qlib.core.instrument import Instrument
-from crypto_qlib.core.market import BarBlock, FundingBlock
+from crypto_qlib.core.market import BarBlock, FundingBlock, LongShortBlock
 from crypto_qlib.core.tiers import TierHistory, TierTable
 
 START_NS = 1_735_689_600 * 10**9  # 2025-01-01T00:00:00Z
@@ -97,6 +97,10 @@ class FakeMarket:
 
     def open_interest(self, symbol: str, ts_ns: int) -> float:
         return math.nan if symbol == "LATEUSDT" else 1234.5
+
+    def long_short_ratios(self, symbol: str, frame_ns: int, start_ns: int, end_ns: int) -> LongShortBlock:
+        ts = np.arange(-(-start_ns // frame_ns) * frame_ns, end_ns, frame_ns)
+        return LongShortBlock(ts, 1.0 + ts % NS_PER_DAY / NS_PER_DAY)
 
     def market_caps(self, ts_ns: int) -> dict[str, float]:
         return {"DOGE": 4e10, "BTC": 2e12, "NOSWAP": 3e9}

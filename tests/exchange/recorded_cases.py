@@ -180,6 +180,8 @@ CASES = [
     Case("POST account/set-position-mode", 0, lambda c, i: c.set_position_mode(False)),
     Case("POST account/position/margin-balance", 0, less_margin, more_margin),
     Case("GET rubik/stat/contracts/open-interest-history", 0, lambda c, i: c.fetch_open_interest_history(BTC, "1h")),
+    Case("GET rubik/stat/contracts/long-short-account-ratio-contract", 0,
+         lambda c, i: c.fetch_long_short_ratio_history(BTC, "1h")),
     Case("GET account/bills-archive", 0, lambda c, i: c.fetch_funding_history(), paid),
     Case("GET market/index-tickers", 0, lambda c, i: c.publicGetMarketIndexTickers({"instId": "LTC-USDT"})),
     Case("GET asset/currencies", 0, usdt_currency),

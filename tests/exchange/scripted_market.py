@@ -10,7 +10,7 @@ import numpy as np
 
 from crypto_qlib.core.clock import NS_PER_HOUR
 from crypto_qlib.core.instrument import Instrument
-from crypto_qlib.core.market import BarBlock, FundingBlock
+from crypto_qlib.core.market import BarBlock, FundingBlock, LongShortBlock
 from crypto_qlib.core.tiers import TierHistory, TierTable
 from crypto_qlib.venue.bar_aggregation import aggregate_bars, rows_between
 from tests.exchange.fake_market import START_NS
@@ -84,6 +84,9 @@ class ScriptedMarket:
 
     def open_interest(self, symbol: str, ts_ns: int) -> float:
         return math.nan
+
+    def long_short_ratios(self, symbol: str, frame_ns: int, start_ns: int, end_ns: int) -> LongShortBlock:
+        return LongShortBlock(np.empty(0, np.int64), np.empty(0))
 
     def market_caps(self, ts_ns: int) -> dict[str, float]:
         return {}

@@ -1,4 +1,4 @@
-"""Cards 50-79: the unmodified ccxt async client, called the way any of its users would, against the embedded server."""
+"""Cards 50-79 and 211: the unmodified ccxt async client, called the way any of its users would, against the embedded server."""
 
 from __future__ import annotations
 
@@ -106,6 +106,18 @@ async def test_card_57_open_interest_mark_prices_tiers_and_limits(client: Any) -
     assert [tier["maxLeverage"] for tier in tiers] == [100.0, 40.0, 20.0]
     (limits,) = (await client.publicGetPublicPriceLimit({"instId": "BTC-USDT-SWAP"}))["data"]
     assert float(limits["sellLmt"]) < float(limits["buyLmt"])
+
+
+async def test_card_211_statistics_of_whole_periods_are_paged_by_since_and_limit(client: Any) -> None:
+    rows = await client.fetch_long_short_ratio_history(BTC, "1h", since=NOW_MS - 5 * 3_600_000, limit=3)
+    assert [row["timestamp"] for row in rows] == [NOW_MS - k * 3_600_000 for k in (5, 4, 3)]
+    assert [row["longShortRatio"] for row in rows] == pytest.approx([1.0 + hour / 24 for hour in (19, 20, 21)])
+    newest = await client.fetch_long_short_ratio_history(BTC, "1h")
+    assert (len(newest), newest[-1]["timestamp"]) == (100, NOW_MS - 3_600_000), "the period that runs is not told"
+    interest = await client.fetch_open_interest_history(BTC, "1h", since=NOW_MS - 5 * 3_600_000, limit=3)
+    assert [row["openInterestAmount"] for row in interest] == [123_450.0] * 3
+    with pytest.raises(ccxt.BadRequest):
+        await client.fetch_long_short_ratio_history(BTC, "7m")
 
 
 async def test_card_58_balance_and_account_settings(client: Any) -> None:

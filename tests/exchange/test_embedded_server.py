@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ from hypothesis import strategies as st
 from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_HOUR, ManualClock, SystemClock
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.exchange.credentials import ApiCredentials, credentials_from, load_or_create_credentials
-from crypto_qlib.exchange.embedded.rate_limits import Asked, RateLimiter
+from crypto_qlib.exchange.embedded.rate_limits import LIMITS, Asked, RateLimiter
 from crypto_qlib.exchange.embedded.server import EmbeddedExchange, EmbeddedOptions
 from crypto_qlib.exchange.embedded.server_clock import ServerClock
 from crypto_qlib.exchange.embedded.signature import SignedRequest, sign
 from crypto_qlib.exchange.embedded.thread import EmbeddedExchangeThread
 from crypto_qlib.exchange.embedded.wire import WireRefusal, num
 from crypto_qlib.exchange.okx import OkxGateway
+from crypto_qlib.exchange.request_budget import LIMITS as BUDGET
+from crypto_qlib.exchange.request_budget import PER_INSTRUMENT
 from crypto_qlib.settings.schema import ExchangeSettings
 from crypto_qlib.settings.secrets import Secrets
 from tests.exchange.fake_market import START_NS, FakeMarket
@@ -137,6 +140,17 @@ async def test_rate_limits_apply_when_switched_on() -> None:
     async with EmbeddedExchange(FakeMarket(), options) as exchange:
         codes = [(await ask(exchange, "GET", "/api/v5/public/time"))[1]["code"] for _ in range(12)]
     assert codes == ["0"] * 10 + ["50011"] * 2
+
+
+def test_the_client_waits_by_the_very_limits_the_server_enforces() -> None:
+    def named(path: str, method: str) -> str:
+        return method + "".join(word.capitalize() for word in re.split("[/-]", path))
+
+    of_server = {named(path, m): limit for path, limit in LIMITS.items() for m in ("publicGet", "privateGet", "privatePost")}
+    assert BUDGET.keys() <= of_server.keys()
+    assert BUDGET == {name: of_server[name].most for name in BUDGET}
+    assert {name for name in BUDGET if "Rubik" in name} <= PER_INSTRUMENT
+    assert all(of_server[name].scope.is_by_instrument for name in PER_INSTRUMENT)
 
 
 def test_a_window_of_requests_slides() -> None:

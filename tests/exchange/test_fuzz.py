@@ -86,7 +86,8 @@ def test_no_target_or_bytes_fail_the_router(method: str, path: str, query: str, 
     for target in (f"/api/v5/{path}?{query}", f"/api/v5/trade/order?{query}", path):
         status, answer = send(method, target, raw)
         assert status < 500
-        assert "code" in answer
+        # Hypothesis also tries strings of the loaded sources: one of them may be a path of the outside world (`/fng/`).
+        assert "code" in answer or not target.startswith("/api/v5/")
     assert books(FUZZED) == before
 
 

@@ -41,6 +41,7 @@ def lake(tmp_path: Path) -> Lake:
     lake.upsert(Series(Kind.INDEX, "1h", BTC), rows(**prices))
     lake.upsert(Series(Kind.TAKER_VOLUME, "1h", BTC), rows(buy=3.0, sell=1.0))
     lake.upsert(Series(Kind.OPEN_INTEREST, EVENT, BTC), rows(open_interest=5.0))
+    lake.upsert(Series(Kind.LONG_SHORT, "1h", BTC), rows(ratio=1.7))
     flow = {"buy": 1.0, "sell": 1.0, "n_trades": 2.0, "imbalance": 0.2, "spread_bps": 2.0, "depth_quote": 1e6, "n_books": 9.0}
     flow |= {"bid_slope": 3e4, "ask_slope": 1e4, "effective_bps": 2.0, "realised_bps": -1.0}
     lake.upsert(Series(Kind.ORDER_FLOW, "1m", BTC), rows(**flow, is_whole=1.0))
@@ -51,9 +52,9 @@ def lake(tmp_path: Path) -> Lake:
 def test_each_series_of_the_lake_is_known_when_it_could_be(lake: Lake) -> None:
     found = lake_series(lake, [BTC, "ETHUSDT"], "1h")
     known = {name: int(r.known_ns[-1] - T) / NS_PER_S for (name, _), r in found.items()}
-    assert known == {"index_close": 3600.0, "taker_buy_volume": 3600.0, "open_interest": 0.0, "book_imbalance": 65.0,
-                     "book_spread": 65.0, "book_depth": 65.0, "book_slope": 65.0, "book_slope_skew": 65.0,
-                     "effective_spread": 65.0, "realised_spread": 65.0}  # fmt: skip
+    assert known == {"index_close": 3600.0, "taker_buy_volume": 3600.0, "open_interest": 0.0, "long_short_ratio": 3600.0,
+                     "book_imbalance": 65.0, "book_spread": 65.0, "book_depth": 65.0, "book_slope": 65.0,
+                     "book_slope_skew": 65.0, "effective_spread": 65.0, "realised_spread": 65.0}  # fmt: skip
     assert found["book_imbalance", BTC].value.tolist() == [0.2], "a minute with a hole is left out"
     assert found["book_spread", BTC].value[0] == pytest.approx(2e-4)
     assert found["book_slope", BTC].value[0] == pytest.approx(np.log10(2e4))
@@ -103,10 +104,14 @@ def test_everything_is_loaded_and_only_where_a_chosen_set_reads_it(tmp_path: Pat
     assert side.news.known_ns.tolist() == [T + 90 * NS_PER_S], "collected live, it counts from when it was scored"
     assert load_side(paths, Settings(), [BTC]) == SideData()
     assert side_identity(paths, Settings()) == ""
+    assert side.has("long_short_ratio")
     before = side_identity(paths, wide)
     assert before == side_identity(paths, wide)
     lake.upsert(Series(Kind.OPEN_INTEREST, EVENT, BTC), rows(open_interest=6.0, at=T + NS_PER_HOUR))
-    assert side_identity(paths, wide) != before
+    grown = side_identity(paths, wide)
+    assert grown != before
+    lake.upsert(Series(Kind.LONG_SHORT, "1h", BTC), rows(ratio=1.8, at=T + NS_PER_HOUR))
+    assert side_identity(paths, wide) != grown
 
 
 def test_a_qrun_handler_serves_the_sets_beside_the_bars(tmp_path: Path) -> None:

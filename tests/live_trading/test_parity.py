@@ -16,7 +16,7 @@ from crypto_qlib.backtest.result import BacktestResult
 from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_HOUR, ManualClock
 from crypto_qlib.core.costs import FeeSchedule
 from crypto_qlib.core.instrument import Instrument
-from crypto_qlib.core.market import BarBlock, FundingBlock, MarketPanel
+from crypto_qlib.core.market import BarBlock, FundingBlock, LongShortBlock, MarketPanel
 from crypto_qlib.core.signal import ScorePanel, Scores
 from crypto_qlib.core.tiers import TierHistory, TierTable
 from crypto_qlib.exchange.embedded.server import EmbeddedExchange, EmbeddedOptions
@@ -113,6 +113,9 @@ class Tape:
 
     def open_interest(self, symbol: str, ts_ns: int) -> float:
         return math.nan
+
+    def long_short_ratios(self, symbol: str, frame_ns: int, start_ns: int, end_ns: int) -> LongShortBlock:
+        return LongShortBlock(np.empty(0, np.int64), np.empty(0))
 
     def market_caps(self, ts_ns: int) -> dict[str, float]:
         return {}

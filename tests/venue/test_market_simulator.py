@@ -125,6 +125,9 @@ def test_a_longer_market_begins_with_exactly_the_shorter_one(strength: float) ->
         assert a_funding.rate.tobytes() == b_funding.rate.tobytes()
         np.testing.assert_array_equal(a_funding.ts, b_funding.ts)
         np.testing.assert_equal(short.open_interest(s, end - 1), long.open_interest(s, end - 1))
+        a_crowd, b_crowd = (m.long_short_ratios(s, NS_PER_HOUR, START, end) for m in (short, long))
+        assert a_crowd.ratio.tobytes() == b_crowd.ratio.tobytes()
+        np.testing.assert_array_equal(a_crowd.ts, b_crowd.ts)
     assert short.market_caps(end - 1) == long.market_caps(end - 1)
 
 
@@ -197,6 +200,31 @@ def test_the_funding_interval_halves_at_the_cap_and_comes_back() -> None:
     assert returned > 3
 
 
+def test_the_crowd_fades_the_last_day_lingers_and_knows_nothing_of_the_next() -> None:
+    source = market(days=240, n=50, seed=20260101)
+    faded, lag, ahead, levels = [], [], [], []
+    for instrument in source.instruments():
+        bars, crowd = (
+            hours(source, instrument.symbol),
+            source.long_short_ratios(instrument.symbol, NS_PER_HOUR, START, source.end_ns),
+        )
+        np.testing.assert_array_equal(crowd.ts, bars.ts_open, "one value an hour, from the listing on")
+        assert np.all((crowd.ratio > 0.2) & (crowd.ratio < 12.0))
+        log_ratio, close = np.log(crowd.ratio), np.log(bars.close)
+        day = close[24:-1] - close[:-25]  # the 24 hours that closed when the hour of log_ratio[25:] opens
+        faded.append(np.corrcoef(day, log_ratio[25:])[0, 1])
+        lag.append(np.corrcoef(log_ratio[:-24], log_ratio[24:])[0, 1])
+        ahead.append(np.corrcoef(log_ratio[1:-24], close[24:-1] - close[:-25])[0, 1])
+        levels.append(np.median(crowd.ratio))
+    assert -0.8 < np.median(faded) < -0.3
+    assert np.median(lag) > 0.5
+    assert abs(np.median(ahead)) < 0.1, "at signal strength 0 it cannot lead"
+    assert 1.0 < np.median(levels) < 2.5, "most private accounts are long"
+    finer = source.long_short_ratios("BTCUSDT", 5 * NS_PER_MINUTE, START + 90 * NS_PER_MINUTE, START + 3 * NS_PER_HOUR)
+    whole = source.long_short_ratios("BTCUSDT", NS_PER_HOUR, START, START + 3 * NS_PER_HOUR).ratio
+    assert finer.ratio.tolist() == [whole[1]] * 6 + [whole[2]] * 12, "as at the last full hour"
+
+
 def test_coins_are_listed_and_delisted_on_the_way() -> None:
     source = market(days=365, n=60, seed=20260101)
     late = [i for i in source.instruments() if i.listed_ns > START]
@@ -209,6 +237,8 @@ def test_coins_are_listed_and_delisted_on_the_way() -> None:
         assert (bars.ts_open[0], bars.ts_open[-1]) == (instrument.listed_ns, end - NS_PER_HOUR)
         assert np.isnan(source.open_interest(instrument.symbol, instrument.listed_ns - 1))
         assert source.open_interest(instrument.symbol, instrument.listed_ns) > 0
+        crowd = source.long_short_ratios(instrument.symbol, NS_PER_HOUR, 0, 2 * source.end_ns)
+        assert (crowd.ts[0], crowd.ts[-1]) == (instrument.listed_ns, end - NS_PER_HOUR)
         assert instrument.base not in source.market_caps(instrument.listed_ns - 1)
         funding = source.funding(instrument.symbol, 0, source.end_ns * 2)
         assert funding.ts[0] > instrument.listed_ns

@@ -79,6 +79,25 @@ class FundingBlock:
 
 
 @dataclass(frozen=True, slots=True)
+class LongShortBlock:
+    """How the accounts of one symbol are split, oldest first.
+
+    Parameters
+    ----------
+    ts : (n,) int64
+        Instants, nanoseconds since the epoch, increasing.
+    ratio : (n,) float64
+        Accounts that are long per account that is short.
+    """
+
+    ts: IntArray
+    ratio: FloatArray
+
+    def __len__(self) -> int:
+        return int(self.ts.size)
+
+
+@dataclass(frozen=True, slots=True)
 class MarketPanel:
     """Aligned bars of many symbols on one regular grid; the input of features, backtest and live alike.
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 from crypto_qlib.core.clock import FRAME_NS, NS_PER_DAY, NS_PER_HOUR
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.data_collector.fetch_plan import SETTLED_AFTER_NS
-from crypto_qlib.data_collector.series_collector import Assignment
+from crypto_qlib.data_collector.series_collector import STATISTICS, Assignment
 from crypto_qlib.exchange.okx_statistics import RETENTION_NS
 from crypto_qlib.store.coverage import Range, missing_ranges, subtract_ranges
 from crypto_qlib.store.lake import EVENT, Kind, Lake, Series, read_times
@@ -123,7 +123,7 @@ def _grid_gaps(lake: Lake, job: Assignment, contract: Instrument, series: Series
     frame_ns = FRAME_NS[series.frame]
     holes = missing_ranges(read_times(lake, series, start, end), frame_ns, (start, end))
     asked = lake.asked(series)
-    retention = RETENTION_NS[series.frame] if series.kind in (Kind.INTEREST_HISTORY, Kind.TAKER_VOLUME) else None
+    retention = RETENTION_NS[series.frame] if series.kind in STATISTICS else None
     gaps: list[Gap] = []
     for hole in holes:
         if not subtract_ranges(hole, asked):

@@ -18,6 +18,7 @@ _COLLECTED: Final = (
     Kind.OPEN_INTEREST,
     Kind.INTEREST_HISTORY,
     Kind.TAKER_VOLUME,
+    Kind.LONG_SHORT,
     Kind.FUNDING_QUOTES,
     Kind.ORDER_FLOW,
 )
@@ -29,6 +30,7 @@ _SOURCES: Final = {
     Kind.OPEN_INTEREST: "REST snapshots",
     Kind.INTEREST_HISTORY: "REST statistics",
     Kind.TAKER_VOLUME: "REST statistics",
+    Kind.LONG_SHORT: "REST statistics",
     Kind.FUNDING_QUOTES: "REST quotes",
     Kind.ORDER_FLOW: "websocket trades and books",
 }

@@ -1,8 +1,8 @@
 """Ask one exchange for many series: what to ask is worked out from what is stored, every answer is stored before the next.
 
-Per symbol, oldest first: candles of every wanted frame, mark and index candles, funding, statistics (open interest and taker
-volume, which the exchange keeps for weeks only), and once a day the position tiers. A series that the exchange refuses is
-noted and costs the others nothing.
+Per symbol, oldest first: candles of every wanted frame, mark and index candles, funding, statistics (open interest, taker
+volume and the long/short ratio, which the exchange keeps for weeks only), and once a day the position tiers. A series that
+the exchange refuses is noted and costs the others nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ _TRIES: Final = 3
 _TIERS_MAX_AGE_NS: Final = NS_PER_DAY
 _PRICE_KINDS: Final = {Kind.CANDLES: PriceKind.LAST, Kind.MARK: PriceKind.MARK, Kind.INDEX: PriceKind.INDEX}
 STATISTICS_FRAME: Final = "1h"
-"""Frame of open interest and taker volume: the finest one the exchange keeps for more than two days."""
+"""Frame of the statistics: the finest one the exchange keeps for weeks."""
+STATISTICS: Final = (Kind.INTEREST_HISTORY, Kind.TAKER_VOLUME, Kind.LONG_SHORT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,8 @@ class Assignment:
         oldest = floor_ts(self.now_ns - RETENTION_NS[STATISTICS_FRAME], frame_ns) + frame_ns
         span = (max(floor_ts(start, frame_ns), oldest), floor_ts(end, frame_ns))
         if self.settings.statistics and span[0] < span[1]:
-            yield Series(Kind.INTEREST_HISTORY, STATISTICS_FRAME, symbol), span
-            yield Series(Kind.TAKER_VOLUME, STATISTICS_FRAME, symbol), span
+            for kind in STATISTICS:
+                yield Series(kind, STATISTICS_FRAME, symbol), span
 
 
 class SeriesCollector:
@@ -188,6 +189,9 @@ class SeriesCollector:
             if series.kind is Kind.TAKER_VOLUME:
                 flow = await self._gateway.taker_volume(series.symbol, series.frame, *piece)
                 return {TIME: flow.ts, "buy": flow.buy, "sell": flow.sell}
+            if series.kind is Kind.LONG_SHORT:
+                crowd = await self._gateway.long_short_ratio(series.symbol, series.frame, *piece)
+                return {TIME: crowd.ts, "ratio": crowd.ratio}
             held = await self._gateway.open_interest_history(series.symbol, series.frame, *piece)
             return {TIME: held.ts, "open_interest": held.coins, "open_interest_usd": held.usd}
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from crypto_qlib.core.account import AccountState
 from crypto_qlib.core.instrument import Instrument
-from crypto_qlib.core.market import BarBlock, FundingBlock
+from crypto_qlib.core.market import BarBlock, FundingBlock, LongShortBlock
 from crypto_qlib.core.order import Fill, MarginMode, OrderRequest, OrderStatus, Protection
 from crypto_qlib.core.tiers import TierTable
 from crypto_qlib.store.ledger_rows import FundingRow
@@ -156,6 +156,10 @@ class Gateway(Protocol):
 
     async def taker_volume(self, symbol: str, frame: str, start_ns: int, end_ns: int) -> TakerBlock:
         """Return what takers bought and sold per period that opens in ``[start_ns, end_ns)``, as far back as kept."""
+        ...
+
+    async def long_short_ratio(self, symbol: str, frame: str, start_ns: int, end_ns: int) -> LongShortBlock:
+        """Return accounts long per account short at the instants ``start_ns <= ts < end_ns``, as far back as kept."""
         ...
 
     async def funding_now(self) -> list[FundingQuote]:

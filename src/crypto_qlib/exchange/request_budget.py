@@ -46,6 +46,7 @@ LIMITS: Final[dict[str, int]] = {
     "publicGetMarketTrades": 100,
     "publicGetRubikStatContractsOpenInterestHistory": 10,
     "publicGetRubikStatTakerVolumeContract": 5,
+    "publicGetRubikStatContractsLongShortAccountRatioContract": 5,
     "privateGetAccountBalance": 10,
     "privateGetAccountConfig": 5,
     "privateGetAccountLeverageInfo": 20,
@@ -67,6 +68,7 @@ PER_INSTRUMENT: Final = frozenset(
         "publicGetPublicOpenInterest",
         "publicGetRubikStatContractsOpenInterestHistory",
         "publicGetRubikStatTakerVolumeContract",
+        "publicGetRubikStatContractsLongShortAccountRatioContract",
     }
 )
 """Endpoints OKX counts by address *and* instrument. Source: OKX API v5, "Rate limit rule" of each."""

@@ -1,4 +1,4 @@
-"""The lake's series beside the candles as observations: index, taker volume, open interest, funding quotes, order flow.
+"""The lake's series beside the candles as observations: index, takers, open interest, crowd, funding quotes, order flow.
 
 =====================  ==========================================  ==========================================
 side series            kind in the lake                            known
@@ -7,6 +7,7 @@ side series            kind in the lake                            known
 ``taker_buy_volume``   ``taker_volume``, hours, hourly panels      end of the hour
 ``open_interest``      ``open_interest_history``, hours; without   end of the hour; when asked
                        any, ``open_interest`` snapshots
+``long_short_ratio``   ``long_short_ratio``, hours                 end of the hour
 ``predicted_funding``  ``funding_quotes``                          when asked
 ``book_*``             ``order_flow``, whole minutes               end of the minute and 5 seconds
 ``*_spread`` of        ``order_flow``, mean of the last 60 whole   end of the newest minute and 5 seconds
@@ -65,10 +66,12 @@ def _of_symbol(lake: Lake, symbol: str, frame: str) -> dict[str, Observations]:
     frame_ns = FRAME_NS[frame]
     index = lake.read(Series(Kind.INDEX, frame, symbol), columns=("close",))
     quotes = lake.read(Series(Kind.FUNDING_QUOTES, EVENT, symbol), columns=("rate",))
+    crowd = lake.read(Series(Kind.LONG_SHORT, _HOUR, symbol), columns=("ratio",))
     found = {
         "index_close": _known_later(index, "close", frame_ns),
         "predicted_funding": _known_later(quotes, "rate", 0),
         "open_interest": _interest(lake, symbol),
+        "long_short_ratio": _known_later(crowd, "ratio", NS_PER_HOUR),
     }
     if frame == _HOUR:
         taker = lake.read(Series(Kind.TAKER_VOLUME, _HOUR, symbol), columns=("buy",))

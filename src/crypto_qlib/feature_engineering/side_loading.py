@@ -20,8 +20,8 @@ from crypto_qlib.store.paths import Paths
 from crypto_qlib.store.series_store import SeriesStore
 
 NEWS: Final = "news"
-_LAKE_KINDS: Final = (Kind.INDEX, Kind.TAKER_VOLUME, Kind.INTEREST_HISTORY, Kind.OPEN_INTEREST, Kind.FUNDING_QUOTES,
-                      Kind.ORDER_FLOW)  # fmt: skip
+_LAKE_KINDS: Final = (Kind.INDEX, Kind.TAKER_VOLUME, Kind.INTEREST_HISTORY, Kind.OPEN_INTEREST, Kind.LONG_SHORT,
+                      Kind.FUNDING_QUOTES, Kind.ORDER_FLOW)  # fmt: skip
 
 
 def reads_side(features: FeatureSettings) -> bool:

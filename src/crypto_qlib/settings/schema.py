@@ -60,7 +60,8 @@ class DataSettings(Section):
     frames: tuple[CollectedFrame, ...] = Field((), description="Further bar lengths collected beside frame, e.g. [1m].")
     index_candles: bool = Field(False, description="Also collect index-price candles.")
     statistics: bool = Field(
-        True, description="Also collect hourly open interest and taker volume, which OKX keeps for 30 days only."
+        True,
+        description="Also collect hourly open interest, taker volume and long/short ratios, which OKX keeps for 60 days only.",
     )
     mark_candles: bool = Field(True, description="Also collect mark-price candles (used for liquidation).")
     funding: bool = Field(True, description="Also collect realised funding.")

@@ -7,7 +7,8 @@
     lake/clean/1h/BTCUSDT/2025-01.parquet       cleaned bars and why each was touched (``flag``)
     lake/funding/event/BTCUSDT/2025-01.parquet  settlements
     lake/open_interest/event/BTCUSDT/...        snapshots
-    lake/open_interest_history/1h/..., lake/taker_volume/1h/..., lake/index/1h/...   what the exchange keeps for weeks only
+    lake/index/1h/...                           index-price bars
+    lake/open_interest_history/1h/..., lake/taker_volume/1h/..., lake/long_short_ratio/1h/...   the exchange keeps weeks
     lake/funding_quotes/event/..., lake/order_flow/1m/...                            what only a running collector sees
     lake/gaps/ledger.parquet, lake/corrections/...                                   what is missing; what was first said
     lake/universe/20250101T000000Z.parquet      one file a snapshot
@@ -63,6 +64,7 @@ class Kind(StrEnum):
     OPEN_INTEREST = "open_interest"
     INTEREST_HISTORY = "open_interest_history"
     TAKER_VOLUME = "taker_volume"
+    LONG_SHORT = "long_short_ratio"
     FUNDING_QUOTES = "funding_quotes"
     ORDER_FLOW = "order_flow"
     GAPS = "gaps"
@@ -91,6 +93,7 @@ _VALUES: Final[dict[Kind, dict[str, pa.DataType]]] = {
     Kind.OPEN_INTEREST: {"open_interest": pa.float64()},
     Kind.INTEREST_HISTORY: dict.fromkeys(("open_interest", "open_interest_usd"), pa.float64()),
     Kind.TAKER_VOLUME: dict.fromkeys(("buy", "sell"), pa.float64()),
+    Kind.LONG_SHORT: {"ratio": pa.float64()},
     Kind.FUNDING_QUOTES: {"rate": pa.float64(), "settles_ns": pa.int64()},
     Kind.ORDER_FLOW: dict.fromkeys(
         ("buy", "sell", "n_trades", "imbalance", "spread_bps", "depth_quote", "n_books", "is_whole", "bid_slope", "ask_slope",

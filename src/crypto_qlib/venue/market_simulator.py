@@ -16,7 +16,7 @@ import numpy.typing as npt
 from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_HOUR, NS_PER_MINUTE, iso, parse_utc
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.instrument import Instrument
-from crypto_qlib.core.market import BarBlock, FundingBlock
+from crypto_qlib.core.market import BarBlock, FundingBlock, LongShortBlock
 from crypto_qlib.core.tiers import TierHistory
 from crypto_qlib.settings.schema import ExchangeSettings
 from crypto_qlib.venue import market_layout as c
@@ -24,6 +24,7 @@ from crypto_qlib.venue.bar_aggregation import aggregate_bars
 from crypto_qlib.venue.contract_shapes import LiquidityClass, Listing, shaped_contract
 from crypto_qlib.venue.counter_noise import exponential_table, normal_table, student4_table
 from crypto_qlib.venue.market_catalogue import Coin, build_catalogue
+from crypto_qlib.venue.market_crowd import crowd_ratios
 from crypto_qlib.venue.market_minutes import Tables
 from crypto_qlib.venue.market_paths import grow_minutes, run_hours
 
@@ -203,6 +204,15 @@ class SimulatedMarket:
         lot = self._contracts[k].base_per_lot
         return round(float(_paths(self.spec).hourly[k, hour, c.OPEN_INTEREST]) / lot) * lot
 
+    def long_short_ratios(self, symbol: str, frame_ns: int, start_ns: int, end_ns: int) -> LongShortBlock:
+        """Return accounts long per account short at the multiples of ``frame_ns`` in the span, as at the last full hour."""
+        ratios = _crowd(self.spec, self._rows[symbol])
+        first, stop = max(start_ns, self.start_ns), min(end_ns, self.end_ns)
+        ts = np.arange(-(-first // frame_ns) * frame_ns, stop, frame_ns, dtype=np.int64)
+        found = ratios[(ts - self.start_ns) // NS_PER_HOUR]
+        is_listed = ~np.isnan(found)
+        return LongShortBlock(ts[is_listed], found[is_listed])
+
     def market_caps(self, ts_ns: int) -> dict[str, float]:
         """Return market caps in USD by base coin: last closed hour's close times the coins in circulation then."""
         closed = min((ts_ns - self.start_ns) // NS_PER_HOUR, self.spec.n_hours) - 1
@@ -300,3 +310,10 @@ def _paths(spec: SimulationSpec) -> _Paths:
     tables = (student4_table(), normal_table(), exponential_table())
     hourly, sigmas = run_hours(spec.seed, spec.start_ns // NS_PER_HOUR, spec.n_hours, spec.signal_strength, traits, tables)
     return _Paths(traits, hourly, sigmas, tables)
+
+
+@lru_cache(maxsize=64)
+def _crowd(spec: SimulationSpec, k: int) -> FloatArray:
+    """Return the accounts' split of coin ``k`` at every hour's open."""
+    paths = _paths(spec)
+    return crowd_ratios(spec.seed, k, paths.hourly[k], paths.tables[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from crypto_qlib.core.instrument import Instrument
-from crypto_qlib.core.market import BarBlock, FundingBlock
+from crypto_qlib.core.market import BarBlock, FundingBlock, LongShortBlock
 from crypto_qlib.core.tiers import TierHistory
 
 
@@ -61,6 +61,13 @@ class MarketSource(Protocol):
 
     def open_interest(self, symbol: str, ts_ns: int) -> float:
         """Return open interest in base coins at ``ts_ns``; NaN where unknown."""
+        ...
+
+    def long_short_ratios(self, symbol: str, frame_ns: int, start_ns: int, end_ns: int) -> LongShortBlock:
+        """Return the split of accounts at the multiples of ``frame_ns`` in ``[start_ns, end_ns)``; only where known.
+
+        A row says how it stood at some time from its instant on: it is known when its frame is over.
+        """
         ...
 
     def market_caps(self, ts_ns: int) -> dict[str, float]:

@@ -14,7 +14,7 @@ import numpy as np
 from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_MINUTE, NS_PER_MS, Clock
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.instrument import Instrument
-from crypto_qlib.core.market import BarBlock, FundingBlock
+from crypto_qlib.core.market import BarBlock, FundingBlock, LongShortBlock
 from crypto_qlib.core.tiers import TierHistory
 from crypto_qlib.exchange.embedded.liquidity import Liquidity, TrailingLiquidity
 from crypto_qlib.exchange.embedded.live_symbol import LiveSymbol
@@ -86,6 +86,10 @@ class LiveSource:
     def open_interest(self, symbol: str, ts_ns: int) -> float:  # noqa: ARG002 - the protocol's
         """Return NaN: asked of OKX itself."""
         return math.nan
+
+    def long_short_ratios(self, symbol: str, frame_ns: int, start_ns: int, end_ns: int) -> LongShortBlock:  # noqa: ARG002
+        """Return an empty block: asked of OKX itself."""
+        return LongShortBlock(np.empty(0, np.int64), np.empty(0))
 
     def market_caps(self, ts_ns: int) -> dict[str, float]:  # noqa: ARG002 - the protocol's
         """Return nothing: OKX does not tell market caps."""

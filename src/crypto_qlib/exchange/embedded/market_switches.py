@@ -15,7 +15,7 @@ import orjson
 from crypto_qlib.core.clock import NS_PER_HOUR
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.instrument import Instrument
-from crypto_qlib.core.market import BarBlock, FundingBlock
+from crypto_qlib.core.market import BarBlock, FundingBlock, LongShortBlock
 from crypto_qlib.core.tiers import TierHistory
 from crypto_qlib.exchange.embedded.server_clock import ServerClock
 from crypto_qlib.exchange.embedded.wire import Call, Row
@@ -97,6 +97,10 @@ class SwitchedMarket:
     def open_interest(self, symbol: str, ts_ns: int) -> float:
         """Return open interest in base coins."""
         return self._source.open_interest(symbol, ts_ns)
+
+    def long_short_ratios(self, symbol: str, frame_ns: int, start_ns: int, end_ns: int) -> LongShortBlock:
+        """Return the split of accounts."""
+        return self._source.long_short_ratios(symbol, frame_ns, start_ns, end_ns)
 
     def market_caps(self, ts_ns: int) -> dict[str, float]:
         """Return market cap in USD by base coin."""

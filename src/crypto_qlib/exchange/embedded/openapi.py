@@ -16,6 +16,7 @@ from crypto_qlib.exchange.embedded.router import API_ROOT, Endpoint
 PATH: Final = "/openapi.json"
 _PAGE: Final = ("after", "before", "limit")
 _SPAN: Final = (*_PAGE, "begin", "end")
+_STATISTIC: Final = ("instId", "period", "begin", "end", "limit")
 _ENUMS: Final[dict[str, tuple[str, ...]]] = {
     "instType": ("SWAP", "SPOT", "FUTURES", "OPTION"),
     "bar": ("1m", "5m", "1H", "4H", "6Hutc", "1Dutc", "1D"),
@@ -60,8 +61,9 @@ _QUERIES: Final[dict[str, tuple[str, ...]]] = {
     "trade/order-algo": ("algoId", "algoClOrdId"),
     "trade/orders-algo-pending": ("ordType", "instId", "algoId", *_PAGE),
     "trade/orders-algo-history": ("ordType", "instId", "algoId", "state", *_PAGE),
-    "rubik/stat/contracts/open-interest-history": ("instId", "period", "begin", "end", "limit"),
-    "rubik/stat/taker-volume-contract": ("instId", "period", "begin", "end", "limit"),
+    "rubik/stat/contracts/open-interest-history": _STATISTIC,
+    "rubik/stat/taker-volume-contract": (*_STATISTIC, "unit"),
+    "rubik/stat/contracts/long-short-account-ratio-contract": _STATISTIC,
 }
 _CANDLES: Final = ("instId", "bar", *_PAGE)
 _ATTACHED: Final = (

@@ -15,7 +15,7 @@ import numpy as np
 
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.instrument import Instrument
-from crypto_qlib.core.market import BarBlock, FloatArray, FundingBlock
+from crypto_qlib.core.market import BarBlock, FloatArray, FundingBlock, LongShortBlock
 from crypto_qlib.core.tiers import TierHistory
 from crypto_qlib.venue.bar_aggregation import aggregate_bars
 from crypto_qlib.venue.market_source import MarketSource
@@ -123,6 +123,10 @@ class PathMarket:
     def open_interest(self, symbol: str, ts_ns: int) -> float:
         """Return the source's open interest."""
         return self._source.open_interest(symbol, ts_ns)
+
+    def long_short_ratios(self, symbol: str, frame_ns: int, start_ns: int, end_ns: int) -> LongShortBlock:
+        """Return the source's split of accounts."""
+        return self._source.long_short_ratios(symbol, frame_ns, start_ns, end_ns)
 
     def market_caps(self, ts_ns: int) -> dict[str, float]:
         """Return the source's market caps."""

@@ -47,6 +47,7 @@ LIMITS: Final[dict[str, Limit]] = {
     "public/time": Limit(10, Scope.IP),
     "rubik/stat/contracts/open-interest-history": Limit(10, Scope.IP_INSTRUMENT),
     "rubik/stat/taker-volume-contract": Limit(5, Scope.IP_INSTRUMENT),
+    "rubik/stat/contracts/long-short-account-ratio-contract": Limit(5, Scope.IP_INSTRUMENT),
     "public/position-tiers": Limit(10, Scope.IP),
     "public/mark-price": Limit(10, Scope.IP_INSTRUMENT),
     "public/funding-rate-history": Limit(10, Scope.IP_INSTRUMENT),

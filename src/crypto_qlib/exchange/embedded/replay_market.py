@@ -11,6 +11,8 @@ What the files do not say is decided here, in the open:
 - **Delisting**: trailing bars without volume and movement for at least a day are cut, and the symbol is delisted at its
   last trade. A symbol whose rows merely end more than ``delisted_after_ns`` before the file's global end is delisted there,
   because nothing else explains the silence to whoever trades on the replay; pass ``None`` to keep it listed.
+- **Long/short ratios** are those our lake has collected, every hour; from elsewhere there are none, and open interest is not
+  replayed.
 - **Market caps** are known ``caps_known_after_ns`` after their stamp (a daily value is known when its day is over).
 """
 
@@ -24,10 +26,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from crypto_qlib.core.clock import FRAME_NS, NS_PER_DAY, NS_PER_S, iso
+from crypto_qlib.core.clock import FRAME_NS, NS_PER_DAY, NS_PER_HOUR, NS_PER_S, iso
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.instrument import Instrument
-from crypto_qlib.core.market import BarBlock, FundingBlock
+from crypto_qlib.core.market import BarBlock, FundingBlock, LongShortBlock
 from crypto_qlib.core.tiers import TierHistory
 from crypto_qlib.exchange.embedded.recording import Recording, recorded_bars
 from crypto_qlib.exchange.embedded.replay_contracts import specification
@@ -40,6 +42,7 @@ _PRICES: Final = (("open",), ("high",), ("low",), ("close",))
 _CANDLES: Final = Wanted("candles", (*_PRICES, ("volume",)), ("quote_volume",))
 _MARKS: Final = Wanted("mark candles", _PRICES)
 _FUNDING: Final = Wanted("funding rates", (("funding_rate", "rate", "realized_rate"),))
+_RATIOS: Final = Wanted("long/short ratios", (("ratio",),))
 _CAPS: Final = Wanted("market caps", (("market_cap", "market_cap_usd", "cap"),))
 _SECONDS: Final = tuple(n * NS_PER_S for n in (1, 5, 10, 15, 30))
 _CAP_MAX_AGE_NS: Final = 45 * NS_PER_DAY
@@ -87,8 +90,8 @@ class ReplayMarket:
     candles : Path
         File or folder with columns symbol, ts (open time), open, high, low, close, volume (base coins) and, where known,
         quote_volume (USDT). A folder that has ``candles/1h`` and the like (our lake) is read at its finest frame,
-        with the funding and marks beside it. A folder of recordings (``recording``) has candles made from its trades, and
-        order books.
+        with the funding, marks and long/short ratios beside it. A folder of recordings (``recording``) has candles made
+        from its trades, and order books.
     funding : Path, optional
         Columns symbol, ts (settlement), funding_rate.
     mark : Path, optional
@@ -126,9 +129,10 @@ class ReplayMarket:
     ) -> None:
         bars = recorded_bars(candles)
         self.recording = Recording(candles) if bars is not None else None
-        path = bars or _finest_lake_folder(candles)
+        path, ratios = bars or _finest_lake_folder(candles), None
         if bars is None and path != candles:
             funding, mark = funding or _existing(candles / "funding" / "event"), mark or _existing(candles / "mark" / path.name)
+            ratios = _existing(candles / "long_short_ratio" / "1h")
         symbols = read_rows(path, _CANDLES)
         for rows in symbols:
             _refuse_impossible(path, rows)
@@ -138,6 +142,7 @@ class ReplayMarket:
         marks = _marks(mark)
         self._mark_frame_ns = _base_frame(mark, list(marks.values())) if mark is not None else self._frame_ns
         rates = {r.base: FundingBlock(r.ts, r.columns["funding_rate"]) for r in _finite(funding, _FUNDING)}
+        self._ratios = {r.base: LongShortBlock(r.ts, r.columns["ratio"]) for r in _finite(ratios, _RATIOS)}
         self._caps = {r.base: r for r in _finite(market_caps, _CAPS)}
         self._caps_delay_ns = caps_known_after_ns
         self._histories: dict[str, _History] = {}
@@ -204,6 +209,14 @@ class ReplayMarket:
     def open_interest(self, symbol: str, ts_ns: int) -> float:  # noqa: ARG002 - the protocol's
         """Return NaN: open interest is not recorded."""
         return float("nan")
+
+    def long_short_ratios(self, symbol: str, frame_ns: int, start_ns: int, end_ns: int) -> LongShortBlock:
+        """Return the recorded split of accounts; nothing for frames finer than the hours that are recorded."""
+        rows = self._ratios.get(self._histories[symbol].instrument.base)
+        if rows is None or frame_ns % NS_PER_HOUR:
+            return LongShortBlock(np.empty(0, np.int64), np.empty(0))
+        inside = (rows.ts >= start_ns) & (rows.ts < end_ns) & (rows.ts % frame_ns == 0)
+        return LongShortBlock(rows.ts[inside], rows.ratio[inside])
 
     def market_caps(self, ts_ns: int) -> dict[str, float]:
         """Return market caps in USD as known at ``ts_ns``, none older than 45 days, for listed base coins.

@@ -1,8 +1,9 @@
 """``/api/v5/rubik/stat/*``: statistics over time, as far as the market behind the server knows them.
 
-Source: OKX API v5, "Trading Statistics": ``contracts/open-interest-history`` (``[ts, contracts, coins, usd]``) and
-``taker-volume-contract`` (``[ts, sell, buy]``); newest first, at most 100 rows. A simulated market tells who took what by the
-trades it shows. Recorded candles do not say it, and none is made up: it is empty then.
+Source: OKX API v5, "Trading Statistics": ``contracts/open-interest-history`` (``[ts, contracts, coins, usd]``),
+``taker-volume-contract`` (``[ts, sell, buy]``) and ``contracts/long-short-account-ratio-contract`` (``[ts, ratio]``); newest
+first, at most 100 rows. A simulated market tells who took what by the trades it shows, and has a crowd of its own
+(``venue.market_crowd``). Recorded candles say neither, and none is made up: it is empty then.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class RubikApi:
         unit = call.query.get("unit", "1")
         if unit not in _UNITS:
             raise WireRefusal("51000", "unit")
-        opens = [ts for ts in self._stamps(call) if ts + frame_ns <= self._window.clock.market_ns]
+        opens = self._stamps(call, frame_ns)
         if not opens or not self._window.source.is_simulated:
             return envelope([])
         step_ns = self._window.clock.step_ns
@@ -72,17 +73,30 @@ class RubikApi:
         rows = [(ts, (ts - opens[-1]) // frame_ns) for ts in opens]
         return envelope([[ms(ts), num(float(sold[k])), num(float(bought[k]))] for ts, k in rows if is_known[k]])
 
+    def long_short_ratio(self, call: Call) -> bytes:
+        """Answer ``rubik/stat/contracts/long-short-account-ratio-contract``: one row per whole period, where it is known."""
+        item, frame_ns = self._window.known(call.required("instId")), self._period(call)
+        stamps = self._stamps(call, frame_ns)
+        if not stamps:
+            return envelope([])
+        block = self._window.source.long_short_ratios(item.symbol, frame_ns, stamps[-1], stamps[0] + 1)
+        rows = zip(block.ts[::-1].tolist(), block.ratio[::-1].tolist(), strict=True)
+        return envelope([[ms(ts), num(ratio)] for ts, ratio in rows])
+
     def _period(self, call: Call) -> int:
         period = call.query.get("period", "5m")
         if period not in _PERIODS:
             raise WireRefusal("51000", "period")
         return FRAME_NS[_PERIODS[period]]
 
-    def _stamps(self, call: Call) -> list[int]:
-        """Return the instants asked for, newest first: multiples of the period in ``(begin, end)``, at most 100."""
+    def _stamps(self, call: Call, known_after_ns: int = 0) -> list[int]:
+        """Return the instants asked for, newest first: multiples of the period in ``(begin, end)``, at most 100.
+
+        Those whose row is known ``known_after_ns`` after its instant, by now.
+        """
         frame_ns = self._period(call)
         begin, end = call.whole("begin"), call.whole("end")
-        now_ns = self._window.clock.market_ns
+        now_ns = self._window.clock.market_ns - known_after_ns
         stop = min(now_ns + 1, now_ns + 1 if end is None else end * NS_PER_MS)
         newest = (stop - 1) // frame_ns * frame_ns
         oldest = max(self._window.source.start_ns, 0 if begin is None else begin * NS_PER_MS + 1)
