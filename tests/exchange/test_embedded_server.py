@@ -148,7 +148,7 @@ def test_the_client_waits_by_the_very_limits_the_server_enforces() -> None:
 
     of_server = {named(path, m): limit for path, limit in LIMITS.items() for m in ("publicGet", "privateGet", "privatePost")}
     assert BUDGET.keys() <= of_server.keys()
-    assert BUDGET == {name: of_server[name].most for name in BUDGET}
+    assert {name: of_server[name].most for name in BUDGET} == BUDGET
     assert {name for name in BUDGET if "Rubik" in name} <= PER_INSTRUMENT
     assert all(of_server[name].scope.is_by_instrument for name in PER_INSTRUMENT)
 
