@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 import numpy as np
-from coingecko_sdk import AsyncCoingecko, CoingeckoError, DefaultAsyncHttpxClient, Omit
+from coingecko_sdk import APIConnectionError, AsyncCoingecko, CoingeckoError, DefaultAsyncHttpxClient, Omit
 
 from crypto_qlib.core.clock import NS_PER_MS, NS_PER_S
 from crypto_qlib.core.errors import UserError
@@ -164,6 +164,8 @@ class CoinGeckoRanking:
         for category, reason in _CATEGORIES.items():
             try:
                 rows = await self._markets(category=category)
+            except _UnreachableError:
+                raise
             except UserError:
                 continue
             reasons |= {str(row.id): reason for row in rows if str(row.id) not in reasons}
@@ -198,7 +200,12 @@ class CoinGeckoRanking:
                 return await ask(client, headers)
             except CoingeckoError as e:
                 reason = str(e.__cause__ or e).splitlines()[0]
-                raise UserError(f"cannot read market caps from {self._host}: {reason}", _HINT) from e
+                error = _UnreachableError if isinstance(e, APIConnectionError) else UserError
+                raise error(f"cannot read market caps from {self._host}: {reason}", _HINT) from e
+
+
+class _UnreachableError(UserError):
+    """No answer at all, after every try: further questions would wait as long for nothing."""
 
 
 _RETRIES: Final = 5
