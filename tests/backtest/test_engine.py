@@ -261,6 +261,17 @@ def test_a_hole_in_the_funding_is_refused_with_symbol_and_time(settled: Any, ref
         assert run_backtest(strict).fills.size
 
 
+def test_every_symbol_with_a_hole_in_its_funding_is_named_the_earliest_hole_first() -> None:
+    run = inputs(Tape(1, n_bars=160, n_symbols=4))
+    funding = np.full_like(run.panel.funding_rate, 1e-4)
+    funding[60:, 0] = np.nan
+    funding[20:90, 2] = np.nan
+    strict = dataclasses.replace(_panel(run, funding_rate=funding), require_funding=True)
+    with pytest.raises(UserError, match=r"^S1USDT: no funding .*T20:00:00Z and .*T20:00:00Z; holes like it: BTCUSDT") as stop:
+        run_backtest(strict)
+    assert "universe.exclude=[S1,BTC]" in str(stop.value.hint)
+
+
 def test_a_symbol_that_ends_is_closed_at_its_last_mark_and_named() -> None:
     gone = (np.nan,) * 4
     bars = [FLAT, FLAT, (100.0, 106.0, 100.0, 103.0), gone, gone]

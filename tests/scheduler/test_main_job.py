@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -135,6 +136,23 @@ def test_a_changed_strategy_repeats_the_backtest_and_not_the_training(finished: 
     said = changed.workspace.reporter.lines  # type: ignore[attr-defined]
     assert "train: unchanged" in said
     assert "backtest and report: unchanged" not in said
+
+
+def test_missing_funding_of_the_time_traded_is_told_before_the_training(
+    finished: tuple[Pipeline, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(finished[0].settings.store.root, root)
+    settings = load_settings(None, [f"store.root={root}", *SMALL, "model.num_boost_round=16"], {})
+    pipeline = Pipeline(settings, Secrets(), SilentReporter())
+    whole = pipeline.data.panel()
+    funding = whole.funding_rate.copy()
+    funding[-60:, 3] = np.nan
+    monkeypatch.setattr(pipeline.data, "panel", lambda: dataclasses.replace(whole, funding_rate=funding))
+    with pytest.raises(UserError, match=f"^{whole.symbols[3]}: no funding settlement between"):
+        pipeline.run()
+    said = pipeline.workspace.reporter.lines  # type: ignore[attr-defined]
+    assert not any(line.startswith("train") for line in said), said
 
 
 def test_the_same_id_gives_the_same_trades_in_another_workspace(

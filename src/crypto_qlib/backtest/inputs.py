@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from crypto_qlib.backtest.desk import Bars, Execution
+from crypto_qlib.backtest.funding_holes import refuse_funding_holes
 from crypto_qlib.backtest.ledger_arrays import FEE_CHANGE
-from crypto_qlib.core.clock import NS_PER_DAY, iso
+from crypto_qlib.core.clock import iso
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.fees import FeeHistory
 from crypto_qlib.core.instrument import Instrument
@@ -23,9 +24,6 @@ from crypto_qlib.core.tiers import TierHistory
 from crypto_qlib.portfolio.contract_table import NEVER_NS
 from crypto_qlib.portfolio.market_panel import MarketStatePanel, StateArrays, frozen, market_states
 from crypto_qlib.portfolio.rules import Rules
-
-LONGEST_WITHOUT_FUNDING_NS: Final = 2 * NS_PER_DAY
-"""Six times the longest funding interval: a symbol that trades longer without a settlement lacks data."""
 
 _PARTLY_MISSING: Final = 1
 _NOT_POSITIVE: Final = 2
@@ -141,7 +139,7 @@ def prepare(inputs: BacktestInputs) -> PreparedRun:
     if first >= stop:
         raise UserError("no bar lies in the time to be traded", "check the start and end of the backtest against the data")
     if inputs.require_funding:
-        _check_funding(panel, first, stop)
+        refuse_funding_holes(panel, first, stop)
     delisted, ended = _ends(panel, inputs.instruments)
     rules, fee_changes = _fees(inputs, int(panel.ts_open[first]))
     return PreparedRun(
@@ -255,38 +253,6 @@ def _check_leverage(inputs: BacktestInputs) -> None:
         raise UserError(
             f"leverage {inputs.rules.leverage:g} is above the cap of every instrument (the highest: {cap:g} of {symbol})",
             "lower strategy.leverage",
-        )
-
-
-@njit
-def first_funding_hole(
-    funding_rate: FloatArray, close: FloatArray, start: int, stop: int, most_bars: int
-) -> tuple[int, int, int]:
-    """Return (row, column, bars) of the first bar that ends more than ``most_bars`` traded bars without a settlement.
-
-    (-1, -1, 0) where there is none. Bars without a price do not count; a settlement in one does.
-    """
-    since = np.zeros(close.shape[1], np.int64)
-    for t in range(start, stop):
-        for j in range(close.shape[1]):
-            if not math.isnan(funding_rate[t, j]):
-                since[j] = 0
-            elif not math.isnan(close[t, j]):
-                since[j] += 1
-                if since[j] > most_bars:
-                    return t, j, since[j]
-    return -1, -1, 0
-
-
-def _check_funding(panel: MarketPanel, start: int, stop: int) -> None:
-    """Refuse a symbol that trades for more than two days on end without a settlement: no interval is that long."""
-    most = LONGEST_WITHOUT_FUNDING_NS // panel.frame_ns
-    row, column, bars = first_funding_hole(frozen(panel.funding_rate), frozen(panel.close), start, stop, most)
-    if row >= 0:
-        since, until = iso(int(panel.ts_open[max(row - bars + 1, start)])), iso(int(panel.ts_open[row]))
-        raise UserError(
-            f"{panel.symbols[column]}: no funding settlement between {since} and {until}",
-            "collect funding of that time, leave the symbol out, or all funding with data.funding = false",
         )
 
 

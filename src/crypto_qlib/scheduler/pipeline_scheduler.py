@@ -24,6 +24,7 @@ from typing import Any
 
 from crypto_qlib.backtest.analysis_report import PAGE, summary_lines, write_report
 from crypto_qlib.backtest.engine import run_backtest
+from crypto_qlib.backtest.funding_holes import refuse_funding_holes
 from crypto_qlib.backtest.grid import run_grid
 from crypto_qlib.backtest.grid_report import grid_lines, write_grid
 from crypto_qlib.backtest.grid_runs import grid_runs, parse_axis
@@ -110,7 +111,9 @@ class Pipeline:
                     parts += step().lines
                 if ahead.wait():
                     self.workspace.book.complete("compiled", code_identity(), {})
-            for step in (self.features, self.train, self.evaluate, self.backtest):
+            parts += self.features().lines
+            self._refuse_funding_holes()
+            for step in (self.train, self.evaluate, self.backtest):
                 parts += step().lines
             if self.settings.live.paper_bars and self.settings.exchange.mode != "live":
                 parts += self.paper().lines
@@ -343,6 +346,14 @@ class Pipeline:
         folder = model_folder(self.paths.models, self._train_key())
         scores, labels = out_of_sample_scores(model, folder, self._features()), self._labels()
         return evaluate_model(scores, labels), rank_ic_series(scores, labels)
+
+    def _refuse_funding_holes(self) -> None:
+        """Say before the training, not after it, that funding is missing in the time the backtest will trade."""
+        if self.workspace.access.knows_funding:
+            panel = self.data.panel()
+            split = split_bars(panel.n_bars, self.settings.model)
+            traded = {"test": split.test, "valid+test": split.valid, "all": split.train}[self.settings.backtest.segment]
+            refuse_funding_holes(panel, traded.start + 1, panel.n_bars)
 
     def _identity(self, model: TrainedModel) -> dict[str, Any]:
         return identity(self.data.collected.data_id, self.settings, model.sha256, self.settings.model.seed).stamp()
