@@ -111,7 +111,7 @@ def test_workers_train_the_same_bits(where: str, tmp_path: Path) -> None:
     address, cluster = "", None
     if where == "dask":
         distributed = pytest.importorskip("distributed", reason="the dask extra is not installed")
-        cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+        cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0")
         address = cluster.scheduler_address
     try:
         told: list[float] = []

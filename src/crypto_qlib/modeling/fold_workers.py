@@ -22,11 +22,12 @@ from crypto_qlib.core.errors import UserError
 from crypto_qlib.feature_engineering.feature_files import load_feature_frame
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
 from crypto_qlib.modeling.artefact import TrainedModel, load_model
+from crypto_qlib.modeling.dask_cluster import dask_client
 from crypto_qlib.modeling.families import frame_bins
 from crypto_qlib.modeling.labels import Labels, TradeRule
 from crypto_qlib.modeling.qlib_rolling import rolling_splits
 from crypto_qlib.modeling.rolling import RollingRun, fold_folder, keep_newest, stitched_scores, train_fold, train_rolling
-from crypto_qlib.modeling.splits import TimeSplit
+from crypto_qlib.modeling.splits import TimeSplit, split_bars
 from crypto_qlib.modeling.train_model import Fold, train_model
 from crypto_qlib.settings.schema import ModelSettings
 from crypto_qlib.store.parquet_file import write_atomic
@@ -164,15 +165,9 @@ def _on_processes(n_workers: int, jobs: Sequence[FoldJob]) -> Iterator[str]:
 
 
 def _on_dask(address: str, jobs: Sequence[FoldJob]) -> Iterator[str]:
-    try:
+    with dask_client(address) as client:
         import distributed  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError as e:
-        raise UserError("training on Dask needs dask.distributed", "pip install 'crypto-qlib[dask]'") from e
-    try:
-        client: Any = distributed.Client(address, timeout="10s")
-    except (OSError, TimeoutError) as e:
-        raise UserError(f"no Dask scheduler answers at {address}", "start one with `dask scheduler`") from e
-    with client:
+
         for done in distributed.as_completed([client.submit(train_job, job, pure=False) for job in jobs]):
             yield str(done.result())
 
@@ -199,9 +194,10 @@ def train_chosen(
     """
     rolling = settings.rolling
     if not rolling.step_bars:
-        return train_model(frame, labels, settings, folder, identity=identity, rule=rule, progress=progress)
+        whole = Fold(split_bars(frame.n_bars, settings, labels.horizon_bars), saved=features)
+        return train_model(frame, labels, settings, folder, identity=identity, rule=rule, progress=progress, fold=whole)
     if rolling.workers > 1 or rolling.dask:
         run = train_rolling_on_workers(features, labels, settings, folder, identity=identity, rule=rule, progress=progress)
     else:
-        run = train_rolling(frame, labels, settings, folder, identity=identity, rule=rule, progress=progress)
+        run = train_rolling(frame, labels, settings, folder, identity=identity, rule=rule, progress=progress, saved=features)
     return run.newest

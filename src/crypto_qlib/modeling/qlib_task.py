@@ -178,15 +178,20 @@ class FrameDataset(DatasetH):  # type: ignore[misc]
         Decision bars that histogram bins are placed on.
     bins : object or None
         The frame as a family has binned it, to be shared by trainings on the same bars.
+    saved : Path or None
+        Where ``frame`` is saved, for workers elsewhere.
     """
 
     frame: FeatureFrame
     row_label: npt.NDArray[np.float64]
     bin_bars: tuple[int, int]
     bins: Any = None
+    saved: Path | None = None
 
 
-def make_dataset(frame: FeatureFrame, labels: Labels, split: TimeSplit, bins: Any = None) -> FrameDataset:
+def make_dataset(
+    frame: FeatureFrame, labels: Labels, split: TimeSplit, bins: Any = None, saved: Path | None = None
+) -> FrameDataset:
     """Return Qlib's dataset over ``frame`` with the segments of ``split``; the feature matrix is shared, not copied.
 
     Parameters
@@ -195,7 +200,7 @@ def make_dataset(frame: FeatureFrame, labels: Labels, split: TimeSplit, bins: An
         On the same grid.
     split : TimeSplit
         Segments; one beyond the frame's end is left out.
-    bins : optional
+    bins, saved : optional
         As in :class:`FrameDataset`.
 
     Raises
@@ -210,7 +215,7 @@ def make_dataset(frame: FeatureFrame, labels: Labels, split: TimeSplit, bins: An
     dataset = FrameDataset(
         handler, {s.name: (stamps[s.start], stamps[s.stop - 1]) for s in split.segments if s.stop <= frame.n_bars}
     )
-    dataset.frame, dataset.row_label, dataset.bins = frame, row_label, bins
+    dataset.frame, dataset.row_label, dataset.bins, dataset.saved = frame, row_label, bins, saved
     dataset.bin_bars = split.bins or (split.train.start, split.train.stop)
     return dataset
 

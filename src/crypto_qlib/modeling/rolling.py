@@ -92,6 +92,7 @@ def train_rolling(
     identity: str = "",
     rule: TradeRule | None = None,
     progress: Progress | None = None,
+    saved: Path | None = None,
 ) -> RollingRun:
     """Train every step in time order and stitch the scores.
 
@@ -101,6 +102,8 @@ def train_rolling(
         As in :func:`~crypto_qlib.modeling.train_model.train_model`; ``settings.rolling.step_bars`` > 0.
     folder : Path
         Holds a folder per step, and the newest step's artefact itself.
+    saved : Path, optional
+        Where ``frame`` is saved; looked at with ``settings.dask``.
 
     Raises
     ------
@@ -111,9 +114,8 @@ def train_rolling(
     bins = frame_bins(settings, frame, splits[0].bins or (0, 0))
     models = []
     for k, split in enumerate(splits):
-        models.append(
-            train_fold(frame, labels, settings, fold_folder(folder, k), Fold(split, bins), identity=identity, rule=rule)
-        )
+        fold = Fold(split, bins, saved)
+        models.append(train_fold(frame, labels, settings, fold_folder(folder, k), fold, identity=identity, rule=rule))
         if progress is not None:
             progress(1.0 / len(splits))
     keep_newest(folder, len(splits))

@@ -9,7 +9,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +21,7 @@ import numpy.typing as npt
 
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.signal import ScorePanel, Scores
+from crypto_qlib.feature_engineering.feature_files import save_feature_frame
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
 from crypto_qlib.modeling.artefact import TrainedModel, save_model
 from crypto_qlib.modeling.calibration import Calibration, fit_calibration
@@ -36,6 +39,8 @@ Progress = Callable[[float], None]
 
 _LOG: Final = logging.getLogger(__name__)
 _CHECK_ROWS: Final = 65_536
+_FEATURES: Final = "features"
+"""Folder of the features below the artefact's, while a cluster trains on them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +53,13 @@ class Fold:
         Its segments.
     bins : optional
         The frame as :func:`~crypto_qlib.modeling.families.frame_bins` gives it; saves time, changes no bit.
+    saved : Path, optional
+        Where the frame is saved; with ``settings.dask`` it is saved beside the model for the while if absent.
     """
 
     split: TimeSplit
     bins: Any = None
+    saved: Path | None = None
 
 
 def train_model(
@@ -150,10 +158,27 @@ def _fit(
 ) -> ScoringModel:
     weigher = BarReweighter(labels.ts_open, labels.symbols, labels.weight) if settings.sample_weight == "uniqueness" else None
     model = new_model(settings, progress, folder)
-    with stage("dataset"):
-        dataset = make_dataset(frame, labels, fold.split, fold.bins)
-    model.fit(dataset, weigher)
+    with _seen_by_workers(frame, settings, fold.saved, folder) as saved:
+        with stage("dataset"):
+            dataset = make_dataset(frame, labels, fold.split, fold.bins, saved)
+        model.fit(dataset, weigher)
     return model
+
+
+@contextmanager
+def _seen_by_workers(
+    frame: FeatureFrame, settings: ModelSettings, saved: Path | None, folder: Path | None
+) -> Iterator[Path | None]:
+    """Yield where workers of a cluster find the frame; it is written below ``folder`` for the while if it lies nowhere yet."""
+    if not settings.dask or saved is not None or folder is None:
+        yield saved
+        return
+    own = folder / _FEATURES
+    try:
+        save_feature_frame(frame, own)
+        yield own
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def _fit_per_symbol(

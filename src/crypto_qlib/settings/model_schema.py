@@ -150,6 +150,10 @@ class ModelSettings(Section):
     tracking: str = Field(
         "", description="MLflow address, e.g. postgresql://user@host/mlflow; empty = SQLite in the workspace, off = none."
     )
+    dask: str = Field(
+        "",
+        description="Address of a Dask scheduler over whose workers LightGBM spreads the rows of one training; empty = none.",
+    )
     threads: int = Field(0, ge=0, description="Training threads; 0 = all cores.")
     seed: int = Field(7, ge=0, description="Seed of everything random in training.")
 
@@ -163,6 +167,10 @@ class ModelSettings(Section):
             raise ValueError("per_symbol needs a family that learns from one coin alone: lightgbm (not ranking) or a network")
         if self.tuning.trials and (self.name in ("linear", "ensemble") or self.per_symbol):
             raise ValueError("tuning.trials is for lightgbm and networks, one model for all coins")
+        if self.dask and (self.per_symbol or "lightgbm" not in (self.name, *self.ensemble.members * (self.name == "ensemble"))):
+            raise ValueError("dask spreads the rows of one LightGBM for all coins; model.rolling.dask spreads steps")
+        if self.dask and (self.rolling.dask or self.rolling.workers > 1):
+            raise ValueError("dask spreads each training over the workers, rolling.dask and rolling.workers give each a step")
         if any(h < 1 for h in self.extra_horizons):
             raise ValueError("extra_horizons must be whole numbers of bars, 1 or more")
         return self

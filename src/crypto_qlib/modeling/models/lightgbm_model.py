@@ -7,6 +7,7 @@ bar (the raw prediction is the score minus its bar's mean). Zero always means no
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,8 @@ from qlib.model.base import Model
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
 from crypto_qlib.modeling.models.lightgbm_bins import BIN_SAMPLE_ROWS, FrameBins, bin_reference, binning
+from crypto_qlib.modeling.models.lightgbm_cluster import ROWS_FILE, TrainingRows, grow_on_cluster, starting_score
+from crypto_qlib.modeling.models.lightgbm_rounds import best_round, score_of_each_round
 from crypto_qlib.modeling.qlib_task import (
     BarReweighter,
     FrameDataset,
@@ -68,7 +71,7 @@ class LightGBMModel(Model):  # type: ignore[misc]
         progress: Callable[[float], None] | None = None,
         checkpoint: Path | None = None,
     ) -> None:
-        del checkpoint  # too quick to train to need one
+        self._folder = checkpoint  # too quick to train to need a checkpoint; rows for a cluster lie there
         self.settings = settings if isinstance(settings, ModelSettings) else ModelSettings.model_validate(settings or {})
         self.progress = progress
         self.booster: lgb.Booster | None = None
@@ -128,6 +131,9 @@ class LightGBMModel(Model):  # type: ignore[misc]
             check_no_leaky_feature(
                 train.values, train.label, train.bar, train.names, self.settings.max_feature_ic, train.sample
             )
+        if self.settings.dask:
+            self._fit_on_cluster(dataset, train, clip, reweighter)
+            return
         bins = getattr(dataset, "bins", None)
         if bins is not None and not bins.fits(dataset.bin_bars, self.params()):
             bins = None
@@ -147,6 +153,40 @@ class LightGBMModel(Model):  # type: ignore[misc]
         with stage("boosting"):
             self.booster = self._boosted(train_set, valid_set, rate)
         self.booster.free_dataset()
+
+    def _fit_on_cluster(
+        self, dataset: DatasetH, train: WindowedRows, clip: tuple[float, float], reweighter: BarReweighter | None
+    ) -> None:
+        """Grow all trees on the workers of ``model.dask`` and keep as many as early stopping on ``valid`` would."""
+        if not isinstance(dataset, FrameDataset) or dataset.saved is None or self._folder is None:
+            raise UserError("model.dask needs saved features and a folder that all workers see", "train with crypto-qlib train")
+        label, _, weight = self._targets(train, clip, reweighter)
+        rows = TrainingRows(str(dataset.saved.resolve()), str((self._folder / ROWS_FILE).resolve()), dataset.bin_bars)
+        start, told = starting_score(self.settings.objective, label, weight), 0
+
+        def tell(grown: int) -> None:
+            nonlocal told
+            if self.progress is not None and grown > told:
+                self.progress((grown - told) / self.settings.num_boost_round)
+                told = grown
+
+        with stage("boosting"):
+            try:
+                rows.write(sample=train.sample, label=label, bar=train.bar[train.sample], weight=weight)
+                booster = grow_on_cluster(self.settings.dask, rows, self.params(), self.settings.num_boost_round, start, tell)
+            finally:
+                shutil.rmtree(rows.folder, ignore_errors=True)
+        valid = windowed_rows(dataset, "valid")
+        with stage("choosing the number of trees"):
+            outcome, group = np.clip(valid.label, *clip), correlation_groups(valid.bar[valid.sample])
+            scores = score_of_each_round(
+                booster, valid.values, valid.sample, outcome, group, as_odds=self.settings.objective == "classification"
+            )
+        booster.best_iteration, so_far = best_round(scores, self.settings.early_stopping_rounds)
+        for k in range(ROUNDS_PER_PASS, len(so_far) + 1, ROUNDS_PER_PASS):
+            if self.on_score is not None:
+                self.on_score(k // ROUNDS_PER_PASS, so_far[k - 1])
+        self.booster = booster
 
     def update(self, dataset: DatasetH, reweighter: BarReweighter | None = None) -> None:
         """Go on from the trees there are: add some grown on the ``train`` segment, or fit their leaves to it.
