@@ -56,6 +56,7 @@ FAMILIES: dict[str, dict[str, object]] = {
     "lightgbm": {"name": "lightgbm"},
     "lightgbm classification": {"name": "lightgbm", "objective": "classification"},
     "lightgbm ranking": {"name": "lightgbm", "objective": "ranking"},
+    "lightgbm one per coin": {"name": "lightgbm", "per_symbol": True},
     "lstm": {"name": "lstm"},
     "gru": {"name": "gru"},
     "transformer": {"name": "transformer"},
@@ -63,7 +64,9 @@ FAMILIES: dict[str, dict[str, object]] = {
         "name": "tft",
         "net": {**SMALL, "lookback_bars": 8, "hidden": 8, "epochs": 3, "epoch_rows": 8_192, "max_features": 8},
     },
-    "ensemble": {"name": "ensemble", "ensemble": {"members": ["lightgbm", "linear", "lstm"], "method": "average"}},
+    "ensemble average": {"name": "ensemble", "ensemble": {"members": ["lightgbm", "linear", "lstm"], "method": "average"}},
+    "ensemble stack": {"name": "ensemble", "ensemble": {"members": ["lightgbm", "linear", "lstm"], "method": "stack"}},
+    "ensemble regime": {"name": "ensemble", "ensemble": {"members": ["lightgbm", "linear", "lstm"], "method": "regime"}},
 }
 
 
