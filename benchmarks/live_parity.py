@@ -19,25 +19,25 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.hours_market import WARM_UP, Hours, okx_hours, simulated_hours
+from benchmarks.live_again import relive, restart
 from crypto_qlib.backtest.desk import Execution
 from crypto_qlib.backtest.engine import run_backtest
 from crypto_qlib.backtest.inputs import BacktestInputs
 from crypto_qlib.backtest.result import BacktestResult
-from crypto_qlib.core.clock import NS_PER_HOUR, ManualClock, floor_ts, iso, parse_utc
+from crypto_qlib.core.clock import NS_PER_HOUR, ManualClock, floor_ts, iso
 from crypto_qlib.core.costs import FeeSchedule
-from crypto_qlib.core.instrument import Instrument
-from crypto_qlib.core.market import PANEL_FIELDS, BarBlock, FundingBlock, MarketPanel
+from crypto_qlib.core.market import MarketPanel
 from crypto_qlib.core.order import Fill
 from crypto_qlib.core.signal import ScorePanel, Scores
-from crypto_qlib.core.tiers import TierHistory
-from crypto_qlib.data_collector.panel import funding_on_grid
-from crypto_qlib.exchange.embedded.replay_market import ReplayMarket
+from crypto_qlib.exchange.credentials import ApiCredentials
 from crypto_qlib.exchange.embedded.server import EmbeddedExchange, EmbeddedOptions
+from crypto_qlib.exchange.embedded.state_file import StateFile
 from crypto_qlib.exchange.okx import OkxGateway
 from crypto_qlib.live_trading.market_feed import FeedConfig, MarketFeed
 from crypto_qlib.live_trading.paper_view import PaperView
@@ -49,14 +49,9 @@ from crypto_qlib.portfolio.market_columns import history_bars
 from crypto_qlib.portfolio.rules import Rules, build_rules
 from crypto_qlib.settings.schema import BacktestSettings, ExchangeSettings, StrategySettings
 from crypto_qlib.store.ledger import Ledger, SessionRow
-from crypto_qlib.venue.bar_aggregation import aggregate_bars
-from crypto_qlib.venue.market_simulator import SimulatedMarket, SimulationSpec
-from crypto_qlib.venue.market_source import MarketSource
-from crypto_qlib.venue.records import BillKind
+from crypto_qlib.venue.records import Bill, BillKind
 from crypto_qlib.venue.venue_config import VenueConfig
 
-WARM_UP, AFTER = history_bars(NS_PER_HOUR) + 24, 2
-"""Hours before the first decision and after the last, in which what was sent last is carried out."""
 STRATEGY = StrategySettings(
     max_open=2, min_daily_turnover=1e4, min_listing_days=0.0, stop_atr=1.5, take_profit_atr=2.5, min_stop_distance=0.005,
     cooldown_bars=4, holding_bars=9, replace_margin=0.004, risk_per_trade=0.01, leverage=5.0, min_win_probability=0.5,
@@ -66,122 +61,8 @@ STRATEGY = StrategySettings(
 RULES: Rules = build_rules(STRATEGY, BacktestSettings(), NS_PER_HOUR)
 FEES = FeeSchedule(0.0002, 0.0005)
 VOLUME_SHARE, CASH = 0.05, 100_000.0
-OKX_COINS = ("BTC", "ETH", "SOL", "XRP", "DOGE", "ADA", "LINK", "LTC")
+SESSION = "year"
 _SAMPLES = 8
-
-
-class Hours:
-    """A market known hour by hour: the panel the backtest reads is, bar for bar, what the exchange serves.
-
-    Parameters
-    ----------
-    panel : MarketPanel
-        Every hour of every symbol.
-    items, tables : dict
-        Contract and tiers by symbol.
-    is_simulated : bool
-        Whether its prices are invented.
-    """
-
-    base_frame_ns = NS_PER_HOUR
-
-    def __init__(
-        self, panel: MarketPanel, items: dict[str, Instrument], tables: dict[str, TierHistory], *, is_simulated: bool
-    ) -> None:
-        self.panel, self.items, self.tables, self.is_simulated = panel, items, tables, is_simulated
-        self.start_ns = int(panel.ts_open[0])
-        self.end_ns = int(panel.ts_open[-1]) + NS_PER_HOUR
-        self.first_close_ns = self.start_ns + WARM_UP * NS_PER_HOUR
-        self.n_hours = panel.n_bars - WARM_UP - AFTER
-        self.last_close_ns = self.first_close_ns + self.n_hours * NS_PER_HOUR
-
-    def instruments(self) -> tuple[Instrument, ...]:
-        """Return every contract."""
-        return tuple(self.items.values())
-
-    def tiers(self, symbol: str) -> TierHistory:
-        """Return the position tiers of ``symbol``."""
-        return self.tables[symbol]
-
-    def bars(self, symbol: str, frame_ns: int, start_ns: int, end_ns: int) -> BarBlock:
-        """Return hours, or days made of them."""
-        hours = self._block(("open", "high", "low", "close", "volume", "quote_volume"), symbol, start_ns, end_ns)
-        return hours if frame_ns == NS_PER_HOUR else aggregate_bars(hours, frame_ns)
-
-    def mark_bars(self, symbol: str, frame_ns: int, start_ns: int, end_ns: int) -> BarBlock:
-        """Return hours of the mark price, or days made of them."""
-        hours = self._block(("mark_open", "mark_high", "mark_low", "mark_close"), symbol, start_ns, end_ns)
-        return hours if frame_ns == NS_PER_HOUR else aggregate_bars(hours, frame_ns)
-
-    def index_bars(self, symbol: str, frame_ns: int, start_ns: int, end_ns: int) -> BarBlock:
-        """Return nothing: no index is known."""
-        del symbol, frame_ns, start_ns, end_ns
-        return BarBlock.empty()
-
-    def funding(self, symbol: str, start_ns: int, end_ns: int) -> FundingBlock:
-        """Return the settlements of the panel."""
-        first, last = self._rows(start_ns, end_ns)
-        rate = self.panel.funding_rate[first:last, self.panel.symbols.index(symbol)]
-        known = np.isfinite(rate)
-        return FundingBlock(self.panel.ts_open[first:last][known], rate[known])
-
-    def open_interest(self, symbol: str, ts_ns: int) -> float:
-        """Return NaN: it is not known."""
-        del symbol, ts_ns
-        return math.nan
-
-    def market_caps(self, ts_ns: int) -> dict[str, float]:
-        """Return nothing: they are not known."""
-        del ts_ns
-        return {}
-
-    def _rows(self, start_ns: int, end_ns: int) -> tuple[int, int]:
-        first, last = np.searchsorted(self.panel.ts_open, [start_ns, end_ns])
-        return int(first), int(last)
-
-    def _block(self, names: tuple[str, ...], symbol: str, start_ns: int, end_ns: int) -> BarBlock:
-        first, last = self._rows(start_ns, end_ns)
-        column = self.panel.symbols.index(symbol)
-        columns = [getattr(self.panel, name)[first:last, column] for name in names]
-        unknown = np.full(last - first, np.nan)
-        return BarBlock(self.panel.ts_open[first:last], *columns, *([unknown] * (6 - len(names))))
-
-
-def simulated_hours(n_hours: int, n_symbols: int, seed: int = 20260101) -> Hours:
-    """Return ``n_hours`` hours (after a warm-up) of the simulated market's first ``n_symbols`` coins that live all the time."""
-    end_ns = parse_utc("2026-01-01")
-    start_ns = end_ns - (n_hours + WARM_UP + AFTER) * NS_PER_HOUR
-    market = SimulatedMarket(SimulationSpec(4 * n_symbols, start_ns, end_ns, seed, 1.0))
-    return _hours_of(market, n_symbols, start_ns, end_ns)
-
-
-def okx_hours(folder: Path, n_hours: int, n_symbols: int) -> Hours:
-    """Return the last ``n_hours`` hours of 2025 (after a warm-up) of OKX's swaps as recorded, marks and funding with them."""
-    end_ns = parse_utc("2026-01-01")
-    market = ReplayMarket(folder / "okx_perp_1h.parquet", folder / "okx_funding.parquet", folder / "okx_mark_1h.parquet")
-    wanted = tuple(f"{coin}USDT" for coin in OKX_COINS[:n_symbols])
-    return _hours_of(market, n_symbols, end_ns - (n_hours + WARM_UP + AFTER) * NS_PER_HOUR, end_ns, wanted)
-
-
-def _hours_of(market: MarketSource, n_symbols: int, start_ns: int, end_ns: int, wanted: tuple[str, ...] = ()) -> Hours:
-    ts = np.arange(start_ns, end_ns, NS_PER_HOUR, dtype=np.int64)
-    by_name = {item.symbol: item for item in market.instruments()}
-    blocks: dict[str, tuple[BarBlock, BarBlock]] = {}
-    for symbol in wanted or tuple(by_name):
-        last = market.bars(symbol, NS_PER_HOUR, start_ns, end_ns)
-        mark = market.mark_bars(symbol, NS_PER_HOUR, start_ns, end_ns)
-        if np.array_equal(last.ts_open, ts) and np.array_equal(mark.ts_open, ts) and len(blocks) < n_symbols:
-            blocks[symbol] = last, mark
-    symbols = tuple(blocks)
-    fields = {n: np.column_stack([getattr(blocks[s][0], n) for s in symbols]) for n in PANEL_FIELDS[:6]}
-    fields |= {f"mark_{n}": np.column_stack([getattr(blocks[s][1], n) for s in symbols]) for n in PANEL_FIELDS[:4]}
-    settled = (market.funding(s, start_ns, end_ns) for s in symbols)
-    rates = np.column_stack([funding_on_grid(b.ts, b.rate, ts, NS_PER_HOUR) for b in settled])
-    # Holes of the record (OKX gives three months) would be refused: what nobody recorded counts as settled at rate zero.
-    fields["funding_rate"] = np.where(np.isnan(rates) & (ts % (8 * NS_PER_HOUR) == 0)[:, None], 0.0, rates)
-    panel = MarketPanel(symbols, NS_PER_HOUR, ts, **fields, has_mark=np.ones(len(symbols), np.bool_))
-    items = {s: replace(by_name[s], delisted_ns=None) for s in symbols}
-    return Hours(panel, items, {s: market.tiers(s) for s in symbols}, is_simulated=market.is_simulated)
 
 
 def score(panel: MarketPanel) -> Scores:
@@ -217,45 +98,61 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Lived:
-    """What came of the live session: its own result, what the exchange says was paid as funding, and samples on the way."""
+    """What came of the live session: its own result, the exchange's fills and bills, and samples on the way."""
 
     result: PaperResult
     fills: tuple[Fill, ...]
-    funding: float
+    bills: tuple[Bill, ...]
     samples: tuple[Sample, ...]
     seconds: float
 
 
-async def live(market: Hours, path: Path, tell: Callable[[PaperView], None] = lambda _view: None) -> Lived:
-    """Run the live session over the hours after the warm-up, in virtual time, on the embedded exchange."""
-    first = market.first_close_ns
+def exchange_of(market: Hours, key: ApiCredentials, folder: Path) -> EmbeddedExchange:
+    """Return the exchange that starts at the first decision, or goes on from its state in ``folder``."""
     options = EmbeddedOptions(
-        start_ns=first, fees=FEES, venue=VenueConfig(RULES.impact_y, RULES.half_spread_bps, VOLUME_SHARE), paper_equity=CASH,
-        funding_retention_days=None,
+        start_ns=market.first_close_ns, fees=FEES, venue=VenueConfig(RULES.impact_y, RULES.half_spread_bps, VOLUME_SHARE),
+        paper_equity=CASH, funding_retention_days=None,
     )  # fmt: skip
+    return EmbeddedExchange(market, options, key, state=StateFile(folder, {}))
+
+
+async def live(
+    market: Hours, path: Path, tell: Callable[[PaperView], None] = lambda _view: None, key: ApiCredentials | None = None
+) -> Lived:
+    """Run the live session over the hours after the warm-up, in virtual time, on the embedded exchange.
+
+    ``path`` is the ledger; the exchange keeps its state in the folder ``exchange`` beside it.
+    """
+    first = market.first_close_ns
     samples: list[Sample] = []
+    fills: list[Fill] = []
+    bills: list[Bill] = []
     began = time.process_time()
     async with (
-        EmbeddedExchange(market, options) as exchange,
+        exchange_of(market, key or ApiCredentials.generate(), path.parent / "exchange") as exchange,
         OkxGateway(ExchangeSettings(), exchange.credentials, exchange.base_url) as gateway,
     ):
         feed = MarketFeed(gateway, market.panel.known_until(first), FeedConfig("1h", history_bars(NS_PER_HOUR) + 1), {})
-        ledger = Ledger.open(path, SessionRow("year", first, "embedded", {}))
+        ledger = Ledger.open(path, SessionRow(SESSION, first, "embedded", {}))
         signals = SignalProcessor(feed, score, RULES, Contracts(market.items, market.tables))
-        parts = SessionParts(gateway, signals, ledger, SessionConfig("year", RULES, RiskLimits()), ManualClock(first))
+        parts = SessionParts(gateway, signals, ledger, SessionConfig(SESSION, RULES, RiskLimits()), ManualClock(first))
+
+        def take_new() -> None:
+            """Keep what the exchange itself forgets after three months."""
+            (account_id,) = exchange.venue.exchange.account_ids()
+            fills.extend(exchange.venue.exchange.fills(account_id, len(fills)))
+            bills.extend(exchange.venue.exchange.bills(account_id, len(bills)))
 
         def shown(view: PaperView) -> None:
+            take_new()
             tell(view)
             if view.bar % max(market.n_hours // _SAMPLES, 1) == 0:
                 samples.append(_sample(view.bar, path))
 
         result = await run_session(parts, SteppedBars(exchange.step, first), first, market.n_hours, shown)
         ledger.close()
-        (account_id,) = exchange.venue.exchange.account_ids()
-        fills = tuple(exchange.venue.exchange.fills(account_id))
-        bills = exchange.venue.exchange.bills(account_id)
-        paid = [b.cash_change + b.margin_change for b in bills if b.kind is BillKind.FUNDING and b.ts_ns < market.last_close_ns]
-    return Lived(result, fills, sum(paid), tuple(samples), time.process_time() - began)
+        take_new()
+    return Lived(result, tuple(fills), tuple(bills), tuple(samples), time.process_time() - began)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,15 +188,20 @@ def differences(market: Hours, tested: BacktestResult, lived: Lived) -> list[Dif
     for ts, one, row in zip(tested.ts_close.tolist(), tested.equity.tolist(), rows, strict=True):
         if not math.isclose(one, row.equity, rel_tol=1e-9):
             found.append(Difference("equity", ts, "", one, row.equity))
-    funding = float(tested.funding["amount"].sum())
-    if not math.isclose(funding, lived.funding, rel_tol=1e-6, abs_tol=1e-6):
-        found.append(Difference("funding", market.last_close_ns, "", funding, lived.funding))
+    funding, paid = float(tested.funding["amount"].sum()), _funding(market, lived)
+    if not math.isclose(funding, paid, rel_tol=1e-6, abs_tol=1e-6):
+        found.append(Difference("funding", market.last_close_ns, "", funding, paid))
     theirs, ours = (
         [(f.ts_ns, f.symbol, f.signed_lots, f.price, f.fee) for f in book] for book in (lived.fills, lived.result.fills)
     )
     if sorted(theirs) != sorted(ours):
         found.append(Difference("book", market.last_close_ns, "", len(theirs), len(ours)))
     return sorted(found, key=lambda d: d.ts_ns)
+
+
+def _funding(market: Hours, lived: Lived) -> float:
+    paid = [b for b in lived.bills if b.kind is BillKind.FUNDING and b.ts_ns < market.last_close_ns]
+    return sum(b.cash_change + b.margin_change for b in paid)
 
 
 def _fill_differences(market: Hours, tested: BacktestResult, fills: tuple[Fill, ...]) -> list[Difference]:
@@ -356,9 +258,23 @@ def main(argv: list[str]) -> None:
             print(f"\r{view.bar:,} of {market.n_hours:,} hours, {so_far}", end="", file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
-        lived = asyncio.run(live(market, Path(folder) / "ledger.sqlite", tell))
-    print(file=sys.stderr)
-    _print(market, tested, lived)
+        path, key = Path(folder) / "ledger.sqlite", ApiCredentials.generate()
+        lived = asyncio.run(live(market, path, tell, key))
+        print(file=sys.stderr)
+        _print(market, tested, lived)
+        relived, state = relive(path, SESSION), path.parent / "exchange"
+        restarted = asyncio.run(restart(lambda: exchange_of(market, key, state), state))
+    seconds = relived.reading_s + relived.living_s
+    print(
+        f"replay     {relived.rows:,} journal rows, {len(relived.differences)} differences; read in {relived.reading_s:.1f} s, "
+        f"lived again in {relived.living_s:.1f} s of CPU, {1e6 * seconds / relived.rows:.0f} us a row"
+    )
+    for line in relived.differences[:10]:
+        print(f"  {line}")
+    print(
+        f"exchange   {restarted.operations:,} operations; back from its snapshot in {restarted.snapshot_s:.1f} s of CPU, "
+        f"from its journal alone in {restarted.journal_s:.1f} s, the same books"
+    )
 
 
 def _print(market: Hours, tested: BacktestResult, lived: Lived) -> None:
@@ -374,7 +290,7 @@ def _print(market: Hours, tested: BacktestResult, lived: Lived) -> None:
     )
     print(
         f"live       {len(lived.fills):,} fills, fees {sum(f.fee for f in lived.fills):,.2f}, "
-        f"funding {lived.funding:,.2f}, equity {lived.result.final_equity:,.6f}, {len(lived.result.alerts)} alerts"
+        f"funding {_funding(market, lived):,.2f}, equity {lived.result.final_equity:,.6f}, {len(lived.result.alerts)} alerts"
     )
     found = differences(market, tested, lived)
     print(f"differences {len(found)}")

@@ -11,7 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from benchmarks.live_parity import CASH, Hours, Sample, backtest, differences, live, okx_hours, simulated_hours
+from benchmarks.hours_market import Hours, okx_hours, simulated_hours
+from benchmarks.live_again import relive
+from benchmarks.live_parity import CASH, SESSION, Sample, backtest, differences, live
 
 from crypto_qlib.live_trading.risk_control import Mode
 
@@ -45,6 +47,7 @@ def test_backtest_and_live_session_differ_only_as_the_docs_explain(
     assert lived.result.mode is Mode.ACTIVE  # no drift between ledger and exchange, ever
     assert lived.result.alerts == ()
     assert_steady(market, lived.samples)
+    assert relive(tmp_path / "ledger.sqlite", SESSION).differences == ()
 
 
 def assert_steady(market: Hours, samples: tuple[Sample, ...]) -> None:

@@ -158,7 +158,8 @@ class _Player:
 
     def _planned_after(self, place: int) -> Plan | None:
         """Return the plan of the cycle that the event in this place belongs to."""
-        for row in self._rows[place + 1 :]:
+        for later in range(place + 1, len(self._rows)):  # no slice: each would copy the rest of a long journal
+            row = self._rows[later]
             if row.kind in ("BarClosed", "Restored"):
                 return None
             if row.kind == "SaveDecided":
