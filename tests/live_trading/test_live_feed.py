@@ -48,7 +48,7 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(silent_s: float | None = None) -> AsyncIterator[Rig]:
+async def rig(silent_s: float | None = None, first: int = len(SYMBOLS)) -> AsyncIterator[Rig]:
     tape = Tape(3)
     options = EmbeddedOptions(start_ns=FIRST, funding_retention_days=None)
     async with (
@@ -56,7 +56,7 @@ async def rig(silent_s: float | None = None) -> AsyncIterator[Rig]:
         OkxGateway(ExchangeSettings(), exchange.credentials, exchange.base_url) as gateway,
     ):
         connection = Connection(exchange.base_url, exchange.credentials)
-        feed = LiveFeed(OkxLiveStream(connection, tape.instruments(), "1h", silent_s), NS_PER_HOUR)
+        feed = LiveFeed(OkxLiveStream(connection, tape.instruments()[:first], "1h", silent_s), NS_PER_HOUR)
         listening = asyncio.create_task(feed.listen())
         found = Rig(exchange, gateway, feed, tape, [])
         real = gateway.candles
@@ -67,7 +67,7 @@ async def rig(silent_s: float | None = None) -> AsyncIterator[Rig]:
 
         gateway.candles = counted  # type: ignore[method-assign]
         try:
-            await found.until(lambda: feed.up == {"public", "business", "private"})
+            await found.until(lambda: feed.up == {"business", "private"})
             yield found
         finally:
             listening.cancel()
@@ -103,7 +103,7 @@ async def test_a_socket_that_drops_at_the_close_costs_no_bar_and_comes_back() ->
         assert fresh.share == 1.0  # what was not pushed was asked for
         assert r.asked
         await r.until(lambda: any(isinstance(c, Dropped) for c in r.feed._changes))
-        await r.until(lambda: r.feed.up == {"public", "business", "private"})
+        await r.until(lambda: r.feed.up == {"business", "private"})
         assert r.feed.account_changed.is_set()  # whatever was missed in between wants a look
         r.asked.clear()
         now = await r.exchange.step()
@@ -116,7 +116,21 @@ async def test_a_socket_that_drops_at_the_close_costs_no_bar_and_comes_back() ->
 async def test_a_silent_market_connection_is_dialled_anew() -> None:
     async with rig(silent_s=0.4) as r:
         await r.until(lambda: any(isinstance(c, Dropped) and c.what != "private" for c in r.feed._changes))
-        await r.until(lambda: sum(isinstance(c, Connected) and c.what == "public" for c in r.feed._changes) > 1)
+        await r.until(lambda: sum(isinstance(c, Connected) and c.what == "business" for c in r.feed._changes) > 1)
+
+
+async def test_a_swap_watched_later_is_heard_without_a_new_connection() -> None:
+    async with rig(first=2) as r:
+        now = await r.exchange.step()
+        assert await r.feed.wait_for_bar(SYMBOLS[:2], now, 5.0)
+        assert not r.feed.has_bar(SYMBOLS[2:], now, (PriceKind.LAST,))
+        r.feed.watch(r.tape.instruments())
+        for _ in range(10):  # the request is on its way while the market may already stand at the next close
+            if await r.feed.wait_for_bar(SYMBOLS, await r.exchange.step(), 1.0, (PriceKind.LAST, PriceKind.MARK)):
+                break
+        else:
+            raise AssertionError("the swap watched later is never heard")
+        assert not any(isinstance(c, Dropped) for c in r.feed.take_changes())
 
 
 async def test_orders_and_stops_are_pushed_and_an_order_that_ended_need_not_be_asked_for() -> None:

@@ -28,7 +28,8 @@ from crypto_qlib.settings.schema import UniverseSettings
 from crypto_qlib.store.lake import Lake
 
 _MAX_PAGES: Final = 4
-_BY_TURNOVER: Final = "24 h turnover on the exchange"
+BY_TURNOVER: Final = "24 h turnover on the exchange"
+"""Source of a universe that was not ranked by market cap."""
 
 
 def rule_of(settings: UniverseSettings) -> str:
@@ -69,11 +70,26 @@ async def select_universe(
         If no coin qualifies, a coin of ``universe.include`` has no live swap, or market caps cannot be read
         (``market_cap_source = coingecko``; ``auto`` falls back to turnover and says so in ``notes``).
     """
+    previous = universe_at(lake, now_ns)
+    snapshot, coins = await looked_up(gateway, ranking, previous, settings, now_ns)
+    keep_rankings(lake, ranking.name, [(now_ns, coins)])
+    keep_snapshot(lake, snapshot)
+    return snapshot
+
+
+async def looked_up(
+    gateway: Gateway, ranking: CoinRanking, previous: UniverseSnapshot | None, settings: UniverseSettings, now_ns: int
+) -> tuple[UniverseSnapshot, tuple[Coin, ...]]:
+    """Return the universe at ``now_ns`` and the whole ranking it came from; nothing is kept.
+
+    Raises
+    ------
+    UserError
+        As :func:`select_universe`.
+    """
     swaps = await _live_swaps(gateway)
     found = await _rank(ranking, swaps, settings)
-    keep_rankings(lake, ranking.name, [(now_ns, found.coins)])
     ranked, notes = _with_included(found.members, swaps, settings), found.notes
-    previous = universe_at(lake, now_ns)
     chosen = choose(ranked, frozenset() if previous is None else frozenset(previous.symbols), settings)
     if not chosen:
         raise UserError(
@@ -81,9 +97,7 @@ async def select_universe(
         )
     if len(chosen) < settings.size:
         notes = (f"only {len(chosen)} of universe.size = {settings.size} coins qualify", *notes)
-    snapshot = UniverseSnapshot(now_ns, chosen, found.source, rule_of(settings), notes)
-    keep_snapshot(lake, snapshot)
-    return snapshot
+    return UniverseSnapshot(now_ns, chosen, found.source, rule_of(settings), notes), found.coins
 
 
 def choose(
@@ -131,16 +145,16 @@ class _Ranked:
 
 async def _rank(ranking: CoinRanking, swaps: dict[str, Swap], settings: UniverseSettings) -> _Ranked:
     if settings.market_cap_source == "volume":
-        return _Ranked(_BY_TURNOVER, _by_turnover(swaps, settings))
+        return _Ranked(BY_TURNOVER, _by_turnover(swaps, settings))
     try:
         found = await _by_market_cap(ranking, swaps, settings)
     except UserError as e:
         if settings.market_cap_source != "auto":
             raise
-        return _Ranked(_BY_TURNOVER, _by_turnover(swaps, settings), (), (f"{e.message}: ranked by turnover instead",))
+        return _Ranked(BY_TURNOVER, _by_turnover(swaps, settings), (), (f"{e.message}: ranked by turnover instead",))
     if not found.members and settings.market_cap_source == "auto":
         note = f"{ranking.source} knows none of the exchange's coins: ranked by turnover instead"
-        return _Ranked(_BY_TURNOVER, _by_turnover(swaps, settings), found.coins, (note,))
+        return _Ranked(BY_TURNOVER, _by_turnover(swaps, settings), found.coins, (note,))
     return found
 
 

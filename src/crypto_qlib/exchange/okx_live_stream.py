@@ -1,12 +1,14 @@
-"""OKX's websockets for a live session: bars, prices, orders, positions, balance and stops, as they are pushed.
+"""OKX's websockets for a live session: bars, orders, positions, balance and stops, as they are pushed.
 
-Three connections, as OKX divides its channels; each is dialled again when it drops, and subscribes anew:
+Two connections, as OKX divides its channels; each is dialled again when it drops, and subscribes anew:
 
 ============  ==================================================
-``public``    ``mark-price``, ``tickers``
 ``business``  ``candle*``, ``mark-price-candle*``, ``orders-algo``
 ``private``   ``orders``, ``positions``, ``account``
 ============  ==================================================
+
+Tickers and marks are not asked for: a session reads the book of the moment before an entry, and every change of a position's
+figures comes with ``positions``.
 
 The client is ccxt.pro, but rows are handed on as they came: its own parsing drops ``confirm``, which tells a closed bar from a
 running one. What was missed while a connection was down is not sent again: a :class:`Dropped` says so, and whoever needs it
@@ -16,7 +18,6 @@ asks by REST. Source: OKX API v5, "WebSocket"; ccxt 4.5 ``pro/okx.py``.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -54,17 +55,6 @@ class CandleTick:
 
 
 @dataclass(frozen=True, slots=True)
-class PriceTick:
-    """Prices of one symbol, quote units; NaN where this message does not carry them."""
-
-    symbol: str
-    ts_ns: int
-    mark: float = math.nan
-    bid: float = math.nan
-    ask: float = math.nan
-
-
-@dataclass(frozen=True, slots=True)
 class OrderTick:
     """An order of the account changed."""
 
@@ -85,7 +75,7 @@ class Connected:
     what: str
 
 
-LiveTick = CandleTick | PriceTick | OrderTick | AccountTick | Connected | Dropped
+LiveTick = CandleTick | OrderTick | AccountTick | Connected | Dropped
 Hear = Callable[[Row, list[Any]], None]
 
 
@@ -130,10 +120,22 @@ class OkxLiveStream:
             key = connection.credentials
             config |= {"apiKey": key.key, "secret": key.secret, "password": key.passphrase}
         self._client: Any = configure_urls(_RawClient(config, self._hear), connection)
-        self._by_id = {i.inst_id: i for i in instruments}
+        self._by_id: dict[str, Instrument] = {}
         self._bar = BAR_NAMES[frame]
         self._silent_s = silent_s
         self._queue: asyncio.Queue[LiveTick] = asyncio.Queue()
+        self._business: list[list[Row]] = [[{"channel": "orders-algo", "instType": "SWAP"}]] if self._has_key else []
+        self.watch(instruments)
+
+    def watch(self, instruments: Sequence[Instrument]) -> None:
+        """Watch the bars of these swaps too, from now on; a connection that stands subscribes at once."""
+        new = [i for i in instruments if i.inst_id not in self._by_id]
+        self._by_id |= {i.inst_id: i for i in new}
+        topics = [_topic(f"{kind}{self._bar}", i.inst_id) for i in new for kind in ("candle", "mark-price-candle")]
+        self._business += [topics[k : k + _ARGS_A_REQUEST] for k in range(0, len(topics), _ARGS_A_REQUEST)]
+        standing = self._client.clients.get(self._client.get_url("", "business"))
+        if standing is not None:
+            standing.resolve(None, _PUSHED)  # wakes the wait for the next message, which asks for what was not asked for yet
 
     async def close(self) -> None:
         """Release the connections."""
@@ -142,17 +144,10 @@ class OkxLiveStream:
 
     async def ticks(self) -> AsyncIterator[LiveTick]:
         """Yield what is pushed, until the caller stops."""
-        names = tuple(self._by_id)
-        public = [_topic(channel, name) for name in names for channel in ("mark-price", "tickers")]
-        business = [_topic(f"{kind}{self._bar}", name) for name in names for kind in ("candle", "mark-price-candle")]
         account = [{"channel": channel, "instType": "SWAP"} for channel in ("orders", "positions")] + [{"channel": "account"}]
-        algo = [{"channel": "orders-algo", "instType": "SWAP"}] if self._has_key else []
-        jobs = [
-            asyncio.create_task(self._follow("public", public, is_market=True)),
-            asyncio.create_task(self._follow("business", business + algo, is_market=True)),
-        ]
+        jobs = [asyncio.create_task(self._follow("business", self._business, is_market=True))]
         if self._has_key:
-            jobs.append(asyncio.create_task(self._follow("private", account, is_market=False)))
+            jobs.append(asyncio.create_task(self._follow("private", [account], is_market=False)))
         try:
             while True:
                 yield await self._queue.get()
@@ -161,14 +156,14 @@ class OkxLiveStream:
                 job.cancel()
             await asyncio.gather(*jobs, return_exceptions=True)
 
-    async def _follow(self, path: str, topics: list[Row], *, is_market: bool) -> None:
-        """Keep one connection alive: dial, log in where needed, subscribe, and again after every drop or silence."""
+    async def _follow(self, path: str, requests: list[list[Row]], *, is_market: bool) -> None:
+        """Keep one connection alive: dial, log in, subscribe to what ``requests`` has by then, and again after a drop."""
         url, pause, is_up = self._client.get_url("", path), _FIRST_PAUSE_S, False
         while True:
             try:
-                if self._has_key and path != "public" and not is_up:
+                if self._has_key and not is_up:
                     await self._client.authenticate({"access": path})
-                await asyncio.wait_for(self._subscribed(url, topics), self._silent_s if is_market else None)
+                await asyncio.wait_for(self._subscribed(url, requests), self._silent_s if is_market else None)
             except (BaseError, TimeoutError) as e:
                 is_up = False
                 await self._queue.put(Dropped(path, type(e).__name__))
@@ -181,12 +176,11 @@ class OkxLiveStream:
                 is_up = True
                 await self._queue.put(Connected(path))
 
-    async def _subscribed(self, url: str, topics: list[Row]) -> None:
-        """Wait for the connection's next message; topics are asked for once a connection."""
+    async def _subscribed(self, url: str, requests: list[list[Row]]) -> None:
+        """Wait for the connection's next message; each request is sent once a connection."""
         waiting = None
-        for first in range(0, len(topics), _ARGS_A_REQUEST):
-            request = {"op": "subscribe", "args": topics[first : first + _ARGS_A_REQUEST]}
-            waiting = self._client.watch(url, _PUSHED, request, f"{_PUSHED}:{first}")
+        for number, topics in enumerate(requests):
+            waiting = self._client.watch(url, _PUSHED, {"op": "subscribe", "args": topics}, f"{_PUSHED}:{number}")
         if waiting is not None:
             await waiting
 
@@ -213,13 +207,8 @@ class OkxLiveStream:
         if "candle" in channel:
             kind = PriceKind.MARK if channel.startswith("mark-price") else PriceKind.LAST
             return [CandleTick(item.symbol, kind, int(r[0]) * NS_PER_MS, tuple(r), is_final=r[-1] == "1") for r in rows]
-        return [_prices(item.symbol, row) for row in rows]
+        return []
 
 
 def _topic(channel: str, name: str) -> Row:
     return {"channel": channel, "instId": name}
-
-
-def _prices(symbol: str, row: Row) -> PriceTick:
-    ts_ns = int(row["ts"]) * NS_PER_MS
-    return PriceTick(symbol, ts_ns, *(parse.number(row.get(name)) for name in ("markPx", "bidPx", "askPx")))

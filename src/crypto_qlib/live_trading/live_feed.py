@@ -7,12 +7,13 @@ symbol is asked for by REST; so a silent, slow or lost socket costs time, never 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Final, Protocol
 
+from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.market import BarBlock
 from crypto_qlib.exchange.gateway import OrderReport, PriceKind
-from crypto_qlib.exchange.okx_live_stream import AccountTick, CandleTick, Connected, LiveTick, OrderTick, PriceTick
+from crypto_qlib.exchange.okx_live_stream import AccountTick, CandleTick, Connected, LiveTick, OrderTick
 from crypto_qlib.exchange.okx_parsing import bars_from
 from crypto_qlib.exchange.okx_stream import Dropped
 
@@ -25,6 +26,10 @@ class Ticks(Protocol):
 
     def ticks(self) -> AsyncIterator[LiveTick]:
         """Yield what is pushed, until the caller stops."""
+        ...
+
+    def watch(self, instruments: Sequence[Instrument]) -> None:
+        """Watch these swaps too, from now on."""
         ...
 
     async def close(self) -> None:
@@ -50,7 +55,6 @@ class LiveFeed:
         self._orders: dict[str, OrderReport] = {}
         self._news = asyncio.Event()
         self.account_changed = asyncio.Event()
-        self.prices: dict[str, PriceTick] = {}
         self.up: set[str] = set()
         self._changes: list[Connected | Dropped] = []
 
@@ -62,6 +66,10 @@ class LiveFeed:
         finally:
             await self._stream.close()
 
+    def watch(self, instruments: Sequence[Instrument]) -> None:
+        """Hear the bars of these swaps too, from now on."""
+        self._stream.watch(instruments)
+
     def note(self, tick: LiveTick) -> None:
         """Keep one push."""
         match tick:
@@ -71,8 +79,6 @@ class LiveFeed:
                 while len(bars) > _BARS_KEPT:
                     del bars[min(bars)]
                 self._news.set()
-            case PriceTick():
-                self.prices[tick.symbol] = tick
             case OrderTick():
                 self._orders[tick.report.client_order_id] = tick.report
                 while len(self._orders) > _ORDERS_KEPT:

@@ -7,7 +7,7 @@ The window is long enough that features, market state and scores of its last bar
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,7 +63,7 @@ class FeedConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class SymbolHistory:
     """What the exchange said of one symbol."""
 
     last: BarBlock
@@ -142,6 +142,51 @@ class MarketFeed:
         self.panel = self.panel.rows(max(self.panel.n_bars - self._config.window_bars, 0), self.panel.n_bars)
         return self.panel, freshness(self.panel, as_of_ns)
 
+    async def history(self, symbol: str) -> SymbolHistory:
+        """Return every bar and settlement the exchange has of ``symbol`` within the window, for :meth:`take_up`.
+
+        Raises
+        ------
+        RetryLater
+            If it does not answer.
+        DoNotRetry
+            If it does not know the symbol.
+        """
+        config, start, end = self._config, int(self.panel.ts_open[0]), self.known_until_ns
+        none = FundingBlock(np.empty(0, np.int64), np.empty(0))
+        async with self._permits:
+            last = await self._gateway.candles(symbol, config.frame, start, end, PriceKind.LAST)
+            is_marked, mark = config.mark, BarBlock.empty()
+            if is_marked:
+                mark = await self._gateway.candles(symbol, config.frame, start, end, PriceKind.MARK)
+            funding = await self._gateway.funding_history(symbol, start, end) if config.funding else none
+        return SymbolHistory(last, mark, funding)
+
+    def take_up(
+        self,
+        members: Membership,
+        joined: Mapping[str, SymbolHistory],
+        funding_interval_h: Mapping[str, int],
+        dropped: Collection[str] = (),
+    ) -> None:
+        """Go on with another universe: columns for who joined, filled with their past, and none for ``dropped``.
+
+        What the window says of the past of those already in it stays as it was known then.
+        """
+        panel = self.panel
+        kept = [k for k, symbol in enumerate(panel.symbols) if symbol not in dropped]
+        names = (*(panel.symbols[k] for k in kept), *joined)
+        empty = np.full((panel.n_bars, len(joined)), np.nan)
+        fields = {name: np.concatenate([getattr(panel, name)[:, kept], empty], axis=1) for name in PANEL_FIELDS}
+        new = members.at(tuple(joined), panel.ts_open + panel.frame_ns)
+        is_member = np.concatenate([panel.is_member[:, kept], new], axis=1)
+        has_mark = np.append(panel.has_mark[kept], [len(found.mark) > 0 for found in joined.values()]).astype(np.bool_)
+        for column, found in enumerate(joined.values(), len(kept)):
+            self._fill(fields, column, found)
+        self.panel = MarketPanel(names, panel.frame_ns, panel.ts_open, has_mark=has_mark, is_member=is_member, **fields)
+        self._members = members
+        self._interval_ns = {s: funding_interval_h.get(s, 8) * NS_PER_HOUR for s in names}
+
     def _is_idle(self) -> list[bool]:
         """Return which symbols had no bar within the last day: nobody waits for them."""
         day = max(24 * NS_PER_HOUR // self.panel.frame_ns, 2)
@@ -170,7 +215,7 @@ class MarketFeed:
         oldest = max(min(self.panel.n_bars - two_days, never_asked), 0)
         return int(self.panel.ts_open[min(max(oldest, known[-1] + 1 if known.size else 0), self.panel.n_bars - 1)])
 
-    async def _ask(self, symbol: str, as_of_ns: int) -> _Answer | None:
+    async def _ask(self, symbol: str, as_of_ns: int) -> SymbolHistory | None:
         column = self.panel.symbols.index(symbol)
         start = self._first_unknown(column)
         config = self._config
@@ -179,7 +224,7 @@ class MarketFeed:
             mark = BarBlock.empty()
             if config.mark and self.panel.has_mark[column]:
                 mark = await self._bars(symbol, start, as_of_ns, PriceKind.MARK)
-            return _Answer(last, mark, await self._ask_funding(symbol, column, as_of_ns))
+            return SymbolHistory(last, mark, await self._ask_funding(symbol, column, as_of_ns))
         except RetryLater:  # the gateway has tried more than once; the bar counts as missing, which the session must see
             return None
         except DoNotRetry as e:
@@ -205,7 +250,7 @@ class MarketFeed:
             jitter = min(NS_PER_MINUTE, self.panel.frame_ns // 2)  # what counts as "at the open", see funding_on_grid
             return await self._gateway.funding_history(symbol, since + jitter + 1, as_of_ns)
 
-    def _fill(self, fields: dict[str, FloatArray], column: int, answer: _Answer) -> None:
+    def _fill(self, fields: dict[str, FloatArray], column: int, answer: SymbolHistory) -> None:
         rows, kept = self._rows_of(answer.last.ts_open)
         for name in _LAST_FIELDS:
             fields[name][rows, column] = getattr(answer.last, name)[kept]

@@ -118,6 +118,11 @@ class PositionTracker:
             return ExitKind.STOP
         return ExitKind.TAKE_PROFIT if math.isfinite(to_take) else ExitKind.MANUAL
 
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Return the symbols of our open positions."""
+        return tuple(symbol for symbol, lots in self._lots.items() if lots)
+
     def lots(self, symbol: str) -> int:
         """Return our signed size by the fills seen so far."""
         return self._lots.get(symbol, 0)

@@ -91,6 +91,7 @@ class SessionRunner:
                 await self._supervised(decide, f"cycle of {iso(close_ns)}")
                 await self._desk.watch_system()
                 self._note_times(close_ns, log.orders_sent - sent)
+                await self._look_at_universe()
             except HaltTrading as e:  # the journal cannot be written: what is not written is not sent
                 self._lost = str(e)
                 self._say(f"nothing is sent until the ledger is back: {e}", EventKind.MODE)
@@ -161,6 +162,7 @@ class SessionRunner:
                     return False
                 if not waiting.done():
                     await self._check()
+                    await self._supervised(self._take_up_universe, "taking up the universe")
         finally:
             waiting.cancel()
         waiting.result()
@@ -185,6 +187,28 @@ class SessionRunner:
         ):
             self._contracts = seen
             await self.dispatch(seen)
+
+    async def _look_at_universe(self) -> None:
+        """Begin a look at the universe; a market that is stepped stands still for it, one that moves is not waited for."""
+        universe = self._parts.universe
+        if universe is not None:
+            universe.begin()
+            if isinstance(self._parts.clock, ManualClock):
+                await universe.wait()
+                await self._supervised(self._take_up_universe, "taking up the universe")
+
+    async def _take_up_universe(self) -> None:
+        """Let window, contract rules and websockets follow the universe, between two cycles."""
+        universe = self._parts.universe
+        try:
+            prepared = universe.seen() if universe is not None else None
+        except RetryLater as e:
+            self._say(f"the universe could not be looked at, it stays: {e}", EventKind.UNIVERSE, Severity.WARNING)
+            return
+        if universe is not None and prepared is not None:
+            held = {*self._desk.tracker.symbols, *self.session.pending}
+            for line in universe.take_up(prepared, held):
+                self._say(line, EventKind.UNIVERSE, Severity.INFO)
 
     async def _check(self) -> None:
         """Look at account, orders and stops where that is due; an exchange that does not answer is asked again later."""
@@ -302,6 +326,8 @@ async def run_session(
         with parts.controls.listening() if parts.controls is not None else nullcontext():
             return await runner.run(bars, first_close_ns, n_bars)
     finally:
+        if parts.universe is not None:
+            parts.universe.cancel()
         if listening is not None:
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)

@@ -19,6 +19,7 @@ from crypto_qlib.live_trading.session_state import SessionConfig
 from crypto_qlib.live_trading.signal_processor import SignalProcessor
 from crypto_qlib.live_trading.system_watch import SystemLimits
 from crypto_qlib.live_trading.trade_executor_okx import Sleep
+from crypto_qlib.live_trading.universe_watch import UniverseWatch
 from crypto_qlib.store.ledger import EquityRow, Ledger
 from crypto_qlib.store.live_events import Tell, tell_nobody
 
@@ -55,6 +56,8 @@ class SessionParts:
         Real seconds between two looks at account, orders and stops while a bar is waited for; 0 = only with bars.
     heard : LiveFeed, optional
         What the websockets push; listened to while the session runs.
+    universe : UniverseWatch, optional
+        Keeps the universe current; without it the session trades the coins it started with.
     """
 
     gateway: Gateway
@@ -69,6 +72,7 @@ class SessionParts:
     system: SystemLimits = field(default_factory=SystemLimits)
     check_every_s: float = 0.0
     heard: LiveFeed | None = None
+    universe: UniverseWatch | None = None
 
 
 @dataclass(frozen=True, slots=True)

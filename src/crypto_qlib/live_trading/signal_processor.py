@@ -92,6 +92,15 @@ class SignalProcessor:
         self._rules = rules
         self._contracts = contracts
 
+    @property
+    def contracts(self) -> Contracts:
+        """Return the contract rules in force."""
+        return self._contracts
+
+    def take_up(self, contracts: Contracts) -> None:
+        """Go on with other contract rules, those of every symbol of the feed."""
+        self._contracts = contracts
+
     async def on_close(self, as_of_ns: int, *, is_last: bool = False) -> BarClosed:
         """Fetch the bar that closed at ``as_of_ns`` and return the view of it.
 

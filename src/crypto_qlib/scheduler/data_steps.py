@@ -53,6 +53,7 @@ from crypto_qlib.scheduler.universe_access import (
     members_with_bars,
     universe_over_time,
 )
+from crypto_qlib.scheduler.universe_keeper import UniverseKeeper
 from crypto_qlib.scheduler.watched_market import WatchedMarket
 from crypto_qlib.scheduler.workspace import Workspace
 from crypto_qlib.settings.identity import code_identity
@@ -104,6 +105,14 @@ class DataSteps:
             self.__dict__.pop("members", None)
             past = history_line(self.members, snapshot.as_of_ns, self._settings)
         return Said((*universe_lines(snapshot), *past))
+
+    def universe_keeper(self, gateway: Gateway) -> UniverseKeeper:
+        """Return what keeps the universe of a running session current, by the same rule and from the same source."""
+        ranking = coin_ranking(self._settings, self._secrets, self._access)
+        keeps = not self._access.is_embedded
+        return UniverseKeeper(
+            gateway, ranking, self._lake, self._settings.universe, self.members, self.newest_universe(), keeps=keeps
+        )
 
     def universe_import(self, path: Path) -> Said:
         """Take a table of past market caps into the lake and choose the universe again for every time it speaks of."""

@@ -39,6 +39,7 @@ from crypto_qlib.live_trading.session_report import session_figures, write_sessi
 from crypto_qlib.live_trading.signal_processor import Contracts, Scorer, SignalProcessor, no_scores, window_bars
 from crypto_qlib.live_trading.step_timer import StepTimer
 from crypto_qlib.live_trading.system_watch import SystemLimits
+from crypto_qlib.live_trading.universe_watch import Keeper, UniverseWatch
 from crypto_qlib.modeling.artefact import TrainedModel
 from crypto_qlib.modeling.train_model import predict_row
 from crypto_qlib.portfolio.rules import rules_from_settings
@@ -57,6 +58,12 @@ EVENTS = "events.jsonl"
 Show = Callable[[PaperView], None]
 Step = Callable[[], int]
 Stream = Callable[[Sequence[Instrument]], OkxLiveStream]
+Side = Callable[[Sequence[str]], SideData]
+
+
+def nothing_beside(_symbols: Sequence[str]) -> SideData:
+    """Return that nothing is known beside the bars."""
+    return SideData()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +87,13 @@ class SessionInputs:
     members : Membership, optional
         The universe over time: who is no member at a bar's close gets no score, so nothing is opened in it.
     side : callable
-        Gives what is known beside the bars by now; asked again at every bar.
+        Gives what is known beside the bars of the symbols asked for by now; asked again at every bar.
     live : Path, optional
         Folder of the session's card, kill file and figures; beside the ledger where not given.
     secrets : Secrets
         Addresses alerts are sent to.
+    keeper : callable, optional
+        Gives what keeps the universe current; without it the session trades the coins of ``history``.
     """
 
     model: TrainedModel
@@ -95,9 +104,10 @@ class SessionInputs:
     session_id: str
     identity: dict[str, Any]
     members: Membership | None = None
-    side: Callable[[], SideData] = SideData
+    side: Side = nothing_beside
     live: Path | None = None
     secrets: Secrets = field(default_factory=Secrets)
+    keeper: Callable[[Gateway], Keeper] | None = None
 
 
 def session_ledger(settings: Settings, secrets: Secrets, run_folder: Path) -> LedgerPlace:
@@ -107,7 +117,7 @@ def session_ledger(settings: Settings, secrets: Secrets, run_folder: Path) -> Le
     return LedgerPlace(settings.store.ledger or str(Paths(settings.store.root).ledger), secrets.ledger_password)
 
 
-def model_scorer(model: TrainedModel, side: Callable[[], SideData] = SideData, timer: StepTimer | None = None) -> Scorer:
+def model_scorer(model: TrainedModel, side: Side = nothing_beside, timer: StepTimer | None = None) -> Scorer:
     """Return the function that scores the last bar of a panel with ``model``; ``side`` gives what is known beside the bars.
 
     Features go on from bar to bar: asked for one bar after the other, each costs one bar's work.
@@ -117,7 +127,7 @@ def model_scorer(model: TrainedModel, side: Callable[[], SideData] = SideData, t
 
     def score(panel: MarketPanel) -> Scores:
         try:
-            rows = features.latest(panel, side())
+            rows = features.latest(panel, side(panel.symbols))
             laps.lap("features")
             return predict_row(model, rows)
         except UserError as e:
@@ -126,7 +136,7 @@ def model_scorer(model: TrainedModel, side: Callable[[], SideData] = SideData, t
     return score
 
 
-def opinion(model: TrainedModel, side: Callable[[], SideData]) -> Scorer:
+def opinion(model: TrainedModel, side: Side) -> Scorer:
     """Return the function that scores the last bar of a panel; without an opinion where there can be none."""
     score = model_scorer(model, side)
 
@@ -203,9 +213,10 @@ async def trade_bars(
         stack.callback(ledger.close)
         book = ControlBook(inputs.ledger, inputs.session_id)
         stack.callback(book.close)
+        signals = SignalProcessor(feed, model_scorer(inputs.model, inputs.side, timer), rules, contracts, timer)
         parts = SessionParts(
             gateway=gateway,
-            signals=SignalProcessor(feed, model_scorer(inputs.model, inputs.side, timer), rules, contracts, timer),
+            signals=signals,
             ledger=ledger,
             config=SessionConfig(
                 inputs.session_id,
@@ -219,6 +230,7 @@ async def trade_bars(
             system=_system_limits(settings.live) if step is None else SystemLimits(),
             check_every_s=settings.live.check_every_s if step is None else 0.0,
             heard=heard,
+            universe=None if inputs.keeper is None else UniverseWatch(inputs.keeper(gateway), feed, signals, heard),
             clock=SystemClock() if step is None else ManualClock(first_close_ns),
             dead_man_s=settings.live.dead_man_s if step is None else 0,
             controls=Controls(book, folder / KILL_FILE, card.started_ns),
@@ -229,7 +241,7 @@ async def trade_bars(
         result = await run_session(
             parts, _bar_waiter(step, now_ns, heard, feed), first_close_ns, settings.live.paper_bars, show
         )
-        figures = session_figures(ledger, feed.panel, inputs.instruments, rules)
+        figures = session_figures(ledger, feed.panel, dict(inputs.instruments) | dict(signals.contracts.instruments), rules)
         write_session_figures(figures, file.parent if file is not None else folder, inputs.identity)
         return result
 
@@ -256,9 +268,13 @@ def _system_limits(live: LiveSettings) -> SystemLimits:
 
 def _bar_waiter(step: Step | None, now_ns: int, heard: LiveFeed | None, feed: MarketFeed) -> BarWaiter:
     if step is None:
-        arrived = None if heard is None else partial(heard.wait_for_bar, feed.panel.symbols)
-        return RealBars(SystemClock(), arrived=arrived)
+        return RealBars(SystemClock(), arrived=None if heard is None else partial(_all_heard, heard, feed))
     return SteppedBars(_awaitable(step), now_ns)
+
+
+async def _all_heard(heard: LiveFeed, feed: MarketFeed, close_ns: int, patience_s: float) -> bool:
+    """Wait for the bar of every symbol the feed has by then."""
+    return await heard.wait_for_bar(feed.panel.symbols, close_ns, patience_s)
 
 
 def _awaitable(step: Step) -> Callable[[], Awaitable[int]]:

@@ -294,7 +294,7 @@ class Pipeline:
         """Re-simulate a session over ``span`` (start, end; ``None`` = its own) and write what made the difference."""
         model = self._model()
         instruments, tiers = self.data.contracts()
-        side = partial(load_side, self.paths, self.settings, self.data.collected.symbols)
+        side = partial(load_side, self.paths, self.settings)
         inputs = GapInputs(
             session_id, live, self.data.panel(), opinion(model, side), instruments, tiers, rules_from_settings(self.settings),
             execution_of(self.settings.backtest), self.settings.strategy.blacklist,
@@ -371,10 +371,10 @@ class Pipeline:
         instruments, tiers = self.data.contracts()
         ledger = session_ledger(self.settings, self.workspace.secrets, self.paths.reports / stamp["run_id"])
         session_id = f"{self.settings.exchange.mode}-paper"
-        side = partial(load_side, self.paths, self.settings, self.data.collected.symbols)
+        side = partial(load_side, self.paths, self.settings)
         inputs = SessionInputs(
             model, self.data.panel(), instruments, tiers, ledger, session_id, stamp, self.data.members, side, self.paths.live,
-            self.workspace.secrets,
+            self.workspace.secrets, self.data.universe_keeper,
         )  # fmt: skip
         step = self.workspace.access.embedded().step if self.workspace.access.is_embedded else None
         return await trade_bars(gateway, self.settings, inputs, step, self._show_paper, self.workspace.access.live_stream)

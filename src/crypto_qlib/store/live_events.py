@@ -52,6 +52,8 @@ class EventKind(StrEnum):
     """A position or an order that is not ours."""
     ORDER = "order"
     """An order was refused, dropped, cancelled, or is unresolved."""
+    UNIVERSE = "universe"
+    """Coins joined or left the universe, or it could not be looked at."""
     CYCLE = "cycle"
     """A decision was skipped or late."""
     SUMMARY = "summary"
