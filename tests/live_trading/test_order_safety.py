@@ -12,12 +12,14 @@ from crypto_qlib.core.clock import NS_PER_HOUR
 from crypto_qlib.core.order import ExitKind, Fill, OrderKind, OrderStatus, Side
 from crypto_qlib.exchange.gateway import Transfer
 from crypto_qlib.live_trading import events as ev
-from crypto_qlib.live_trading.order_checks import Held, Quote, entry_refusal
+from crypto_qlib.live_trading import session as session_module
+from crypto_qlib.live_trading.order_checks import Held, Quote, correlation_refusal, entry_refusal
 from crypto_qlib.live_trading.position_tracker import PositionTracker
 from crypto_qlib.live_trading.risk_control import BALANCE, Mode, RiskLimits
 from crypto_qlib.live_trading.session import Session, SessionConfig
 from crypto_qlib.live_trading.wallet import Wallet, balance_of
-from crypto_qlib.portfolio.plan import PlannedOrder
+from crypto_qlib.portfolio.market_state import MarketState
+from crypto_qlib.portfolio.plan import Plan, PlannedOrder
 from crypto_qlib.store.ledger import FundingRow
 from crypto_qlib.store.live_events import EventKind
 from tests.live_trading.paper_fakes import RULES
@@ -83,6 +85,58 @@ def test_an_entry_is_measured_with_what_the_plan_closes_after_it_still_held() ->
     refusal = entry_refusal(ENTRY, AROUND, room_before_it, CONTRACTS, 0, rules, LIMITS)
     assert refusal is not None
     assert refusal.rule == "net exposure"
+
+
+def alike(rng_seed: int = 1) -> MarketState:
+    """Return the market in which BBB moves as AAA does, CCC the other way, and BTC by itself."""
+    own_way = np.random.default_rng(rng_seed).normal(0.0, 0.01, (168, 2))
+    returns = np.column_stack([own_way[:, 0], own_way[:, 0], own_way[:, 1], -own_way[:, 0]])
+    return replace(STATES.at(T), returns=returns)
+
+
+@pytest.mark.parametrize(
+    ("name", "book", "limit", "refused"),
+    [
+        ("a name on the same side moves alike", {"BBBUSDT": 500.0}, 0.8, True),
+        ("it is held the other way: a hedge", {"BBBUSDT": -500.0}, 0.8, False),
+        ("one that moves the other way", {"CCCUSDT": 500.0}, 0.8, False),
+        ("one that moves by itself", {"BTCUSDT": 500.0}, 0.8, False),
+        ("no limit is set", {"BBBUSDT": 500.0}, 1.0, False),
+        ("a foreign position the market does not show", {"ZZZUSDT": 500.0}, 0.8, False),
+    ],
+)
+def test_an_entry_is_refused_at_the_gate_for_moving_like_what_is_held(
+    name: str, book: dict[str, float], limit: float, refused: bool
+) -> None:
+    found = correlation_refusal(ENTRY, Held(10_000.0, book), alike(), RULES._replace(max_correlation=limit))
+    assert (found is not None and found.rule == "correlation") is refused, name
+
+
+def test_a_plan_that_breaks_the_correlation_limit_is_stopped_before_its_second_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    twice = tuple(replace(ENTRY, symbol=s, lots=100, stop_price=1.0, leverage=1.0) for s in ("AAAUSDT", "BBBUSDT"))
+    monkeypatch.setattr(session_module, "decide", lambda *_: Plan(T, twice))  # a decision that forgot the rule
+    machine = session(rules=RULES._replace(max_correlation=0.8))
+    machine.handle(SEEN)
+    event = replace(bar(0.05, 0.05, np.nan, np.nan), market=alike())
+    (leverage,) = of(ev.SetLeverage, decide(machine, event, account()))
+    (place,) = of(ev.PlaceOrder, machine.handle(ev.LeverageSet(T, "AAAUSDT", leverage.leverage)))
+    after = machine.handle(filled(place.intent.client_order_id))
+    assert not of(ev.SetLeverage, after)
+    assert not of(ev.PlaceOrder, after)
+    assert "entry of BBBUSDT dropped: correlation limit 0.8, actual 1" in of(ev.Alert, after)[0].text
+
+
+def test_a_position_whose_exit_failed_counts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    leaving = PlannedOrder("BBBUSDT", Side.SELL, 50, 3.0, reduce_only=True, reason=ExitKind.TIME)
+    entries = tuple(replace(ENTRY, symbol=s, lots=100, stop_price=1.0, leverage=1.0) for s in ("AAAUSDT", "BTCUSDT"))
+    monkeypatch.setattr(session_module, "decide", lambda *_: Plan(T, (leaving, *entries)))
+    machine = session(rules=RULES._replace(max_correlation=0.8, max_open=3))
+    machine.handle(SEEN)
+    own(machine, "BBBUSDT", 50)
+    event = replace(bar(0.05, 0.05, np.nan, np.nan), market=alike())
+    (leave,) = of(ev.PlaceOrder, decide(machine, event, account(held("BBBUSDT", 50))))
+    after = machine.handle(ev.OrderReported(T, leave.intent.client_order_id, OrderStatus.REJECTED, 0, "no"))
+    assert any("entry of AAAUSDT dropped: correlation" in a.text for a in of(ev.Alert, after))
 
 
 def test_the_book_is_read_before_an_entry_and_without_one_nothing_is_sent() -> None:

@@ -11,13 +11,16 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final
 
+import numpy as np
+
 from crypto_qlib.core import margin as m
 from crypto_qlib.core.order import OrderKind
 from crypto_qlib.core.tiers import NO_TIER, tier_index
 from crypto_qlib.live_trading.risk_control import RiskLimits
-from crypto_qlib.portfolio.market_state import ContractTable
+from crypto_qlib.portfolio.market_state import ContractTable, MarketState
 from crypto_qlib.portfolio.plan import PlannedOrder
 from crypto_qlib.portfolio.rules import Rules
+from crypto_qlib.portfolio.selection import correlation
 
 SLACK: Final = 0.05
 """What the size rules of ``decide()`` may be exceeded by until the order is sent: the price moves in between."""
@@ -117,6 +120,20 @@ def entry_refusal(
         _liquidation(entry, price, notional, contracts, column, rules),
     )
     return next((refusal for refusal in checks if refusal is not None), None)
+
+
+def correlation_refusal(entry: PlannedOrder, held: Held, market: MarketState, rules: Rules) -> Refusal | None:
+    """Return a refusal where ``entry`` moves too much like a name held, or sent before it, on the same side.
+
+    The measure is the decision's own; what was planned as leaving and did not leave counts here as held.
+    """
+    if rules.max_correlation >= 1.0 or entry.symbol not in market.symbols:
+        return None
+    column, side, returns = market.symbols.index(entry.symbol), entry.side.sign, np.array(market.returns)
+    same_side = (s for s, notional in held.notional.items() if side * notional > 0.0 and s != entry.symbol)
+    others = [market.symbols.index(s) for s in same_side if s in market.symbols]
+    known = (correlation(returns, returns.shape[0], column, other) for other in others)
+    return _over("correlation", rules.max_correlation, max((c for c in known if not math.isnan(c)), default=-1.0))
 
 
 def _over(rule: str, limit: float, actual: float) -> Refusal | None:

@@ -14,7 +14,7 @@ from typing import Final
 from crypto_qlib.core.account import AccountState, OpenPosition
 from crypto_qlib.core.order import ExitKind, OrderKind, OrderRequest, OrderStatus, Protection, Side
 from crypto_qlib.live_trading import events as ev
-from crypto_qlib.live_trading.order_checks import Held, Refusal, entry_refusal
+from crypto_qlib.live_trading.order_checks import Held, Refusal, correlation_refusal, entry_refusal
 from crypto_qlib.live_trading.risk_control import Mode
 from crypto_qlib.live_trading.session_state import Cycle, Instructions, SessionState, or_none
 from crypto_qlib.portfolio.plan import PlannedOrder, client_order_id
@@ -194,6 +194,8 @@ class OrderDesk:
             symbol = cycle.exits.pop(coid)
             if not filled:
                 cycle.failed_exits.add(symbol)
+                if cycle.held is not None and symbol in cycle.held.leaving:  # it may well be held still: it counts again
+                    cycle.held.notional[symbol] = cycle.held.leaving.pop(symbol)
         elif coid in cycle.entry_ids:
             cycle.entry_ids.discard(coid)
             if not filled and cycle.parts:  # what is left of an entry whose part did not fill is not sent
@@ -286,6 +288,8 @@ class OrderDesk:
         config = self._state.config
         cycle.held.notional.pop(entry.symbol, None)  # checked before its leverage was set, and now again: counted once
         found = entry_refusal(entry, quote, cycle.held, known.contracts, column, config.rules, config.limits)
+        if found is None and cycle.bar is not None:
+            found = correlation_refusal(entry, cycle.held, cycle.bar.market, config.rules)
         if found is None:
             notional = entry.lots * float(known.contracts.base_per_lot[column]) * entry.reference_price
             cycle.held.notional[entry.symbol] = entry.side.sign * notional
