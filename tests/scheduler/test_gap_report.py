@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from crypto_qlib.analytics.gap import CAUSES, GapPaths, accumulated, gap_between
-from crypto_qlib.core.clock import NS_PER_HOUR, ManualClock
+from crypto_qlib.core.clock import NS_PER_HOUR, NS_PER_MINUTE, ManualClock
 from crypto_qlib.core.costs import FeeSchedule
 from crypto_qlib.core.errors import RetryLater, UserError
 from crypto_qlib.core.market import BarBlock, FundingBlock, MarketPanel
 from crypto_qlib.core.signal import Scores
 from crypto_qlib.exchange.embedded.server import EmbeddedExchange, EmbeddedOptions
-from crypto_qlib.exchange.gateway import PriceKind
+from crypto_qlib.exchange.gateway import Book, PriceKind
 from crypto_qlib.exchange.okx import OkxGateway
-from crypto_qlib.live_trading.gap_inputs import live_side
+from crypto_qlib.live_trading.gap_inputs import latency_path, live_side
 from crypto_qlib.live_trading.journal import rows_of
 from crypto_qlib.live_trading.market_feed import FeedConfig, MarketFeed
 from crypto_qlib.live_trading.risk_control import RiskLimits
@@ -49,6 +49,7 @@ class Fault:
     funding_times: float = 1.0
     late_bars: tuple[int, ...] = ()
     delayed_bars: tuple[int, ...] = ()
+    slow_minutes: int = 0
     scorer: Callable[[MarketPanel], Scores] = score
 
 
@@ -82,9 +83,18 @@ class OtherFunding(Tape):
 
 
 class LateGateway(OkxGateway):
-    """Bars of one symbol do not come at some closes."""
+    """Bars of one symbol do not come at some closes; the market may move on before a book is read."""
 
     late_ns: frozenset[int] = frozenset()
+    before_a_book: Callable[[], Awaitable[None]] | None = None
+    met: dict[str, list[tuple[float, float]]]
+
+    async def book(self, symbol: str, depth: int = 20) -> Book:
+        if self.before_a_book is not None:
+            await self.before_a_book()
+        found = await super().book(symbol, depth)
+        self.met.setdefault(symbol, []).append((float(found.bids[0, 0]), float(found.asks[0, 0])))
+        return found
 
     async def candles(self, symbol: str, frame: str, start_ns: int, end_ns: int, kind: PriceKind = PriceKind.LAST) -> BarBlock:
         if end_ns in self.late_ns and symbol == "AAAUSDT":
@@ -92,7 +102,8 @@ class LateGateway(OkxGateway):
         return await super().candles(symbol, frame, start_ns, end_ns, kind)
 
 
-async def lived(fault: Fault, path: Path) -> None:
+async def lived(fault: Fault, path: Path) -> dict[str, list[tuple[float, float]]]:
+    """Live through the bars and return the best bid and ask of each book that was read, by symbol."""
     tape = OtherFunding(fault.funding_times)
     venue = VenueConfig(RULES.impact_y, fault.half_spread_bps, 0.05)
     options = EmbeddedOptions(
@@ -100,24 +111,33 @@ async def lived(fault: Fault, path: Path) -> None:
         fees=FeeSchedule(0.0002, fault.taker_fee),
         venue=venue,
         funding_retention_days=None,
+        step_frame_ns=NS_PER_MINUTE if fault.slow_minutes else None,
     )
     async with (
         EmbeddedExchange(tape, options) as exchange,
         LateGateway(ExchangeSettings(), exchange.credentials, exchange.base_url) as gateway,
     ):
         gateway.late_ns = frozenset(FIRST + bar * NS_PER_HOUR for bar in fault.late_bars)
+
+        async def later() -> None:
+            for _ in range(fault.slow_minutes):
+                await exchange.step()
+
+        gateway.before_a_book, gateway.met = later, {}
+        limits = RiskLimits(max_price_deviation=0.5) if fault.slow_minutes else RiskLimits()
         feed = MarketFeed(gateway, tape.panel.known_until(FIRST), FeedConfig("1h", history_bars(NS_PER_HOUR) + 1), {})
         ledger = Ledger.open(path, SessionRow("p", FIRST, "embedded", {}))
         parts = SessionParts(
             gateway,
             SignalProcessor(feed, fault.scorer, RULES, Contracts(tape.items, tape.tables)),
             ledger,
-            SessionConfig("p", RULES, RiskLimits()),
+            SessionConfig("p", RULES, limits),
             ManualClock(FIRST),
         )
         bars = DelayedBars(SteppedBars(exchange.step, FIRST), {FIRST + bar * NS_PER_HOUR for bar in fault.delayed_bars})
         await run_session(parts, bars, FIRST, N_BARS)
         ledger.close()
+        return gateway.met
 
 
 class DelayedBars:
@@ -172,6 +192,29 @@ async def test_the_report_names_the_cause_that_was_injected_alone(cause: str, fa
     assert said["main_cause"] == cause
     assert sum(said["parts"].values()) == pytest.approx(said["difference"], abs=1e-6)
     assert f"<td>{cause}</td>" in page.read_text()
+
+
+@pytest.mark.slow
+async def test_what_the_market_moved_before_an_order_arrived_is_latency_and_the_rest_is_fill(tmp_path: Path) -> None:
+    met = await lived(Fault(slow_minutes=7), tmp_path / "l.sqlite")
+    tape, ledger = Tape(1, N_BARS), Ledger.open(tmp_path / "l.sqlite", SessionRow("p", FIRST, "embedded", {}))
+    live, intents = live_side(ledger, rows_of(ledger.journal())), {i.client_order_id: i for i in ledger.intents()}
+    ledger.close()
+    closes = np.array([row.ts_ns for row in live.equity], np.int64)
+    ours = [f for f in live.fills if f.client_order_id in intents and f.ts_ns <= closes[-1]]
+    entries = [f for f in ours if intents[f.client_order_id].is_entry]
+    assert len(entries) > 20
+    expected, late, left = 0.0, 0.0, 0.0
+    for fill in entries:
+        due = float(tape.panel.open[(intents[fill.client_order_id].decided_ns - START_NS) // NS_PER_HOUR,
+                                    tape.panel.symbols.index(fill.symbol)])  # fmt: skip
+        middle, size = live.arrivals[fill.client_order_id], 0.1 * fill.signed_lots
+        assert middle in {0.5 * (bid + ask) for bid, ask in met[fill.symbol]}
+        expected -= size * (middle - due)
+        late += abs(size * (middle - due))
+        left += abs(size * (fill.price - middle))
+    assert latency_path(replace(live, fills=entries), closes, tape.panel, tape.items)[-1] == pytest.approx(expected)
+    assert left < 0.25 * late, "what is left for `fill` is spread and impact"
 
 
 def test_parts_add_up_at_every_close_and_over_any_span() -> None:

@@ -60,6 +60,8 @@ class LiveSide:
         What it knew, by close; a close that is not in here was not decided.
     fills, intents, funding : list
         Executions, orders, settlements.
+    arrivals : dict
+        Middle of the book read just before an order was sent, by client order id; orders without such a look are not in here.
     """
 
     equity: list[EquityRow]
@@ -67,6 +69,7 @@ class LiveSide:
     fills: list[Fill]
     intents: dict[str, IntentRow]
     funding: list[FundingRow] = field(default_factory=list)
+    arrivals: dict[str, float] = field(default_factory=dict)
 
 
 def live_side(ledger: Ledger, rows: Sequence[JournalRow]) -> LiveSide:
@@ -82,11 +85,18 @@ def live_side(ledger: Ledger, rows: Sequence[JournalRow]) -> LiveSide:
         raise UserError(f"session {ledger.session_id} has not lived through a bar yet", "ask again after the next close")
     bars: dict[int, LiveBar] = {}
     stale: set[str] = set()
+    middle: dict[str, float] = {}
+    arrivals: dict[str, float] = {}
     for row in rows:
         step = row.step()
         match step:
             case ev.BarClosed():
                 bars[step.ts_ns] = _bar(step)
+                middle = {}
+            case ev.BookRead() if step.quote is not None:
+                middle[step.symbol] = step.quote.mid
+            case ev.PlaceOrder() if step.intent.symbol in middle and step.intent.limit_price is None:
+                arrivals[step.intent.client_order_id] = middle[step.intent.symbol]
             case ev.SaveRisk():
                 stale = {voice for voice, (mode, _) in step.voices.items() if mode is not Mode.ACTIVE}
             case ev.CycleDone() if step.ts_ns in bars and step.mode is not Mode.ACTIVE:
@@ -95,7 +105,7 @@ def live_side(ledger: Ledger, rows: Sequence[JournalRow]) -> LiveSide:
             case _:
                 pass
     intents = {intent.client_order_id: intent for intent in ledger.intents()}
-    return LiveSide(equity, bars, ledger.fills(), intents, ledger.funding())
+    return LiveSide(equity, bars, ledger.fills(), intents, ledger.funding(), arrivals)
 
 
 def _bar(step: ev.BarClosed) -> LiveBar:
@@ -201,18 +211,24 @@ def _held(live: LiveSide, fills: Sequence[Fill]) -> int:
 
 
 def latency_path(live: LiveSide, closes: IntArray, panel: MarketPanel, instruments: Mapping[str, Instrument]) -> FloatArray:
-    """Return what being late has added by each close: orders at the open of the bar they filled in, less that of their own."""
+    """Return what being late has added by each close, USDT: the price the order met on arrival less the one it was due at.
+
+    Due is the open of the bar after the decision, at which the backtest trades. The price on arrival is the middle of the book
+    read just before the order was sent; of an order without such a look, the open of the bar it was executed in. By what the
+    execution differs from the price on arrival is no latency: spread and impact, ``fill``.
+    """
     at, amount = [], []
     row_of = {int(ts): k for k, ts in enumerate(panel.ts_open)}
     for fill in live.fills:
         intent = live.intents.get(fill.client_order_id)
-        if intent is None:
+        due = None if intent is None else row_of.get(intent.decided_ns)
+        if due is None or fill.symbol not in panel.symbols:
             continue
-        due, done = row_of.get(intent.decided_ns), row_of.get(fill.ts_ns - fill.ts_ns % panel.frame_ns)
         j = panel.symbols.index(fill.symbol)
-        if due is None or done is None or due == done:
-            continue
-        moved = float(panel.open[done, j] - panel.open[due, j])
-        at.append(fill.ts_ns)
-        amount.append(-fill.signed_lots * instruments[fill.symbol].base_per_lot * moved)
+        done = row_of.get(fill.ts_ns - fill.ts_ns % panel.frame_ns)
+        opened = float(panel.open[done, j]) if done is not None else np.nan
+        moved = live.arrivals.get(fill.client_order_id, opened) - float(panel.open[due, j])
+        if np.isfinite(moved):
+            at.append(fill.ts_ns)
+            amount.append(-fill.signed_lots * instruments[fill.symbol].base_per_lot * moved)
     return accumulated(closes, np.array(at, np.int64), np.array(amount))

@@ -44,10 +44,10 @@ TEMPLATES: Final = Path(__file__).parent / "templates"
 MEANING: Final = {
     "data": "bars that came late, were missing or other ones than known now",
     "signal": "other scores on the same bars, and modes that forbade entries",
-    "fill": "prices executed at, orders not or partly filled",
+    "fill": "prices executed at beside those met on arrival, orders not or partly filled",
     "fee": "other fee rates than those of the settings",
     "funding": "other settlements than the data's rates give",
-    "latency": "orders executed in a later bar than they were due",
+    "latency": "prices met on arrival beside those at the bar's open, orders executed in a later bar",
 }
 ScoreAt = Callable[[MarketPanel], Scores]
 
