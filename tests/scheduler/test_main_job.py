@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -15,15 +16,18 @@ import pandas as pd
 import pytest
 from qlib.data import D
 
+from crypto_qlib.cli import main
 from crypto_qlib.core.clock import NS_PER_HOUR
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.market import BarBlock, MarketPanel
 from crypto_qlib.data_collector.qlib_data_adapter import init_qlib
+from crypto_qlib.live_trading.instance import last_session
 from crypto_qlib.scheduler.pipeline_scheduler import Pipeline
 from crypto_qlib.scheduler.reporter import SilentReporter
 from crypto_qlib.settings.load import load_settings
 from crypto_qlib.settings.secrets import Secrets
 from crypto_qlib.store.lake import TIME, Kind, Lake, Series
+from crypto_qlib.store.paths import Paths
 from tests.scheduler.conftest import SMALL, MakePipeline
 
 NAMED_FILES = (
@@ -88,6 +92,28 @@ def test_it_traded_and_the_paper_session_too(finished: tuple[Pipeline, list[str]
     assert session["costs"]["traded_notional"] > 0.0
     a = session["attribution"]
     assert abs(a["unexplained"]) < 1e-3 * abs(a["total"]) + 1.0, "fills and settlements explain the change of equity"
+
+
+def test_the_commands_of_a_session_reach_the_one_that_ran_and_its_gap_is_nil(
+    finished: tuple[Pipeline, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = finished[0].settings
+    # What a person does after a first run: look at the session, with the options it was run with or with the folder alone.
+    chosen = [word for override in (f"store.root={settings.store.root}", *SMALL) for word in ("--set", override)]
+
+    def said(*words: str) -> str:
+        assert main.run([*chosen, "live", *words]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    assert "does not run" in said("status")
+    assert "SaveDecided" in said("journal")
+    assert "the journal alone gives the orders, positions and equity of the ledger" in said("journal", "--replay")
+    gap = said("gap")
+    # The session lived through what the backtest makes of the same bars: no cause adds anything.
+    parts = re.findall(r"^  (data|signal|fill|fee|funding|latency) +([+-][\d,.]+)  ", gap, re.MULTILINE)
+    assert len(parts) == 6, gap
+    assert all(abs(float(value.replace(",", ""))) < 1.0 for _, value in parts), gap
+    assert last_session(Paths(settings.store.root).live, "embedded") is not None
 
 
 def test_every_artefact_of_the_run_carries_its_id(finished: tuple[Pipeline, list[str]]) -> None:

@@ -77,3 +77,24 @@ def _fill(fields: dict[str, FloatArray], j: int, grid: IntArray, bars: BarBlock,
     rows = (bars.ts_open - grid[0]) // (grid[1] - grid[0] if grid.size > 1 else 1)
     for name in _LAST[:4] if prefix else _LAST:
         fields[prefix + name][rows, j] = getattr(bars, name)
+
+
+def continued(panel: MarketPanel, source: MarketSource, frame: str, symbols: Sequence[str], end_ns: int) -> MarketPanel:
+    """Return ``panel`` with the bars ``source`` has behind it up to ``end_ns``; columns of ``symbols`` it lacks are no members.
+
+    For a market whose time went on after its bars were collected. The universe of the last bar goes on.
+    """
+    known_until = int(panel.ts_open[-1]) + panel.frame_ns
+    if end_ns <= known_until:
+        return panel
+    names = (*panel.symbols, *(s for s in symbols if s not in panel.symbols))
+    more = panel_of_source(source, frame, names, known_until, end_ns)
+    past = np.full((panel.n_bars, len(names) - len(panel.symbols)), np.nan)
+    fields = {
+        name: np.concatenate([np.concatenate([getattr(panel, name), past], axis=1), getattr(more, name)])
+        for name in PANEL_FIELDS
+    }
+    belonged = np.concatenate([panel.is_member, np.zeros(past.shape, np.bool_)], axis=1)
+    is_member = np.concatenate([belonged, np.repeat(belonged[-1:], more.n_bars, axis=0)])
+    ts_open = np.concatenate([panel.ts_open, more.ts_open])
+    return MarketPanel(names, panel.frame_ns, ts_open, has_mark=more.has_mark, is_member=is_member, **fields)

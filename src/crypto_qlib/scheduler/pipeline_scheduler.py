@@ -60,6 +60,7 @@ from crypto_qlib.scheduler.data_steps import DataSteps
 from crypto_qlib.scheduler.feature_build import built_features
 from crypto_qlib.scheduler.feature_study import FeatureStudy
 from crypto_qlib.scheduler.gap_report import GapInputs, GapReport, gap_report, write_gap
+from crypto_qlib.scheduler.lived_market import lived_market
 from crypto_qlib.scheduler.model_shelf import Market, ModelShelf
 from crypto_qlib.scheduler.paper_session import SessionInputs, opinion, session_ledger, trade_bars
 from crypto_qlib.scheduler.pipeline_results import Said, paper_lines, performance_lines
@@ -71,6 +72,7 @@ from crypto_qlib.settings.identity import code_identity, identity, settings_iden
 from crypto_qlib.settings.load import require_okx_keys
 from crypto_qlib.settings.schema import Settings
 from crypto_qlib.settings.secrets import Secrets
+from crypto_qlib.store.paths import Paths
 from crypto_qlib.store.series_store import SeriesStore
 
 
@@ -293,10 +295,12 @@ class Pipeline:
     def session_gap(self, session_id: str, live: LiveSide, span: tuple[int | None, int | None]) -> tuple[Said, GapReport]:
         """Re-simulate a session over ``span`` (start, end; ``None`` = its own) and write what made the difference."""
         model = self._model()
-        instruments, tiers = self.data.contracts()
+        panel, instruments, tiers = self.data.panel(), *self.data.contracts()
+        if self.workspace.access.is_embedded:
+            panel, instruments, tiers = lived_market(panel, instruments, tiers, live, self.settings)
         side = partial(load_side, self.paths, self.settings)
         inputs = GapInputs(
-            session_id, live, self.data.panel(), opinion(model, side), instruments, tiers, rules_from_settings(self.settings),
+            session_id, live, panel, opinion(model, side), instruments, tiers, rules_from_settings(self.settings),
             execution_of(self.settings.backtest), self.settings.strategy.blacklist,
         )  # fmt: skip
         with self.workspace.step("gap"):
@@ -371,9 +375,10 @@ class Pipeline:
         instruments, tiers = self.data.contracts()
         ledger = session_ledger(self.settings, self.workspace.secrets, self.paths.reports / stamp["run_id"])
         session_id = f"{self.settings.exchange.mode}-paper"
+        live = Paths(self.settings.store.root).live  # of the workspace, whatever the market: where every command looks
         side = partial(load_side, self.paths, self.settings)
         inputs = SessionInputs(
-            model, self.data.panel(), instruments, tiers, ledger, session_id, stamp, self.data.members, side, self.paths.live,
+            model, self.data.panel(), instruments, tiers, ledger, session_id, stamp, self.data.members, side, live,
             self.workspace.secrets, self.data.universe_keeper,
         )  # fmt: skip
         step = self.workspace.access.embedded().step if self.workspace.access.is_embedded else None
