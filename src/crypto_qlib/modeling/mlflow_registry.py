@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.modeling.artefact import META_FILE
 from crypto_qlib.modeling.registry import CHALLENGER_FILE, CHAMPION_FILE, DAMAGED, list_models, model_folder
-from crypto_qlib.store.tracking_database import prepare_tracking
+from crypto_qlib.store.tracking_database import check_server, prepare_tracking, server_address
 
 NAME: Final = "crypto-qlib"
 EXPERIMENT: Final = "crypto_qlib"
@@ -31,7 +31,7 @@ _LONGEST: Final = 500
 
 def tracking_uri(given: str, database: Path) -> str:
     """Return ``model.tracking``, or the workspace's SQLite database where it is empty."""
-    return given or f"sqlite:///{database.resolve()}"
+    return server_address(given) or f"sqlite:///{database.resolve()}"
 
 
 def mirror(models: Path, uri: str) -> int:
@@ -50,6 +50,7 @@ def mirror(models: Path, uri: str) -> int:
         If the store cannot be reached, or its SQLite file cannot be made.
     """
     prepare_tracking(uri)
+    check_server(uri, "model.tracking")
     try:
         return _mirror(models, MlflowClient(tracking_uri=uri, registry_uri=uri))
     except MlflowException as e:

@@ -23,6 +23,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import optuna
+from sqlalchemy.pool import NullPool
 
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
@@ -34,6 +35,7 @@ from crypto_qlib.modeling.splits import TimeSplit
 from crypto_qlib.modeling.training_checks import correlation_groups, mean_bar_correlation
 from crypto_qlib.settings.model_schema import NetSettings
 from crypto_qlib.settings.schema import ModelSettings
+from crypto_qlib.store.tracking_database import check_server, server_address
 
 FloatArray = npt.NDArray[np.float64]
 Progress = Callable[[float], None]
@@ -199,7 +201,10 @@ def _study(settings: ModelSettings, folder: Path, split: TimeSplit, labels: Labe
 
 def _storage(address: str, folder: Path) -> Any:
     if address:
-        return address
+        found = server_address(address)
+        check_server(found, "model.tuning.storage")
+        # A connection is given back at once: a search waits for minutes between two words to its database.
+        return optuna.storages.RDBStorage(found, engine_kwargs={"poolclass": NullPool})
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

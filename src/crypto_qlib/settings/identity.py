@@ -26,6 +26,7 @@ WITHOUT_EFFECT = (
     "model.tracking",
     "model.rolling.workers",
     "model.rolling.dask",
+    "model.tuning.storage",
     "model.promotion.",
     "exchange.host",
     "exchange.port",

@@ -79,8 +79,8 @@ class TuningSettings(Section):
 
     trials: int = Field(0, ge=0, description="Settings tried in each training, these ones included; 0 = no search.")
     storage: str = Field(
-        "", description="Optuna database of the trials, e.g. postgresql+psycopg://user@host/optuna; empty = a journal beside "
-        "the model."
+        "", description="Optuna database of the trials, e.g. postgresql://user@host/optuna (needs crypto-qlib[postgres]; the "
+        "password comes from PGPASSWORD); empty = a journal beside the model."
     )  # fmt: skip
 
 
@@ -148,7 +148,9 @@ class ModelSettings(Section):
         "the exchange is OKX, the trained one at the embedded exchange.",
     )
     tracking: str = Field(
-        "", description="MLflow address, e.g. postgresql://user@host/mlflow; empty = SQLite in the workspace, off = none."
+        "",
+        description="MLflow address, e.g. postgresql://user@host/mlflow (needs crypto-qlib[postgres]; the password comes "
+        "from PGPASSWORD); empty = SQLite in the workspace, off = none.",
     )
     dask: str = Field(
         "",

@@ -1,4 +1,4 @@
-"""MLflow's SQLite database of a workspace, made whole or not at all.
+"""Databases of MLflow and Optuna: a workspace's SQLite file is made whole or not at all, a server is tried before it is used.
 
 MLflow builds its tables by some sixty migrations, one after the other. A process killed among them leaves a file that every
 later start refuses ("table ... already exists"). So the tables are made in a file beside it, which then takes the name.
@@ -8,16 +8,21 @@ SQLite's ``user_version`` says that a database came to be in this way.
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import logging
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Final
 
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+
 from crypto_qlib.core.errors import UserError
 
 _MADE_WHOLE: Final = 1
 _SQLITE: Final = "sqlite:///"
+_DRIVER: Final = "postgresql+psycopg://"
 _HOLDS_WORK: Final = ("runs", "registered_models")
 
 
@@ -46,6 +51,41 @@ def prepare_tracking(uri: str) -> None:
             Path(lock.name).unlink(missing_ok=True)  # who waits for it, or makes another, finds the database ready
     except OSError as e:
         raise UserError(f"cannot write {database}: {e.strerror}", "check the folder, or set model.tracking=off") from e
+
+
+def server_address(given: str) -> str:
+    """Return ``given`` with the driver this package brings: ``postgresql://`` becomes ``postgresql+psycopg://``."""
+    for scheme in ("postgresql://", "postgres://"):
+        if given.startswith(scheme):
+            return _DRIVER + given.removeprefix(scheme)
+    return given
+
+
+def check_server(address: str, setting: str) -> None:
+    """Connect once to a PostgreSQL ``address``: MLflow itself would try for minutes. Any other address is passed over.
+
+    The password, where one is asked for, comes as PostgreSQL's own programs take it: ``PGPASSWORD``, or a password file.
+
+    Raises
+    ------
+    UserError
+        If psycopg is not installed, the server does not answer, or refuses; ``setting`` is named in the hint.
+    """
+    if not address.startswith(_DRIVER):
+        return
+    if importlib.util.find_spec("psycopg") is None:
+        raise UserError("a database on PostgreSQL needs psycopg, which is not installed", "install crypto-qlib[postgres]")
+    try:
+        engine = sa.create_engine(address, connect_args={"connect_timeout": 10}, hide_parameters=True)
+        with closing(engine.connect()):
+            pass
+        engine.dispose()
+    except SQLAlchemyError as e:
+        said = " ".join(str(getattr(e, "orig", None) or e).split())
+        raise UserError(
+            f"the database of {setting} cannot be used: {said}",
+            "check that the server runs and lets you in; the password comes from PGPASSWORD",
+        ) from e
 
 
 def _is_ready(database: Path) -> bool:
