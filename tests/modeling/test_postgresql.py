@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+import qlib
+from qlib.workflow import R
 from sqlalchemy.pool import NullPool
 
 from crypto_qlib.core.clock import ManualClock
 from crypto_qlib.core.errors import UserError
+from crypto_qlib.data_collector.qlib_data_adapter import recorder_config
 from crypto_qlib.feature_engineering.feature_generator import build_features
 from crypto_qlib.modeling.evaluate_model import evaluate_model
 from crypto_qlib.modeling.labels import make_labels
@@ -70,6 +73,16 @@ def test_train_record_promote_and_roll_back_on_postgresql(address: str, tmp_path
     assert set(runs) == {"aaa1", "bbb2"}
     assert runs["bbb2"].data.params["num_boost_round"] == "15"
     assert not list(tmp_path.glob("**/*.sqlite")), "nothing is kept beside the server"
+
+    qlib.init(provider_uri=str(tmp_path), region="us", kernels=1, logging_level=30,
+              exp_manager=recorder_config(paths.mlflow, tracking=address))  # fmt: skip
+    found = R.list_recorders(experiment_name=EXPERIMENT)
+    assert {r.name for r in found.values()} == {"aaa1", "bbb2"}, "a Qlib user sees the trainings on the server"
+    with R.start(experiment_name="mine"):
+        R.save_objects(answer=[42])
+    (mine,) = R.list_recorders(experiment_name="mine").values()
+    assert mine.load_object("answer") == [42]
+    assert list(paths.mlflow.with_name("mlflow_files").glob("mine/*/artifacts/answer")), "files lie in the workspace"
 
 
 @pytest.mark.slow

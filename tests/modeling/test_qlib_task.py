@@ -10,13 +10,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import qlib
 import yaml
 from qlib.data.dataset import DatasetH
 from qlib.utils import init_instance_by_config
+from qlib.workflow import R
 
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.market import FundingBlock, MarketPanel
 from crypto_qlib.data_collector.panel import load_panel
+from crypto_qlib.data_collector.qlib_data_adapter import recorder_config
 from crypto_qlib.feature_engineering.feature_generator import build_features, settings_for_panel
 from crypto_qlib.modeling.labels import forward_returns, make_labels
 from crypto_qlib.modeling.qlib_task import make_dataset, segment_arrays, windowed_rows
@@ -113,30 +116,6 @@ def test_a_segment_without_rows_is_one_clear_line(tmp_path: Path) -> None:
         segment_arrays(dataset, "valid", learning=True)
 
 
-RECORD = """
-import sys
-from pathlib import Path
-from crypto_qlib.modeling.qlib_task import record_run
-database = Path(sys.argv[1])
-first = record_run(database, "tests", {"horizon": 24}, {"rank_ic": 0.05, "unknown": float("nan")})
-second = record_run(database, "tests", {"horizon": 24}, {"rank_ic": 0.06})
-from qlib.workflow import R
-recorders = R.list_recorders(experiment_name="tests")
-assert set(recorders) == {first, second}, recorders
-assert recorders[first].list_metrics() == {"rank_ic": 0.05}
-assert recorders[first].list_params()["horizon"] == "24"
-"""
-
-
-@pytest.mark.slow
-def test_a_run_is_recorded_in_qlibs_recorder_on_sqlite(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", RECORD, str(tmp_path / "store" / "mlflow.sqlite")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "store" / "mlflow.sqlite").stat().st_size > 0
-    assert {p.name for p in tmp_path.iterdir()} == {"store"}, "nothing is left in the working folder"
-
-
 def test_a_segment_that_mixes_a_bare_date_with_a_time_is_scored_whole(trained: Trained) -> None:
     dataset = make_dataset(trained.frame, trained.labels, trained.model.split)
     stamps = pd.DatetimeIndex(trained.frame.ts_open.astype("datetime64[ns]"))
@@ -153,7 +132,7 @@ qlib_init:
   region: us
   kernels: 1
   exp_manager:
-    class: SqliteExpManager
+    class: DatabaseExpManager
     module_path: crypto_qlib.data_collector.qlib_data_adapter
     kwargs: {uri: "sqlite:///runs.sqlite", default_exp_name: same}
 experiment_name: same
@@ -192,6 +171,11 @@ def test_qrun_gives_the_predictions_of_train_bit_for_bit(name: str, tmp_path: Pa
     assert done.returncode == 0, done.stderr[-3000:]
     (file,) = (tmp_path / "runs_files" / "same").glob("*/artifacts/pred.pkl")
     theirs = pd.read_pickle(file)["score"]
+    qlib.init(provider_uri=str(tmp_path / "qlib"), region="us", kernels=1, logging_level=30,
+              exp_manager=recorder_config(tmp_path / "runs.sqlite", "same"))  # fmt: skip
+    (recorder,) = R.list_recorders(experiment_name="same").values()
+    assert recorder.status == "FINISHED"
+    np.testing.assert_array_equal(recorder.load_object("pred.pkl")["score"], theirs)
 
     panel = load_panel(Lake(lake), tuple(Lake(lake).symbols(Kind.CLEAN, "1h")), "1h")
     wanted, _ = settings_for_panel(panel, FeatureSettings(sets=("technical", "funding")))

@@ -283,5 +283,9 @@ def test_mlflow_shows_the_same_versions_and_aliases(models: Path, tmp_path: Path
     assert runs["aaa1"].info.status == "FINISHED"
     assert runs["aaa1"].data.params["net.hidden"] == "32"
     assert champion.run_id == runs["aaa1"].info.run_id
+    assert "rank_ic.mean" not in runs["aaa1"].data.metrics
+    (models / "aaa1" / "model_performance_report.json").write_text('{"rank_ic": {"mean": 0.05, "t_stat": 3.0}}')
+    mirror(models, uri)
+    assert client.get_run(champion.run_id).data.metrics["rank_ic.mean"] == 0.05, "evaluated after it was recorded"
     assert "challenger" not in client.get_registered_model(NAME).aliases
     assert without_password("postgresql://me:secret@db/x") == "postgresql://me:***@db/x"

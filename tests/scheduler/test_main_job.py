@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from qlib.data import D
+from qlib.workflow import R
 
 from crypto_qlib.cli import main
 from crypto_qlib.core.clock import NS_PER_HOUR
@@ -133,6 +134,16 @@ def test_qlib_reads_the_store_with_its_own_expressions(finished: tuple[Pipeline,
     np.testing.assert_allclose(got["$close"].to_numpy(), close.astype(np.float32), rtol=1e-6)
     mean = pd.Series(close).rolling(24, min_periods=1).mean()
     np.testing.assert_allclose(got["Mean($close, 24)"].to_numpy(), mean, rtol=1e-5)
+
+
+def test_a_qlib_user_finds_the_training_with_qlibs_recorder(finished: tuple[Pipeline, list[str]]) -> None:
+    pipeline = finished[0]
+    init_qlib(pipeline.paths)
+    (run_id,) = (p.name for p in pipeline.paths.models.iterdir() if (p / "model.json").is_file())
+    (recorder,) = R.list_recorders(experiment_name="crypto_qlib").values()
+    assert (recorder.name, recorder.status) == (run_id, "FINISHED")
+    assert recorder.list_params()["horizon_bars"] == str(pipeline.settings.model.horizon_bars)
+    assert recorder.list_metrics()["trees"] >= 1.0
 
 
 def test_running_again_fetches_and_builds_nothing(finished: tuple[Pipeline, list[str]]) -> None:

@@ -32,7 +32,7 @@ from crypto_qlib.data_collector.universe_history import membership_of_lake
 from crypto_qlib.store.lake import Lake
 from crypto_qlib.store.paths import Paths
 from crypto_qlib.store.series_store import SeriesStore
-from crypto_qlib.store.tracking_database import prepare_tracking
+from crypto_qlib.store.tracking_database import check_server, prepare_tracking, server_address
 
 REGION: Final = "crypto"
 EXPERIMENT: Final = "crypto_qlib"
@@ -92,8 +92,15 @@ def forget_cached_bars() -> None:
     H.clear()
 
 
-def init_qlib(paths: Paths) -> None:
+def init_qlib(paths: Paths, tracking: str = "") -> None:
     """Point Qlib in this process at the store; call it before any use of ``D`` or ``R``.
+
+    Parameters
+    ----------
+    paths : Paths
+        Of the workspace.
+    tracking : str
+        ``model.tracking``, where runs are not recorded in the workspace.
 
     Raises
     ------
@@ -111,7 +118,7 @@ def init_qlib(paths: Paths) -> None:
         expression_cache=None,
         dataset_cache=None,
         logging_level=logging.WARNING,
-        exp_manager=recorder_config(paths.mlflow),
+        exp_manager=recorder_config(paths.mlflow, tracking=tracking),
     )
     forget_cached_bars()
 
@@ -121,20 +128,23 @@ def qlib_symbols(frame: str) -> list[str]:
     return sorted(D.list_instruments(D.instruments(), freq=QLIB_FREQ[frame], as_list=True))
 
 
-def recorder_config(database: Path, experiment: str = EXPERIMENT) -> dict[str, Any]:
-    """Return Qlib's ``exp_manager`` entry for runs recorded in the SQLite file ``database``, their files beside it.
+def recorder_config(database: Path, experiment: str = EXPERIMENT, tracking: str = "") -> dict[str, Any]:
+    """Return Qlib's ``exp_manager`` entry for runs recorded in a database, their files in the workspace.
 
     Parameters
     ----------
     database : Path
-        ``Paths.mlflow``; files go to ``<database without suffix>_files/``.
+        ``Paths.mlflow``: an SQLite file; files go to ``<database without suffix>_files/``.
     experiment : str
         Experiment of runs that name none.
+    tracking : str
+        ``model.tracking``: the server runs are recorded at instead, e.g. ``postgresql://user@host/mlflow``.
     """
+    files = database.with_name(f"{database.stem}_files").resolve()
     return {
-        "class": SqliteExpManager.__name__,
+        "class": DatabaseExpManager.__name__,
         "module_path": __name__,
-        "kwargs": {"uri": f"sqlite:///{database.resolve()}", "default_exp_name": experiment},
+        "kwargs": {"uri": tracking or f"sqlite:///{database.resolve()}", "default_exp_name": experiment, "files": str(files)},
     }
 
 
@@ -149,21 +159,40 @@ class _Experiment(MLflowExperiment):  # type: ignore[misc]
         return _Recorder(self.id, self._uri, recorder_name or self._default_rec_name)
 
 
-class SqliteExpManager(MLflowExpManager):  # type: ignore[misc]
-    """Qlib's experiment manager on an MLflow SQLite database, with the runs' files beside the database."""
+class DatabaseExpManager(MLflowExpManager):  # type: ignore[misc]
+    """Qlib's experiment manager on a database of MLflow: SQLite, or PostgreSQL by its address.
+
+    Parameters
+    ----------
+    uri : str
+        ``sqlite:///FILE``, or ``postgresql://user@host/database`` with the password in ``PGPASSWORD``.
+    default_exp_name : str, optional
+        Experiment of runs that name none.
+    files : str
+        Folder of the runs' files; beside an SQLite file, or in the current folder, if empty.
+    """
+
+    def __init__(self, uri: str, default_exp_name: str | None = EXPERIMENT, files: str = "") -> None:
+        super().__init__(server_address(uri), default_exp_name)
+        self._files = files
 
     @property
     def client(self) -> Any:
         """MLflow's client of the database, whose tables are made first where there are none."""
         prepare_tracking(self.uri)
+        check_server(self.uri, "Qlib's recorder")
         return super().client
 
     def create_exp(self, experiment_name: str | None = None) -> _Experiment:
-        """Create the experiment ``experiment_name``, its files below ``<database>_files``."""
-        database = Path(self.uri.removeprefix("sqlite:///")).resolve()
-        files = database.with_name(f"{database.stem}_files") / str(experiment_name)
+        """Create the experiment ``experiment_name``, its files below the folder of files."""
+        if self._files:
+            files = Path(self._files)
+        else:
+            named = self.uri.removeprefix("sqlite:///") if self.uri.startswith("sqlite:///") else "qlib_runs"
+            files = Path(named).with_name(f"{Path(named).stem}_files")
+        place = files.resolve() / str(experiment_name)
         try:
-            created = self.client.create_experiment(experiment_name, artifact_location=files.as_uri())
+            created = self.client.create_experiment(experiment_name, artifact_location=place.as_uri())
         except MlflowException as e:
             if e.error_code == "RESOURCE_ALREADY_EXISTS":
                 raise ExpAlreadyExistError from e

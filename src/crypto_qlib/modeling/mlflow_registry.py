@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from crypto_qlib.core.errors import UserError
@@ -85,9 +86,7 @@ def _mirror(models: Path, client: MlflowClient) -> int:
             found = client.create_model_version(NAME, str(folder.resolve()), run_id=run, tags=tagged)
             added += 1
         else:
-            for key, value in tags.items():
-                if found.tags.get(key) != value:
-                    client.set_model_version_tag(NAME, found.version, key, value)
+            _brought_up_to_date(client, found, folder, tags)
         if version.is_champion:
             wanted[CHAMPION_FILE] = found.version
         if version.is_challenger:
@@ -101,6 +100,15 @@ def _mirror(models: Path, client: MlflowClient) -> int:
     return added
 
 
+def _brought_up_to_date(client: MlflowClient, known: ModelVersion, folder: Path, tags: dict[str, str]) -> None:
+    """Tell MLflow what has become known of a version since it was recorded."""
+    if known.run_id and "rank_ic" in tags and "rank_ic" not in known.tags:
+        client.log_batch(known.run_id, metrics=_metrics(folder))
+    for key, value in tags.items():
+        if known.tags.get(key) != value:
+            client.set_model_version_tag(NAME, known.version, key, value)
+
+
 def _recorded(client: MlflowClient, run_id: str, folder: Path) -> str:
     """Record the training of a version as a run of its own, as Qlib's ``R`` lists them, and return MLflow's id of it."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
@@ -109,15 +117,22 @@ def _recorded(client: MlflowClient, run_id: str, folder: Path) -> str:
     meta = json.loads((folder / META_FILE).read_text())
     now = int(Path(folder / META_FILE).stat().st_mtime * 1e3)
     params = [Param(key, str(value)[:_LONGEST]) for key, value in _flat(meta["settings"]).items()]
+    client.log_batch(run, metrics=_metrics(folder), params=params)
+    client.set_terminated(run, "FINISHED", now)
+    return str(run)
+
+
+def _metrics(folder: Path) -> list[Metric]:
+    """Return the figures of the fit, and of the test where it was evaluated."""
+    meta = json.loads((folder / META_FILE).read_text())
+    now = int((folder / META_FILE).stat().st_mtime * 1e3)
     metrics = [Metric(key, float(value), now, 0) for key, value in meta["diagnostics"].items() if math.isfinite(value)]
     report_file = folder / "model_performance_report.json"
     report: dict[str, Any] = json.loads(report_file.read_text()) if report_file.is_file() else {}
     for name in ("ic", "rank_ic", "quantile_spread"):
         found = {part: report.get(name, {}).get(part) for part in ("mean", "t_stat")}
         metrics += [Metric(f"{name}.{part}", float(value), now, 0) for part, value in found.items() if value is not None]
-    client.log_batch(run, metrics=metrics, params=params)
-    client.set_terminated(run, "FINISHED", now)
-    return str(run)
+    return metrics
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

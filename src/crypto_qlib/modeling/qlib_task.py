@@ -349,30 +349,3 @@ def prediction_series(dataset: DatasetH, segment: str | slice, predicted: npt.ND
         index = dataset.prepare(slice(None, last), col_set=DataHandlerLP.CS_RAW, data_key=DataHandlerLP.DK_I).index
         index = index[len(index) - predicted.size :]
     return pd.Series(predicted, index=index, name="score")
-
-
-def record_run(database: Path, experiment: str, params: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
-    """Record parameters and metrics of one training run in Qlib's recorder (MLflow on SQLite) and return the recorder's id.
-
-    Parameters
-    ----------
-    database : Path
-        SQLite file of the tracking store; created if absent.
-    experiment : str
-        Experiment name.
-    params, metrics : mapping
-        What to record; non-finite metrics are left out.
-    """
-    import qlib  # noqa: PLC0415 - optional: only when a recorder is wanted
-    from qlib.config import REG_US  # noqa: PLC0415
-    from qlib.workflow import R  # noqa: PLC0415
-
-    from crypto_qlib.data_collector.qlib_data_adapter import recorder_config  # noqa: PLC0415
-
-    database.parent.mkdir(parents=True, exist_ok=True)
-    manager = recorder_config(database, experiment)
-    qlib.init(provider_uri=str(database.parent), region=REG_US, exp_manager=manager, logging_level=30, skip_if_reg=False)
-    with R.start(experiment_name=experiment):
-        R.log_params(**dict(params))
-        R.log_metrics(**{k: v for k, v in metrics.items() if np.isfinite(v)})
-        return str(R.get_recorder().id)

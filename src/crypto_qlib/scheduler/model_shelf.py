@@ -245,6 +245,10 @@ class ModelShelf:
         """Pack a version's artefact into a zip file."""
         return Said((f"written: {export_model(self._models, find_version(self._models, given), target)}",))
 
+    def recorded(self) -> None:
+        """Record trainings that MLflow does not know yet; Qlib's ``R`` lists them."""
+        self._tell_mlflow()
+
     def _tell_mlflow(self) -> None:
         if self._settings.tracking == NO_TRACKING:
             return

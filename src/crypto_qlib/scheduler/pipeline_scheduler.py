@@ -158,6 +158,7 @@ class Pipeline:
                     identity=model_id, rule=TradeRule.of(self.settings), progress=advance,
                 )  # fmt: skip
                 self.workspace.book.complete("train", model_id, {})
+                self.shelf.recorded()
         spans = ", ".join(f"{name} {iso(a)[:10]} to {iso(b)[:10]}" for name, (a, b) in model.segment_ts.items())
         return Said((f"model {model_id}: {self.settings.model.name}, {len(model.feature_names)} features; {spans}",))
 
