@@ -49,6 +49,11 @@ class Hours:
         self.n_hours = panel.n_bars - WARM_UP - AFTER
         self.last_close_ns = self.first_close_ns + self.n_hours * NS_PER_HOUR
 
+    def part(self, first: int, n_hours: int) -> Hours:
+        """Return ``n_hours`` of these hours from the ``first`` decided one on, with the warm-up before them."""
+        panel = self.panel.rows(first, first + WARM_UP + n_hours + AFTER)
+        return Hours(panel, self.items, self.tables, is_simulated=self.is_simulated)
+
     def instruments(self) -> tuple[Instrument, ...]:
         """Return every contract."""
         return tuple(self.items.values())

@@ -19,6 +19,10 @@ from crypto_qlib.live_trading.risk_control import Mode
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "live_proofs.md"
 HOURS, SYMBOLS = 64, 4
+FIRST_SIMULATED = 440
+"""Of the simulated year; in the hours after it a take-profit is faster than an exit, and an exit's slot is taken at once."""
+ALLOWED = "51169"
+"""OKX's word for an exit whose position is gone already."""
 MIB = 2**20
 
 
@@ -34,7 +38,7 @@ def test_backtest_and_live_session_differ_only_as_the_docs_explain(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     market = (
-        simulated_hours(HOURS, SYMBOLS)
+        simulated_hours(24 * 365, SYMBOLS).part(FIRST_SIMULATED, HOURS)
         if kind == "simulated"
         else okx_hours(request.getfixturevalue("shared") / "data", HOURS, SYMBOLS)
     )
@@ -45,7 +49,7 @@ def test_backtest_and_live_session_differ_only_as_the_docs_explain(
     assert tested.fills.size > 20
     assert tested.final_equity != CASH
     assert lived.result.mode is Mode.ACTIVE  # no drift between ledger and exchange, ever
-    assert lived.result.alerts == ()
+    assert [alert for alert in lived.result.alerts if ALLOWED not in alert] == []
     assert_steady(market, lived.samples)
     assert relive(tmp_path / "ledger.sqlite", SESSION).differences == ()
 
