@@ -11,6 +11,7 @@ import os
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -144,9 +145,8 @@ def test_faults_in_random_combination(seed: int, tmp_path: Path) -> None:
     kills = [rng.randint(1, 500) for _ in range(rng.randint(0, 4))]
 
     async def lives() -> None:
-        path = tmp_path / f"{seed}.sqlite"
-        path.unlink(missing_ok=True)
-        async with rig(path, n_bars + 40, seed=rng.randint(1, 50)) as here:
-            await through(here, faults, n_bars, kills)
+        with TemporaryDirectory(dir=tmp_path) as folder:
+            async with rig(Path(folder) / "ledger.sqlite", n_bars + 40, seed=rng.randint(1, 50)) as here:
+                await through(here, faults, n_bars, kills)
 
     virtual_loop.run(lives())
