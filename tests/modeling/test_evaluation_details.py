@@ -23,6 +23,7 @@ from crypto_qlib.modeling.evaluation_details import (
 from crypto_qlib.modeling.evaluation_page import bar_chart, reliability_bins
 from crypto_qlib.modeling.labels import Labels, make_labels
 from crypto_qlib.modeling.model_report import outcomes, report_model
+from crypto_qlib.modeling.purged_paths import PurgedPaths
 from crypto_qlib.modeling.train_model import predict_scores
 from crypto_qlib.settings.schema import ModelSettings
 from tests.modeling.conftest import Trained
@@ -142,6 +143,23 @@ class TestPage:
         kept = json.loads((tmp_path / "model_performance_report.json").read_text())
         assert {"decay", "precision_at_k", "baselines", "by_hour", "reliability"} <= set(kept["details"])
         assert kept["run"]["run_id"] == "r1"
+
+    @pytest.mark.parametrize(("n", "row"), [(5, "path 5"), (40, "worst tenth")])
+    def test_the_page_shows_purged_paths_where_the_settings_were_tried_on_them(
+        self, n: int, row: str, trained: Trained, tmp_path: Path
+    ) -> None:
+        scores = predict_scores(trained.model, trained.frame, segment="test")
+        paths = PurgedPaths(6, 2, 15, tuple(np.linspace(-0.01, 0.03, n)), (NAN, *np.linspace(0.0, 2.0, n - 1))).to_json()
+        words = {"title": "t", "market": "m", "paths": paths}
+        report_model(trained.model, scores, trained.panel, trained.labels, tmp_path, {}, words)
+        text = (tmp_path / "model_report.html").read_text()
+        assert row in text
+        assert "+0.0100" in text, "their mean"
+        assert "15 models of these settings" in text
+        kept = json.loads((tmp_path / "model_performance_report.json").read_text())
+        assert kept["details"]["purged_paths"]["rank_ic_spread"]["mean"] == pytest.approx(0.01)
+        report_model(trained.model, scores, trained.panel, trained.labels, tmp_path, {}, words | {"paths": None})
+        assert "history's chance" not in (tmp_path / "model_report.html").read_text()
 
     def test_reliability_of_a_perfect_probability_lies_on_the_diagonal(self) -> None:
         rng = np.random.default_rng(0)

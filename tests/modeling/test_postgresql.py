@@ -52,7 +52,7 @@ def test_train_record_promote_and_roll_back_on_postgresql(address: str, tmp_path
     settings = ModelSettings.model_validate({"tracking": address, "promotion": lax})
     paths = Paths(tmp_path)
     shelf = ModelShelf(paths, settings, ManualClock(1_700_000_000 * 10**9))
-    market = Market(FRAME, lambda chosen: make_labels(PANEL, chosen))
+    market = Market(FRAME, lambda chosen: make_labels(PANEL, chosen), PANEL)
     for name, rounds in (("aaa1", 5), ("bbb2", 15)):
         chosen = model_settings(**SMALL | {"num_boost_round": rounds})
         model = train_model(FRAME, make_labels(PANEL, chosen), chosen, paths.models / name, identity=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import comb
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from crypto_qlib.modeling.labels import Labels, make_labels
 from crypto_qlib.modeling.purged_paths import learning_bars, net_sharpe, purged_paths, spread
 from crypto_qlib.modeling.qlib_task import windowed_rows
 from crypto_qlib.modeling.splits import combinatorial_splits
+from crypto_qlib.scheduler.model_shelf import Market, ModelShelf
 from crypto_qlib.settings.schema import FeatureSettings
+from crypto_qlib.store.paths import Paths
 from tests.modeling.conftest import model_settings
 from tests.noise_market import noise_panel
 
@@ -38,6 +41,21 @@ def test_a_planted_signal_is_found_on_every_path_and_costs_are_paid() -> None:
     dear = purged_paths(frame, labels, SETTINGS, n_blocks=5, n_test=2, cost=0.01)
     assert all(a < b for a, b in zip(dear.sharpe, free.sharpe, strict=True))
     assert dear.rank_ic == free.rank_ic
+
+
+def test_what_was_found_is_kept_for_the_report_of_these_settings_alone(tmp_path: Path) -> None:
+    frame, labels = inputs(0.3)
+    panel = noise_panel(900, 10, seed=5, planted=0.3)
+    shelf = ModelShelf(Paths(tmp_path), SETTINGS)
+    assert shelf.kept_paths() is None
+    said = shelf.paths(Market(frame, lambda _: labels, panel), 5, 2, 0.001, lambda _: None)
+    assert said.lines[0] == "10 models, 4 paths of 5 blocks, 2 tested at a time"
+    kept = shelf.kept_paths()
+    assert kept is not None
+    assert len(kept["rank_ic"]) == 4
+    assert kept["until"].startswith("2024-")
+    assert ModelShelf(Paths(tmp_path), SETTINGS.model_copy(update={"threads": 2})).kept_paths() == kept, "no other model"
+    assert ModelShelf(Paths(tmp_path), SETTINGS.model_copy(update={"seed": 8})).kept_paths() is None
 
 
 def test_on_noise_the_paths_lie_on_both_sides_of_zero() -> None:

@@ -167,7 +167,7 @@ def shelf(models: Path) -> ModelShelf:
 
 @pytest.fixture
 def market(trained: Trained) -> Market:
-    return Market(trained.frame, lambda chosen: make_labels(trained.panel, chosen))
+    return Market(trained.frame, lambda chosen: make_labels(trained.panel, chosen), trained.panel)
 
 
 class TestShelf:

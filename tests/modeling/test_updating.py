@@ -139,7 +139,7 @@ def test_the_command_makes_a_version_measures_it_and_shows_its_lineage(tmp_path:
         build_features(EARLIER, FEATURES), make_labels(EARLIER, settings), settings, paths.models / "first", identity="first"
     )
     shelf = ModelShelf(paths, settings)
-    market = Market(FRAME, lambda chosen: make_labels(LATER, chosen))
+    market = Market(FRAME, lambda chosen: make_labels(LATER, chosen), LATER)
     told = "\n".join(shelf.updated("first", market).lines)
     assert "update 1 of first, learned 2024-01-" in told
     assert "RankIC" in told
@@ -147,6 +147,9 @@ def test_the_command_makes_a_version_measures_it_and_shows_its_lineage(tmp_path:
     assert len(versions) == 2
     (new,) = set(versions) - {"first"}
     assert versions[new].rank_ic is not None
+    page = (paths.models / new / "model_report.html").read_text()
+    assert "Update 1 of model first" in page
+    assert "By market regime" in page
     assert "update 1 of first, which had learned until 2024-01-" in "\n".join(shelf.shown(new).lines)
 
 

@@ -24,6 +24,8 @@ SURE: Final = 2.0
 _LEFT, _RIGHT = 140.0, 430.0
 _RELIABILITY_BINS: Final = 10
 _IMPORTANT: Final = 15
+_MOST_PATHS: Final = 16
+_QUANTILES: Final = {"worst": 0.0, "worst tenth": 0.1, "median": 0.5, "best tenth": 0.9, "best": 1.0}
 
 
 def write_page(
@@ -44,7 +46,8 @@ def write_page(
     folder : Path
         Created if absent.
     words : mapping
-        ``title``, ``market``, ``run``, and ``importance`` (feature -> number, may be empty).
+        ``title``, ``market``, ``run``, ``importance`` (feature -> number, may be empty), and, where the settings were tried on
+        combinatorial purged paths, ``paths``: what :meth:`~crypto_qlib.modeling.purged_paths.PurgedPaths.to_json` gives.
     """
     env = Environment(
         loader=PackageLoader("crypto_qlib.modeling", "templates"),
@@ -66,6 +69,7 @@ def write_page(
         reliability_to=f"{high:.2f}",
         symbols=[_symbol_row(s) for s in performance.symbols],
         importance=_importance(words["importance"]),
+        paths=_path_charts(words.get("paths")),
     )
     write_atomic(folder / PAGE_FILE, page.encode())
     return folder / PAGE_FILE
@@ -172,6 +176,32 @@ def _importance(gain: Mapping[str, float]) -> dict[str, Any] | None:
         return None
     rows = {name: IcSummary(value / total, 0.0, math.nan, 1) for name, value in top}
     return bar_chart("Importance of features", "share among the thirty strongest", rows)
+
+
+def _path_charts(paths: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return what the page says of combinatorial purged paths: a bar a path, or quantiles where there are many."""
+    if not paths:
+        return None
+    charts = [
+        bar_chart(title, note, _path_rows([math.nan if v is None else float(v) for v in paths[name]]))
+        for name, title, note in (
+            ("rank_ic", "RankIC by path", "mean over all bars of the path"),
+            ("sharpe", "Sharpe ratio by path", "best less worst fifth, net of costs, a year"),
+        )
+    ]
+    words = {k: paths.get(k, "") for k in ("n_models", "n_blocks", "n_test", "until")}
+    return {"charts": charts, "n": len(paths["rank_ic"]), **words}
+
+
+def _path_rows(values: list[float]) -> dict[str, IcSummary]:
+    known = sorted(v for v in values if math.isfinite(v))
+    if len(known) <= _MOST_PATHS:
+        shown = {f"path {k + 1}": v for k, v in enumerate(values)}
+    else:
+        shown = {name: float(np.quantile(known, q)) for name, q in _QUANTILES.items()}
+    if known:
+        shown["mean"] = float(np.mean(known))
+    return {name: IcSummary(v, 0.0, math.nan, 1) for name, v in shown.items()}
 
 
 def _reliability(bins: tuple[FloatArray, FloatArray, FloatArray]) -> tuple[float, float, list[dict[str, float]]]:

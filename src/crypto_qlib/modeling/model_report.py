@@ -26,7 +26,7 @@ def report_model(
     labels: Labels,
     folder: Path,
     stamp: dict[str, Any],
-    words: Mapping[str, str],
+    words: Mapping[str, Any],
 ) -> tuple[ModelPerformance, Path]:
     """Evaluate ``scores`` and write both reports into ``folder``; return the headline figures and the page's path.
 
@@ -45,7 +45,7 @@ def report_model(
     stamp : dict
         Identity of the run.
     words : mapping
-        ``title`` and ``market``.
+        ``title``, ``market``, and perhaps ``paths`` as :func:`~crypto_qlib.modeling.evaluation_page.write_page` takes them.
 
     Raises
     ------
@@ -60,6 +60,8 @@ def report_model(
         "reliability": {"predicted": list(bins[0]), "observed": list(bins[1]), "n": list(bins[2])},
         "interval": {"level": INTERVAL_LEVEL, "coverage": interval_coverage(model.calibration, scores, labels)},
     }
+    if words.get("paths"):
+        extra["purged_paths"] = words["paths"]
     write_performance(performance, folder, stamp, extra)
     meta_file = folder / META_FILE
     importance = json.loads(meta_file.read_text())["importance"] if meta_file.is_file() else {}

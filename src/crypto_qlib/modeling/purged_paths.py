@@ -58,8 +58,9 @@ class PurgedPaths:
     sharpe: tuple[float, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values with the spread of each figure over the paths."""
-        return asdict(self) | {"rank_ic_spread": spread(self.rank_ic), "sharpe_spread": spread(self.sharpe)}
+        """Return plain JSON values with the spread of each figure over the paths; an unknown figure is ``None``."""
+        known = {k: [v if math.isfinite(v) else None for v in getattr(self, k)] for k in ("rank_ic", "sharpe")}
+        return asdict(self) | known | {"rank_ic_spread": spread(self.rank_ic), "sharpe_spread": spread(self.sharpe)}
 
 
 def spread(values: tuple[float, ...]) -> dict[str, float | None]:

@@ -11,12 +11,14 @@ from typing import Any
 
 from crypto_qlib.core.clock import Clock, SystemClock, iso
 from crypto_qlib.core.errors import UserError
+from crypto_qlib.core.market import MarketPanel
 from crypto_qlib.core.signal import ScorePanel
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
 from crypto_qlib.modeling.artefact import TrainedModel, load_model, verified_meta
 from crypto_qlib.modeling.compare_models import Comparison, compare_models
-from crypto_qlib.modeling.evaluate_model import ModelPerformance, evaluate_model, write_performance
+from crypto_qlib.modeling.evaluate_model import ModelPerformance, evaluate_model
 from crypto_qlib.modeling.labels import Labels
+from crypto_qlib.modeling.model_report import report_model
 from crypto_qlib.modeling.promotion import Verdict, judge
 from crypto_qlib.modeling.purged_paths import purged_paths, spread
 from crypto_qlib.modeling.registry import (
@@ -33,7 +35,7 @@ from crypto_qlib.modeling.registry import (
     rollback,
     set_challenger,
 )
-from crypto_qlib.modeling.rolling import out_of_sample_scores
+from crypto_qlib.modeling.rolling import model_key, out_of_sample_scores
 from crypto_qlib.modeling.train_model import predict_scores
 from crypto_qlib.modeling.updating import update_model
 from crypto_qlib.scheduler.pipeline_results import Said
@@ -48,7 +50,7 @@ PATHS_FILE = "purged_paths.json"
 
 @dataclass(frozen=True, slots=True)
 class Market:
-    """The features and labels models are judged on.
+    """The features, labels and prices models are judged on.
 
     Parameters
     ----------
@@ -56,10 +58,16 @@ class Market:
         Features of the whole history.
     labels : callable
         Labels for a model's settings.
+    panel : MarketPanel
+        The prices.
+    name : str
+        What market it is, in words.
     """
 
     frame: FeatureFrame
     labels: Callable[[ModelSettings], Labels]
+    panel: MarketPanel
+    name: str = ""
 
 
 class ModelShelf:
@@ -145,11 +153,21 @@ class ModelShelf:
             market.frame, labels, self._settings, n_blocks=n_blocks, n_test=n_test, cost=cost, progress=progress
         )
         target = self._models / PATHS_FILE
-        write_atomic(target, json.dumps(found.to_json() | {"family": self._settings.name}, indent=1).encode())
+        until = iso(int(market.frame.known_at_ns[-1]))
+        about = {"family": self._settings.name, "settings": key_of(model_key(self._settings)), "until": until}
+        write_atomic(target, json.dumps(found.to_json() | about, indent=1).encode())
         lines = [f"{found.n_models} models, {len(found.rank_ic)} paths of {n_blocks} blocks, {n_test} tested at a time"]
         for name, values in (("RankIC", found.rank_ic), ("Sharpe, best less worst fifth, net", found.sharpe)):
             lines.append(f"{name}: " + ", ".join(f"{k} {v:+.3f}" for k, v in spread(values).items() if v is not None))
         return Said((*lines, f"written: {target}"))
+
+    def kept_paths(self) -> dict[str, Any] | None:
+        """Return what :meth:`paths` found last, if it was about these settings."""
+        file = self._models / PATHS_FILE
+        if not file.is_file():
+            return None
+        kept: dict[str, Any] = json.loads(file.read_text())
+        return kept if kept.get("settings") == key_of(model_key(self._settings)) else None
 
     def _scores(self, run_id: str, frame: FeatureFrame) -> ScorePanel:
         folder = model_folder(self._models, run_id)
@@ -230,14 +248,17 @@ class ModelShelf:
         folder = model_folder(self._models, new_id)
         labels = market.labels(load_model(parent).settings)
         model = update_model(parent, market.frame, labels, how, folder, identity=new_id)
-        performance = evaluate_model(predict_scores(model, market.frame, segment="test"), labels)
-        write_performance(performance, folder, {"run_id": new_id, "parent": run_id})
-        learned = " to ".join(iso(t) for t in model.segment_ts["train"])
+        scores = predict_scores(model, market.frame, segment="test")
         generation = model.parent.generation if model.parent else 0
+        words = {"title": f"Update {generation} of model {run_id}: {model.settings.name} on {model.settings.label}"}
+        stamp = {"run_id": new_id, "parent": run_id}
+        performance, page = report_model(model, scores, market.panel, labels, folder, stamp, words | {"market": market.name})
+        learned = " to ".join(iso(t) for t in model.segment_ts["train"])
         rank = performance.rank_ic
         return Said((
             f"model {new_id}: update {generation} of {run_id}, learned {learned}",
             f"out of sample: RankIC {rank.mean:+.4f} ± {rank.standard_error:.4f}, t {rank.t_stat:+.1f}",
+            f"model report: {page}",
             *self.consider(new_id, performance, market).lines,
         ))  # fmt: skip
 

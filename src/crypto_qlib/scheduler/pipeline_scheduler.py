@@ -164,15 +164,23 @@ class Pipeline:
 
     def evaluate(self) -> Said:
         """Measure the model out of sample; write ``model_performance_report.json`` and ``model_report.html`` beside it."""
-        model = self._model()
-        folder = model_folder(self.paths.models, self._train_key())
         with self.workspace.step("evaluate"):
-            scores = out_of_sample_scores(model, folder, self._features())
-            stamp = self._identity(model)
-            words = {"title": f"{model.settings.name} on {model.settings.label}", "market": self.workspace.access.market_label}
-            performance, page = report_model(model, scores, self.data.panel(), self._labels(), folder, stamp, words)
+            performance, page = self._reported()
             ruled = self.shelf.consider(self._train_key(), performance, self.market())
         return Said((*performance_lines(performance), f"model report: {page}", *ruled.lines))
+
+    def _reported(self) -> tuple[ModelPerformance, Path]:
+        """Write the report of the model these settings trained; return its figures and page."""
+        model = self._model()
+        folder = model_folder(self.paths.models, self._train_key())
+        scores = out_of_sample_scores(model, folder, self._features())
+        stamp, market = self._identity(model), self.workspace.access.market_label
+        words = {
+            "title": f"{model.settings.name} on {model.settings.label}",
+            "market": market,
+            "paths": self.shelf.kept_paths(),
+        }
+        return report_model(model, scores, self.data.panel(), self._labels(), folder, stamp, words)
 
     @property
     def shelf(self) -> ModelShelf:
@@ -182,7 +190,10 @@ class Pipeline:
     def market(self) -> Market:
         """Return the features and labels models are judged on."""
         rule = TradeRule.of(self.settings)
-        return Market(self._features(), lambda chosen: make_labels(self.data.panel(), chosen, rule))
+        panel = self.data.panel()
+        return Market(
+            self._features(), lambda chosen: make_labels(panel, chosen, rule), panel, self.workspace.access.market_label
+        )
 
     def backtest(self) -> Said:
         """Trade the scores and write the report, unless this very report exists."""
@@ -274,10 +285,16 @@ class Pipeline:
         return Said(comparison_lines(compare(folders)))
 
     def purged_paths(self, n_blocks: int, n_test: int) -> Said:
-        """Train these settings on every choice of test blocks and say how the figures are spread over the paths."""
+        """Train these settings on every choice of test blocks and say how the figures are spread over the paths.
+
+        The report of the model these settings trained, where there is one, shows them too.
+        """
         market = self.market()
         advance = self.workspace.reporter.progress(f"{self.settings.model.name}, {n_blocks} blocks", 1.0)
-        return self.shelf.paths(market, n_blocks, n_test, TradeRule.of(self.settings).cost, advance)
+        said = self.shelf.paths(market, n_blocks, n_test, TradeRule.of(self.settings).cost, advance)
+        if not (model_folder(self.paths.models, self._train_key()) / SUMS_FILE).is_file():
+            return said
+        return Said((*said.lines, f"model report: {self._reported()[1]}"))
 
     def paper(self) -> Said:
         """Let the live session trade ``live.paper_bars`` bars on the embedded exchange, or on OKX demo."""
