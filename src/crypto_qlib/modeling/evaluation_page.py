@@ -98,8 +98,9 @@ def reliability_bins(
 
 
 def _symbol_row(s: SymbolPerformance) -> dict[str, Any]:
-    figures = {name: _number(getattr(s, name)) for name in ("ic", "rank_ic", "hit_ratio")}
-    return {"symbol": s.symbol, "n_bars": s.n_bars, **figures}
+    figures = {name: _number(getattr(s, name)) for name in ("ic", "rank_ic")}
+    hits = f"{s.hit_ratio:.3f}" if math.isfinite(s.hit_ratio) else "none"
+    return {"symbol": s.symbol, "n_bars": s.n_bars, **figures, "hit_ratio": hits}
 
 
 def _number(value: float, digits: int = 3) -> str:
