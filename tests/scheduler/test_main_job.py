@@ -232,12 +232,13 @@ def test_a_backtest_decides_on_hours_and_trades_on_the_finer_bars_collected(
     pipeline = Pipeline(load_settings(None, overrides, {}), Secrets(), SilentReporter())
     with pytest.raises(UserError, match=r"the lake has no candles 15m bars.*--frames 15m"):
         pipeline.backtest()
-    with pytest.raises(UserError, match=r"a grid trades on bars of data\.frame"):
-        pipeline.grid(["strategy.max_open=2,4"])
+    with pytest.raises(UserError, match=r"strategy\.max_open=2: .* the lake has no candles 15m bars"):
+        pipeline.grid(["strategy.max_open=2,4"], workers=1)
     lake, panel = Lake(pipeline.paths.lake), pipeline.data.panel()
     for j, symbol in enumerate(panel.symbols):
         lake.write_bars(Kind.CANDLES, "15m", symbol, quarters(panel, j))
     pipeline.backtest()
+    pipeline.grid(["backtest.execution_frame=1h,15m"], workers=2)
     pages = {p.parent for p in root.glob("*/reports/*/report.html")}
     (folder,) = (p for p in pages if "15m" in (p / "multi_asset_performance.json").read_text())
     equity = pd.read_parquet(folder / "equity.parquet")
@@ -245,6 +246,12 @@ def test_a_backtest_decides_on_hours_and_trades_on_the_finer_bars_collected(
     fills = pd.read_parquet(folder / "fills.parquet")
     assert (fills.loc[fills["reason"] == "entry", "ts"].dt.minute == 0).all(), "decisions are hourly"
     figures = json.loads((folder / "multi_asset_performance.json").read_text())
+    (table,) = root.glob("*/reports/grid/*/grid.parquet")
+    by_frame = pd.read_parquet(table).set_index("backtest.execution_frame")
+    assert by_frame.loc["15m", "run_id"] == folder.name
+    assert by_frame.loc["15m", "final_equity"] == equity["equity"].iloc[-1]
+    assert by_frame.loc["15m", "sharpe"] == pytest.approx(figures["returns"]["sharpe"], rel=1e-12)
+    assert by_frame["digest"].nunique() == 2
     assert figures["attribution"]["total"] == pytest.approx(equity["equity"].iloc[-1] - 100_000.0)
     short = lake.read_bars(Kind.CANDLES, "15m", "BTCUSDT")
     lake.replace(Series(Kind.CANDLES, "15m", "BTCUSDT"), {TIME: short.ts_open[:5], **{n: getattr(short, n)[:5] for n in BAR}})

@@ -57,6 +57,7 @@ def run_grid(
     *,
     n_workers: int = 0,
     dask: str = "",
+    lake: Path | None = None,
     advance: Callable[[float], None] = lambda _: None,
 ) -> GridResult:
     """Run what is not journalled yet and return all rows.
@@ -73,6 +74,8 @@ def run_grid(
         Worker processes; 0 = one a core.
     dask : str
         Address of a Dask scheduler, e.g. ``tcp://127.0.0.1:8786``; empty = worker processes on this machine.
+    lake : Path, optional
+        Root of the lake that has the bars of ``backtest.execution_frame``; needed where a run trades on finer bars.
     advance : callable
         Told 1 for each finished run.
 
@@ -93,14 +96,14 @@ def run_grid(
     if todo:
         n = min(n_workers or os.cpu_count() or 1, len(todo))
         if dask:
-            run_on_dask(dask, inputs, todo, folder / "runs", on_done)
+            run_on_dask(dask, inputs, todo, folder / "runs", on_done, lake)
         elif n == 1:
-            run_here(inputs, todo, folder / "runs", on_done)
+            run_here(inputs, todo, folder / "runs", on_done, lake)
         else:
             shared = folder / f"inputs-{os.getpid()}.bin"
             try:
                 SharedInputs.write(inputs, shared)
-                LocalWorkers(n, shared, folder / "runs").run(todo, on_done)
+                LocalWorkers(n, shared, folder / "runs", lake).run(todo, on_done)
             finally:
                 shared.unlink(missing_ok=True)
     rows = tuple(_kept(journal, run) for run in runs)

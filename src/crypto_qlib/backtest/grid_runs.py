@@ -20,10 +20,10 @@ from typing import Any, Final
 import numpy as np
 
 from crypto_qlib.analytics.performance import equity_statistics, last_of_each, returns_from_equity
-from crypto_qlib.backtest.engine import run_backtest
 from crypto_qlib.backtest.inputs import BacktestInputs
-from crypto_qlib.backtest.result import BacktestResult
+from crypto_qlib.backtest.result import BacktestResult, at_closes_of
 from crypto_qlib.backtest.run_backtest_leveraged import execution_of
+from crypto_qlib.backtest.streaming import run_on_bars_of
 from crypto_qlib.core.clock import NS_PER_DAY
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.market import FloatArray, IntArray
@@ -153,13 +153,16 @@ def grid_runs(axes: Sequence[Axis], settings: Settings, run_id_of: Callable[[Set
     return runs
 
 
-def run_one(inputs: BacktestInputs, run: GridRun) -> RunRow:
+def run_one(inputs: BacktestInputs, run: GridRun, lake: Path | None = None) -> RunRow:
     """Run one combination on the grid's market and scores: the same call a single backtest makes.
+
+    ``lake`` is the root of the lake that has the bars of ``backtest.execution_frame``, where that is finer than the bars
+    decided on. Figures and returns are those at the closes of the bars decided on, as in a single run's report.
 
     Raises
     ------
     UserError
-        As :func:`~crypto_qlib.backtest.engine.run_backtest`; it names the combination.
+        As :func:`~crypto_qlib.backtest.streaming.run_on_bars_of`; it names the combination.
     """
     backtest = run.settings.backtest
     varied = replace(
@@ -173,12 +176,13 @@ def run_one(inputs: BacktestInputs, run: GridRun) -> RunRow:
         veto_log_rows=0,
     )
     try:
-        result = run_backtest(varied)
+        whole = run_on_bars_of(backtest.execution_frame, varied, lake)
     except UserError as e:
         raise UserError(f"{', '.join(run.overrides)}: {e.message}", e.hint) from e
+    result = at_closes_of(whole, inputs.panel.frame_ns)
     day = (result.ts_close - 1) // NS_PER_DAY
     days, equity = np.unique(day), last_of_each(day, result.equity)
-    return RunRow(run.run_id, _figures(result), result_digest(result), _returns(result), days, equity)
+    return RunRow(run.run_id, _figures(result), result_digest(whole), _returns(result), days, equity)
 
 
 def result_digest(result: BacktestResult) -> str:

@@ -66,11 +66,11 @@ class SharedInputs:
         return inputs
 
 
-def run_here(inputs: BacktestInputs, runs: Sequence[GridRun], journal: Path, on_done: OnDone) -> None:
+def run_here(inputs: BacktestInputs, runs: Sequence[GridRun], journal: Path, on_done: OnDone, lake: Path | None = None) -> None:
     """Run ``runs`` one after the other in this process."""
     book = Journal(journal)
     for run in runs:
-        book.write(run_one(inputs, run))
+        book.write(run_one(inputs, run, lake))
         on_done(run)
 
 
@@ -90,12 +90,15 @@ class LocalWorkers:
         How many.
     shared, journal : Path
         File of :class:`SharedInputs`, and folder of the journal.
+    lake : Path, optional
+        Root of the lake that has finer bars to trade on.
     """
 
-    def __init__(self, n_workers: int, shared: Path, journal: Path) -> None:
+    def __init__(self, n_workers: int, shared: Path, journal: Path, lake: Path | None = None) -> None:
         self._n_workers = n_workers
         self._shared = shared
         self._journal = journal
+        self._lake = lake
         self._workers: list[_Worker] = []
 
     @property
@@ -129,7 +132,7 @@ class LocalWorkers:
         # A forked child would inherit other threads' locks in whatever state they are; a spawned one starts clean.
         context = mp.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, self._shared, self._journal), daemon=True)
+        process = context.Process(target=_work, args=(theirs, self._shared, self._journal, self._lake), daemon=True)
         process.start()
         theirs.close()
         return _Worker(process, ours)
@@ -176,7 +179,7 @@ class LocalWorkers:
         self._workers.clear()
 
 
-def _work(pipe: Connection, shared: Path, journal: Path) -> None:
+def _work(pipe: Connection, shared: Path, journal: Path, lake: Path | None) -> None:
     """Live as a worker: run what comes through ``pipe`` until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     inputs, book = SharedInputs.load(shared), Journal(journal)
@@ -184,7 +187,7 @@ def _work(pipe: Connection, shared: Path, journal: Path) -> None:
         try:
             run: GridRun = pipe.recv()
             if book.read(run.run_id) is None:
-                book.write(run_one(inputs, run))
+                book.write(run_one(inputs, run, lake))
             pipe.send(None)
         except UserError as e:
             pipe.send(UserError(e.message, e.hint))
@@ -192,11 +195,14 @@ def _work(pipe: Connection, shared: Path, journal: Path) -> None:
             return
 
 
-def run_on_dask(address: str, inputs: BacktestInputs, runs: Sequence[GridRun], journal: Path, on_done: OnDone) -> None:
+def run_on_dask(
+    address: str, inputs: BacktestInputs, runs: Sequence[GridRun], journal: Path, on_done: OnDone, lake: Path | None = None
+) -> None:
     """Run ``runs`` on the cluster whose scheduler is at ``address``; rows come back here and are journalled here.
 
-    The inputs are sent once to every worker. Runs of a worker that dies are given to others by the scheduler; where the inputs
-    died with the last worker that held them, they are sent again.
+    The inputs are sent once to every worker; finer bars are not: each worker reads them from ``lake``, a path it must see. Runs
+    of a worker that dies are given to others by the scheduler; where the inputs died with the last worker that held them, they
+    are sent again.
 
     Raises
     ------
@@ -213,17 +219,19 @@ def run_on_dask(address: str, inputs: BacktestInputs, runs: Sequence[GridRun], j
         raise UserError(f"no Dask scheduler answers at {address}", "start one with `dask scheduler` and `dask worker`") from e
     with client, client.as_current():
         _require_same_code(client)
-        _collect(client, inputs, list(runs), Journal(journal), on_done)
+        _collect(client, inputs, list(runs), Journal(journal), on_done, lake)
 
 
-def _collect(client: Any, inputs: BacktestInputs, runs: list[GridRun], book: Journal, on_done: OnDone) -> None:
+def _collect(
+    client: Any, inputs: BacktestInputs, runs: list[GridRun], book: Journal, on_done: OnDone, lake: Path | None
+) -> None:
     from distributed import as_completed  # noqa: PLC0415 - an extra
 
     left = {run.run_id: run for run in runs}
     for attempt in range(MOST_DEATHS):
         market = client.scatter(inputs, broadcast=True)
         futures = {
-            client.submit(run_one, market, run, key=f"{run.run_id}-{attempt}", retries=MOST_DEATHS): run
+            client.submit(run_one, market, run, lake, key=f"{run.run_id}-{attempt}", retries=MOST_DEATHS): run
             for run in left.values()
         }
         for future, outcome in as_completed(list(futures), with_results=True, raise_errors=False):

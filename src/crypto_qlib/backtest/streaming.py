@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from crypto_qlib.backtest.desk import Bars
-from crypto_qlib.backtest.engine import run_stretches
+from crypto_qlib.backtest.engine import run_backtest, run_stretches
 from crypto_qlib.backtest.inputs import BacktestInputs, bars_of, check_panel, prepare
 from crypto_qlib.backtest.result import BacktestResult
 from crypto_qlib.core.clock import FRAME_NS, NS_PER_DAY, iso
@@ -94,6 +95,34 @@ def lake_stream(lake: Lake, symbols: Sequence[str], frame: str, kind: Kind = Kin
     return BarStream(
         tuple(symbols), frame_ns, start, end, last, has_mark, lambda a, b: load_panel(lake, symbols, frame, a, b, kind)
     )
+
+
+def run_on_bars_of(
+    frame: str, inputs: BacktestInputs, lake: Path | None, progress: Callable[[int, int], None] | None = None
+) -> BacktestResult:
+    """Run a backtest on the bars ``backtest.execution_frame`` names: those it decides on, or finer ones of the lake.
+
+    Parameters
+    ----------
+    frame : str
+        Bar length; empty = that of ``inputs.panel``.
+    inputs : BacktestInputs
+        What is run.
+    lake : Path, optional
+        Root of the lake that has the finer bars.
+    progress : callable, optional
+        As in :func:`run_streamed`.
+
+    Raises
+    ------
+    UserError
+        If finer bars are asked for and there is no lake, or as :func:`run_on_finer_bars`.
+    """
+    if not frame or FRAME_NS[frame] == inputs.panel.frame_ns:
+        return run_backtest(inputs)
+    if lake is None:
+        raise UserError(f"backtest.execution_frame = {frame}: finer bars are streamed from a lake, and none is named")
+    return run_on_finer_bars(inputs, Lake(lake), frame, progress)
 
 
 def run_on_finer_bars(

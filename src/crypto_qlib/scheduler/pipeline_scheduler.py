@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from crypto_qlib.backtest.analysis_report import PAGE, summary_lines, write_report
-from crypto_qlib.backtest.engine import run_backtest
 from crypto_qlib.backtest.funding_holes import refuse_funding_holes
 from crypto_qlib.backtest.grid import run_grid
 from crypto_qlib.backtest.grid_report import grid_lines, write_grid
@@ -31,10 +30,10 @@ from crypto_qlib.backtest.grid_runs import grid_runs, parse_axis
 from crypto_qlib.backtest.inputs import BacktestInputs
 from crypto_qlib.backtest.result import BacktestResult
 from crypto_qlib.backtest.run_backtest_leveraged import execution_of, leveraged_inputs
-from crypto_qlib.backtest.streaming import run_on_finer_bars
+from crypto_qlib.backtest.streaming import run_on_bars_of
 from crypto_qlib.backtest.trials import EQUITY_FILE, compare, comparison_lines
 from crypto_qlib.backtest.what_if import what_if
-from crypto_qlib.core.clock import FRAME_NS, iso
+from crypto_qlib.core.clock import iso
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.signal import ScorePanel
 from crypto_qlib.data_collector.qlib_data_adapter import update_from_panel
@@ -217,16 +216,14 @@ class Pipeline:
     def _traded(self, inputs: BacktestInputs) -> BacktestResult:
         """Return the run, on the bars of ``backtest.execution_frame`` where it is finer than ``data.frame``."""
         frame = self.settings.backtest.execution_frame
-        if not frame or FRAME_NS[frame] == inputs.panel.frame_ns:
-            return run_backtest(inputs)
-        advance = self.workspace.reporter.progress(f"bars of {frame}", 1.0)
+        advance = self.workspace.reporter.progress(f"bars of {frame}", 1.0) if frame else lambda _: None
         done = [0.0]
 
         def tell(n: int, of: int) -> None:
             advance(n / of - done[0])
             done[0] = n / of
 
-        return run_on_finer_bars(inputs, self.workspace.lake, frame, tell)
+        return run_on_bars_of(frame, inputs, self.workspace.lake.root, tell)
 
     def grid(self, vary: Sequence[str], workers: int = 0, dask: str = "") -> Said:
         """Trade the same scores under every combination of settings and say what the best is worth.
@@ -241,10 +238,6 @@ class Pipeline:
             Address of a Dask scheduler; empty = worker processes on this machine.
         """
         axes = [parse_axis(text) for text in vary]
-        if self.settings.backtest.execution_frame not in ("", self.settings.data.frame):
-            raise UserError(
-                "a grid trades on bars of data.frame", "empty backtest.execution_frame, then run the best one with it"
-            )
         grid_runs(axes, self.settings, settings_identity)  # a typing error is told before anything is loaded
         model = self._model()
         stamp, data_id = self._identity(model), self.data.collected.data_id
@@ -257,7 +250,8 @@ class Pipeline:
         with self.workspace.step("backtest grid"):
             inputs = self._backtest_inputs(model)
             advance = self.workspace.reporter.progress(f"{len(runs):,} runs", float(len(runs)))
-            result = run_grid(inputs, axes, runs, folder, n_workers=workers, dask=dask, advance=advance)
+            lake = self.workspace.lake.root
+            result = run_grid(inputs, axes, runs, folder, n_workers=workers, dask=dask, lake=lake, advance=advance)
             name = key_of(stamp["run_id"], *(f"{a.key}={','.join(a.values)}" for a in axes))
             files = write_grid(result, stamp, folder / name)
         return Said(grid_lines(result, files))
