@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from dataclasses import replace
 
@@ -139,6 +140,22 @@ async def test_card_29_a_resting_limit_order_is_pending_until_cancelled(gateway:
 
 async def test_card_30_an_id_the_exchange_never_saw_is_none(gateway: OkxGateway) -> None:
     assert await gateway.order("BTCUSDT", "never") is None
+
+
+async def test_an_order_that_arrives_after_its_time_limit_does_nothing(exchange: EmbeddedExchange) -> None:
+    settings = ExchangeSettings(timeout_s=0.5)
+    async with OkxGateway(settings, exchange.credentials, exchange.base_url) as hasty:
+        assert (await hasty.place(order("b1"))).status is OrderStatus.FILLED  # within the limit: as ever
+        exchange.faults.latency_s = 1.2  # on its way for longer than its answer is waited for
+        with pytest.raises(OutcomeUnknown):
+            await hasty.place(order("b2"))
+        exchange.faults.latency_s = 0.0
+        await asyncio.sleep(1.2)  # by now it has arrived
+        assert await hasty.order("BTCUSDT", "b2") is None
+        assert [p.lots for p in (await hasty.account()).positions] == [20]
+        exchange.faults.latency_s = 0.1
+        await hasty.cancel("BTCUSDT", "b2")  # a cancel has no deadline, and what is gone is no error
+        assert (await hasty.place(order("b3", Side.SELL, reduce_only=True))).status is OrderStatus.FILLED
 
 
 async def test_card_31_leverage_is_set_and_verified(gateway: OkxGateway, exchange: EmbeddedExchange) -> None:

@@ -107,6 +107,7 @@ BY_CLASS: Final[dict[type[Exception], Recovery]] = {
 BY_CODE: Final[dict[str, Recovery]] = {
     **dict.fromkeys(("50004", "51054", "51149"), _R.UNKNOWN),
     **dict.fromkeys(("50001", "50011", "50013", "50023", "50040", "50041", "50061", "50102", "51030", "51513"), _R.RETRY),
+    **dict.fromkeys(("50036", "50037"), _R.RETRY),  # delivered after its own deadline: nothing was done
     # Server errors: on an order they say nothing about what was done before the failure.
     **dict.fromkeys(("50005", "50026", "51410"), _R.UNKNOWN),
     # The instrument cannot be traded now: not listed, suspended, blocked, expired, settling, in call auction.
@@ -125,6 +126,7 @@ BY_CODE: Final[dict[str, Recovery]] = {
 HINTS: Final[dict[str, str]] = {
     "50101": "the key is for demo trading and the mode is live, or the other way round: check exchange.mode",
     "50102": "the clock of this machine is off by more than 30 s: synchronise it",
+    "50037": "the order was on its way for longer than a request may take; see the connection, and the clock of this machine",
     "50110": "this address is not on the key's IP list",
     "51010": "switch the OKX account to futures mode",
     "51004": "lower the leverage or the size: the tier allows less",

@@ -25,6 +25,8 @@ _JITTER: Final = 0.5
 """Pauses differ by up to half between questions, so that those refused together do not come back together."""
 READ_TRIES: Final = 4
 """How often a read is tried in all; pauses double from the error's own ``retry_after_s``."""
+_WITH_DEADLINE: Final = frozenset({"privatePostTradeOrder", "privatePostTradeAmendOrder"})
+"""Requests OKX refuses once their ``expTime`` has passed (50037). Source: OKX API v5, place order, amend order."""
 _ORDERS_PER_SECOND: Final = 25.0
 """Own limit per instrument. OKX counts 60 single orders per 2 s, which ccxt's queue would overrun.
 
@@ -121,11 +123,20 @@ class OkxSession:
             return _rows(await getattr(self._client("account"), endpoint)(body))
 
     async def send(self, request: Request, endpoint: str, body: Row) -> list[Any]:
-        """Send an order or a cancel: once, never again."""
+        """Send an order or a cancel: once, never again.
+
+        An order that was on its way for longer than its answer is waited for is refused on arrival: whoever looked for it after
+        the time limit and did not find it will not meet it later.
+        """
         await self._require_key(request.what)
         await self._wait_turn(str(body["instId"]))
+        client = self._client("orders")
+        deadline_ms = client.nonce() + round(1e3 * self._connection.timeout_s)  # by the clock requests are stamped with
+        deadline = {"expTime": str(deadline_ms)} if endpoint in _WITH_DEADLINE else {}
+        others = {name: value for name, value in (client.headers or {}).items() if name != "expTime"}
+        client.headers = others | deadline  # ccxt reads them before it waits for anything
         with okx_errors(request):
-            return _rows(await getattr(self._client("orders"), endpoint)(body))
+            return _rows(await getattr(client, endpoint)(body))
 
     async def close(self) -> None:
         """Release all connections."""

@@ -149,8 +149,10 @@ class Router:
             return
         if not (text.isascii() and text.isdigit()):
             raise WireRefusal("50036")
-        now_ns = min(self._wall.now_ns(), self._clock.now_ns())
-        if int(text) * NS_PER_MS < now_ns:
+        # Clients stamp by their own clock, which is the wall's, or by ours, which may be far from it: the nearer one is meant.
+        deadline_ns = int(text) * NS_PER_MS
+        now_ns = min((self._wall.now_ns(), self._clock.now_ns()), key=lambda clock_ns: abs(clock_ns - deadline_ns))
+        if deadline_ns < now_ns:
             raise WireRefusal("50037")
 
 
