@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from crypto_qlib.core.clock import NS_PER_DAY, NS_PER_HOUR
 from crypto_qlib.core.costs import trading_fee
-from crypto_qlib.core.errors import DoNotRetry, OutcomeUnknown, RetryLater, UserError
+from crypto_qlib.core.errors import BadAnswer, DoNotRetry, OutcomeUnknown, RetryLater, UserError
 from crypto_qlib.core.order import ExitKind, MarginMode, OrderKind, OrderRequest, OrderStatus, Protection, Side
 from crypto_qlib.exchange.embedded.server import EmbeddedExchange
 from crypto_qlib.exchange.okx import OkxGateway
@@ -32,6 +33,23 @@ async def test_card_20_a_fresh_account_holds_its_starting_balance(gateway: OkxGa
     state = await gateway.account()
     assert (state.equity, state.available, state.positions, state.as_of_ns) == (100_000.0, 100_000.0, (), NOW_NS)
     assert math.isinf(state.margin_ratio)
+
+
+@pytest.mark.parametrize(
+    "details", [[], [{"ccy": "BTC", "eq": "1"}], [{"ccy": "USDT", "eq": ""}]], ids=["none", "others", "empty"]
+)
+async def test_a_balance_without_usdt_is_no_equity_of_zero(
+    gateway: OkxGateway, details: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = gateway._session.private
+
+    async def answered(what: str, endpoint: str, query: dict[str, str]) -> list[Any]:
+        rows = await real(what, endpoint, query)
+        return [rows[0] | {"details": details}] if endpoint == "privateGetAccountBalance" else rows
+
+    monkeypatch.setattr(gateway._session, "private", answered)
+    with pytest.raises(BadAnswer, match="no USDT"):
+        await gateway.account()
 
 
 async def test_card_21_a_market_order_fills_at_the_open_with_the_core_fee(gateway: OkxGateway, market: FakeMarket) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from crypto_qlib.core.clock import NS_PER_MINUTE, NS_PER_S
-from crypto_qlib.core.errors import DoNotRetry, RetryLater, SkipCycle
+from crypto_qlib.core.account import AccountState
+from crypto_qlib.core.clock import NS_PER_HOUR, NS_PER_MINUTE, NS_PER_S
+from crypto_qlib.core.errors import BadAnswer, DoNotRetry, RetryLater, SkipCycle
 from crypto_qlib.core.order import Fill, MarginMode, OrderRequest
 from crypto_qlib.exchange.gateway import OrderReport
+from crypto_qlib.live_trading.risk_control import RiskLimits
 from tests.live_trading.paper_fakes import SYMBOLS, FakeExchange
 from tests.live_trading.test_runner import FIRST, TAPE, run, sound
 
@@ -54,6 +56,33 @@ class KnowsTheId(FakeExchange):
 async def test_an_id_that_is_in_use_is_ours_and_is_looked_up_not_written_off(tmp_path: Path) -> None:
     exchange = KnowsTheId(TAPE, FIRST)
     await run(exchange, tmp_path / "l.sqlite", 2)
+    sound(exchange, tmp_path / "l.sqlite")
+
+
+class ShowsNoBalance(FakeExchange):
+    """Answers for three bars without saying what the account holds."""
+
+    async def account(self) -> AccountState:
+        if self.hides:
+            raise BadAnswer("OKX's balance shows no USDT", retry_after_s=0.0)
+        return await super().account()
+
+    @property
+    def hides(self) -> bool:
+        return 5 <= (self.now_ns - FIRST) // NS_PER_HOUR < 8
+
+
+async def test_an_account_that_cannot_be_made_out_opens_nothing_and_is_no_drawdown(tmp_path: Path) -> None:
+    exchange = ShowsNoBalance(TAPE, FIRST)
+    limits = RiskLimits(max_daily_loss=0.2, halt_drawdown=0.4, balance_tolerance=0.01)
+    result = await run(exchange, tmp_path / "l.sqlite", 16, limits=limits)
+    opened = [(f.ts_ns - FIRST) // NS_PER_HOUR for f in result.fills if f.exit_kind is None]
+    assert not [bar for bar in opened if 5 <= bar < 8]
+    assert [bar for bar in opened if bar >= 8], "it trades again once the account is shown"
+    told = [line for line in result.alerts if "account asks for" in line]
+    assert [line.split("asks for ")[1].split(":")[0] for line in told] == ["REDUCE_ONLY", "ACTIVE"]
+    assert result.mode.name == "ACTIVE"
+    assert min(row.equity for row in result.equity) > 5_000.0
     sound(exchange, tmp_path / "l.sqlite")
 
 

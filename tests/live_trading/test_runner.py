@@ -20,7 +20,7 @@ from crypto_qlib.live_trading.journal import rows_of
 from crypto_qlib.live_trading.market_feed import FeedConfig, MarketFeed
 from crypto_qlib.live_trading.paper_view import PaperView
 from crypto_qlib.live_trading.replay import differences, replay
-from crypto_qlib.live_trading.risk_control import Mode
+from crypto_qlib.live_trading.risk_control import Mode, RiskLimits
 from crypto_qlib.live_trading.runner import PaperResult, RealBars, SessionParts, SteppedBars, run_session
 from crypto_qlib.live_trading.session import SessionConfig
 from crypto_qlib.live_trading.signal_processor import SignalProcessor
@@ -64,6 +64,7 @@ async def run(
     views: list[PaperView] | None = None,
     session_id: str = "s1",
     clock: Clock | None = None,
+    limits: RiskLimits | None = None,
 ) -> PaperResult:
     first = exchange.now_ns
     history = TAPE.known_until(first)
@@ -73,7 +74,7 @@ async def run(
         exchange,
         SignalProcessor(feed, momentum, RULES, contracts()),
         ledger,
-        SessionConfig(session_id, RULES, margin_mode=MarginMode.ISOLATED),
+        SessionConfig(session_id, RULES, limits or RiskLimits(), MarginMode.ISOLATED),
         clock or ManualClock(first),
         no_sleep,
     )

@@ -64,6 +64,10 @@ class RetryLater(CryptoQlibError):
         self.retry_after_s = retry_after_s
 
 
+class BadAnswer(RetryLater):
+    """The exchange answered, but without what was asked for: ask again, and open nothing on what is not known."""
+
+
 class DoNotRetry(CryptoQlibError):
     """The exchange refused the request for good.
 

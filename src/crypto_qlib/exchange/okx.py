@@ -12,7 +12,7 @@ from typing import Final
 
 from crypto_qlib.core.account import AccountState, OpenPosition
 from crypto_qlib.core.clock import NS_PER_MS
-from crypto_qlib.core.errors import CryptoQlibError, DoNotRetry, HaltTrading, OutcomeUnknown
+from crypto_qlib.core.errors import BadAnswer, CryptoQlibError, DoNotRetry, HaltTrading, OutcomeUnknown
 from crypto_qlib.core.instrument import Instrument
 from crypto_qlib.core.order import ExitKind, Fill, MarginMode, OrderKind, OrderRequest, OrderStatus, Side
 from crypto_qlib.exchange import okx_parsing as parse
@@ -59,7 +59,13 @@ class OkxGateway(OkxSafety):
         super().__init__(Connection(base_url, credentials, settings.mode == "demo", settings.timeout_s))
 
     async def account(self) -> AccountState:
-        """Return balance and open positions, with the stops that protect them."""
+        """Return balance and open positions, with the stops that protect them.
+
+        Raises
+        ------
+        BadAnswer
+            If the balance has no row of USDT: an account that cannot be read is not an account without equity.
+        """
         balance, rows, pending, now = await asyncio.gather(
             self._session.private("read the balance", "privateGetAccountBalance", {"ccy": "USDT"}),
             self._session.private("read the positions", "privateGetAccountPositions", {"instType": "SWAP"}),
@@ -76,7 +82,9 @@ class OkxGateway(OkxSafety):
             position = parse.position_from(row, item, math.nan, math.nan)
             positions.append(_protected(position, stops.get(str(row["instId"]), []), item))
         usdt: Row = next((d for row in balance for d in row.get("details", []) if d.get("ccy") == "USDT"), {})
-        equity = float(usdt.get("eq") or 0.0)
+        equity = parse.number(usdt.get("eq"))
+        if math.isnan(equity):
+            raise BadAnswer("OKX's balance shows no USDT", "is any in the trading account? it is asked for again")
         entries = [row for row in pending if row.get("reduceOnly") != "true"]
         ratios = [parse.number(source.get("mgnRatio")) for source in (*rows, usdt)]
         return AccountState(

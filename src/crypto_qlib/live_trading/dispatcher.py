@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Final, TypeVar
 
 from crypto_qlib.core.clock import NS_PER_MINUTE, NS_PER_S, Clock
-from crypto_qlib.core.errors import DoNotRetry, HaltTrading, RetryLater, SkipCycle
+from crypto_qlib.core.errors import BadAnswer, DoNotRetry, HaltTrading, RetryLater, SkipCycle
 from crypto_qlib.core.order import OrderStatus
 from crypto_qlib.live_trading import events as ev
 from crypto_qlib.live_trading.account_record import record_account
@@ -19,7 +19,7 @@ from crypto_qlib.live_trading.dead_man import DeadManSwitch
 from crypto_qlib.live_trading.journal import Restored, Step, journal_form
 from crypto_qlib.live_trading.paper_view import PaperView, position_lines
 from crypto_qlib.live_trading.position_tracker import PositionTracker
-from crypto_qlib.live_trading.risk_control import Mode, risk_from_json
+from crypto_qlib.live_trading.risk_control import ACCOUNT, Mode, risk_from_json
 from crypto_qlib.live_trading.session import Session
 from crypto_qlib.live_trading.session_parts import SessionLog, SessionParts, Show
 from crypto_qlib.live_trading.system_watch import ClockOffset, SystemWatch
@@ -190,11 +190,22 @@ class Dispatcher:
         return answer
 
     async def _read_account(self, purpose: ev.Purpose) -> ev.AccountRead:
-        account = await self._retried(self._parts.gateway.account)
+        try:
+            account = await self._retried(self._parts.gateway.account)
+        except BadAnswer as e:  # no equity is known: not zero, which would halt for a drawdown that never was
+            await self._voice_of_account(e.message)
+            raise
+        await self._voice_of_account("")
         if purpose is ev.Purpose.DECIDE and self.log.market is not None:
             self.log.decision_account = account
             record_account(self._parts.ledger, account, self.log.market.ts_ns)
         return ev.AccountRead(self.now_ns(), account, purpose)
+
+    async def _voice_of_account(self, trouble: str) -> None:
+        """Let nothing be opened while the account cannot be made out, and again once it can."""
+        if bool(trouble) is not (ACCOUNT in self.session.risk.voices):
+            mode = Mode.REDUCE_ONLY if trouble else Mode.ACTIVE
+            await self.dispatch(ev.ModeVoiced(self.now_ns(), ACCOUNT, mode, trouble or "it can be read again"))
 
     async def _read_fills(self, since_ns: int) -> ev.FillsRead:
         since_ns = max(since_ns - _LATE_FILLS_NS, 0)

@@ -27,10 +27,11 @@ BALANCE: Final = "balance"
 EXPOSURE: Final = "exposure"
 COUNT: Final = "count"
 API: Final = "api"
+ACCOUNT: Final = "account"
 LATENCY: Final = "latency"
 CLOCK: Final = "clock"
 REJECTS: Final = "rejects"
-_OF_THE_BAR: Final = frozenset({STALE_DATA, MARGIN, DAILY_LOSS, DRIFT, EXPOSURE, COUNT, API, LATENCY, CLOCK})
+_OF_THE_BAR: Final = frozenset({STALE_DATA, MARGIN, DAILY_LOSS, DRIFT, EXPOSURE, COUNT, API, ACCOUNT, LATENCY, CLOCK})
 """Voices that lift by themselves, with a bar, a day, or an account that agrees again; a person cannot talk them down."""
 
 KIND_OF_VOICE: Final = {
