@@ -135,7 +135,8 @@ def test_a_position_whose_exit_failed_counts_again(monkeypatch: pytest.MonkeyPat
     own(machine, "BBBUSDT", 50)
     event = replace(bar(0.05, 0.05, np.nan, np.nan), market=alike())
     (leave,) = of(ev.PlaceOrder, decide(machine, event, account(held("BBBUSDT", 50))))
-    after = machine.handle(ev.OrderReported(T, leave.intent.client_order_id, OrderStatus.REJECTED, 0, "no"))
+    machine.handle(ev.OrderReported(T, leave.intent.client_order_id, OrderStatus.REJECTED, 0, "no"))
+    after = machine.handle(ev.FillsRead(T, ()))  # its stop has not closed it either
     assert any("entry of AAAUSDT dropped: correlation" in a.text for a in of(ev.Alert, after))
 
 

@@ -37,6 +37,8 @@ class OpenPosition:
         Lots no stop at the exchange covers, of a position that has one; 0 where all are.
     trailing_ratio : float
         Trailing stop at the exchange, a fraction of the best price; NaN where there is none.
+    untrailed_lots : int
+        Lots its trailing stops, where it has any, do not cover; negative where they are larger than the position.
     """
 
     symbol: str
@@ -53,6 +55,7 @@ class OpenPosition:
     entry_score: float = float("nan")
     unprotected_lots: int = 0
     trailing_ratio: float = float("nan")
+    untrailed_lots: int = 0
 
     @property
     def side(self) -> float:

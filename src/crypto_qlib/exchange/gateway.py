@@ -216,6 +216,10 @@ class Gateway(Protocol):
         """
         ...
 
+    async def cancel_trailing(self, symbol: str) -> None:
+        """Cancel the trailing stops of ``symbol``; one that is gone is no error."""
+        ...
+
     async def fills(self, since_ns: int) -> list[Fill]:
         """Return the account's fills since ``since_ns``, oldest first."""
         ...

@@ -283,10 +283,11 @@ def _protected(position: OpenPosition, rows: list[Row], item: Instrument) -> Ope
     """
     side = "sell" if position.lots > 0 else "buy"
     stop = profit = trailing = math.nan
-    covered = 0
+    covered = trailed = 0
     for row in (row for row in rows if row.get("side") == side):
         if row.get("ordType") == TRAILING_KIND:
             trailing = parse.number(row.get("callbackRatio"))
+            trailed += parse.lots_from(row.get("sz") or "0", item)
             continue
         stop_here, profit_here = parse.number(row.get("slTriggerPx")), parse.number(row.get("tpTriggerPx"))
         profit = profit if math.isnan(profit_here) else profit_here
@@ -294,7 +295,15 @@ def _protected(position: OpenPosition, rows: list[Row], item: Instrument) -> Ope
             stop = stop_here
             covered += abs(position.lots) if row.get("closeFraction") == "1" else parse.lots_from(row.get("sz") or "0", item)
     bare = 0 if math.isnan(stop) else max(abs(position.lots) - covered, 0)
-    return replace(position, stop_price=stop, take_profit_price=profit, unprotected_lots=bare, trailing_ratio=trailing)
+    bare_of_trailing = 0 if math.isnan(trailing) else abs(position.lots) - trailed
+    return replace(
+        position,
+        stop_price=stop,
+        take_profit_price=profit,
+        unprotected_lots=bare,
+        trailing_ratio=trailing,
+        untrailed_lots=bare_of_trailing,
+    )
 
 
 def _attached(request: OrderRequest, item: Instrument) -> Row:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from crypto_qlib.core.errors import DoNotRetry, OutcomeUnknown, UserError
 from crypto_qlib.core.order import MarginMode, Protection
 from crypto_qlib.exchange.error_map import Request
@@ -12,6 +14,8 @@ from crypto_qlib.exchange.okx_statistics import OkxStatistics
 _LONG_SHORT = "long_short_mode"
 TRAILING_KIND = "move_order_stop"
 """Algo kind of a trailing stop."""
+_CANCELLED_AT_ONCE = 10
+"""Algo orders of one cancellation, the most OKX takes."""
 
 
 class OkxSafety(OkxStatistics):
@@ -90,6 +94,20 @@ class OkxSafety(OkxStatistics):
             raise OutcomeUnknown(f"OKX's answer to {what} was empty", client_order_id=client_id)
         if rows[0].get("sCode", "0") != "0":
             raise DoNotRetry(f"could not {what}: {rows[0].get('sMsg', '')}", code=str(rows[0]["sCode"]))
+
+    async def cancel_trailing(self, symbol: str) -> None:
+        """Cancel the trailing stops of ``symbol``; a refusal (it is gone) is no error: what stands, the next look shows.
+
+        Source: OKX API v5, ``POST /trade/cancel-algos``.
+        """
+        item = await self._instrument(symbol)
+        query = {"ordType": TRAILING_KIND, "instType": "SWAP", "instId": item.inst_id}
+        rows = await self._session.private(f"read the trailing stops of {symbol}", "privateGetTradeOrdersAlgoPending", query)
+        ids = [{"instId": item.inst_id, "algoId": str(row["algoId"])} for row in rows]
+        for first in range(0, len(ids), _CANCELLED_AT_ONCE):
+            batch = ids[first : first + _CANCELLED_AT_ONCE]
+            with suppress(DoNotRetry):
+                await self._session.change(f"cancel the trailing stops of {symbol}", "privatePostTradeCancelAlgos", batch)
 
     async def _hedged(self) -> bool:
         return (await self._account_config()).get("posMode") == _LONG_SHORT

@@ -115,10 +115,11 @@ class OkxSession:
         await self._require_key(what)
         return await self._read(what, "account", endpoint, query)
 
-    async def change(self, what: str, endpoint: str, body: Row) -> list[Any]:
+    async def change(self, what: str, endpoint: str, body: Row | list[Row]) -> list[Any]:
         """Change a setting of the account: tried once, repeating it is harmless but never done here."""
         await self._require_key(what)
-        await self._wait_budget(endpoint, str(body.get("instId", "")))
+        about = body if isinstance(body, dict) else body[0]
+        await self._wait_budget(endpoint, str(about.get("instId", "")))
         with okx_errors(Request(what)):
             return _rows(await getattr(self._client("account"), endpoint)(body))
 

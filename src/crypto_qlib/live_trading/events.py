@@ -398,13 +398,17 @@ class LookUpOrder:
 
 @dataclass(frozen=True, slots=True)
 class RestoreStop:
-    """Place the stop of an open position of ``lots`` (signed) as an order that stands alone, over its whole size."""
+    """Place the stop of an open position as an order that stands alone, over ``lots`` (signed).
+
+    ``replaces``: first cancel the trailing stops there are; the fixed stop stands meanwhile.
+    """
 
     symbol: str
     lots: int
     protection: Protection
     margin_mode: MarginMode
     client_id: str
+    replaces: bool = False
 
 
 @dataclass(frozen=True, slots=True)

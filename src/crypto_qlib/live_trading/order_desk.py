@@ -194,8 +194,6 @@ class OrderDesk:
             symbol = cycle.exits.pop(coid)
             if not filled:
                 cycle.failed_exits.add(symbol)
-                if cycle.held is not None and symbol in cycle.held.leaving:  # it may well be held still: it counts again
-                    cycle.held.notional[symbol] = cycle.held.leaving.pop(symbol)
         elif coid in cycle.entry_ids:
             cycle.entry_ids.discard(coid)
             if not filled and cycle.parts:  # what is left of an entry whose part did not fill is not sent
@@ -242,6 +240,9 @@ class OrderDesk:
             return []
         cycle.asks_fills = False
         cycle.failed_exits = {symbol for symbol in cycle.failed_exits if self._state.tracker.lots(symbol)}
+        for symbol in cycle.failed_exits if cycle.held is not None else ():
+            if symbol in cycle.held.leaving:  # held still: it counts again
+                cycle.held.notional[symbol] = cycle.held.leaving.pop(symbol)
         return self.advance()
 
     def _start_entry(self, entry: PlannedOrder) -> Instructions:

@@ -6,6 +6,8 @@ found                                       done
 no stop, or one that covers a part          placed as an order that stands alone; after two tries the position is closed
 a stop at or beyond the liquidation price   the position is closed: the stop would come too late
 no trailing stop where one is wanted        placed, twice at most; the fixed stop protects meanwhile
+trailing stops smaller than the position    one more over the rest; the first keeps the best price it has followed
+trailing stops larger than the position     replaced by one of its size: part of the position was closed
 margin ratio below ``deleverage_ratio``     the position nearest its liquidation is closed, then it is looked again
 ==========================================  =========================================================================
 
@@ -15,6 +17,7 @@ While HALTED stops are placed all the same, but nothing is closed: a person is t
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Final
 
 from crypto_qlib.core.account import AccountState, OpenPosition
@@ -128,7 +131,10 @@ class StopGuard:
         cycle.restoring.add(symbol)
         ratio = self._state.tracker.expected_trailing(symbol)
         protection = Protection(trigger=self._state.config.trigger, trailing_ratio=ratio)
-        return [self._placing(position, protection, f"trail{tries}")]
+        placing = self._placing(position, protection, f"trail{tries}")
+        rest = position.untrailed_lots
+        lots = int(position.side) * rest if rest > 0 and not math.isnan(position.trailing_ratio) else position.lots
+        return [replace(placing, lots=lots, replaces=rest < 0)]
 
     def on_refused(self, event: ev.StopRefused) -> Instructions:
         """Do not place a refused stop again: look, then close."""
@@ -156,7 +162,7 @@ class StopGuard:
 
     def _lacks_trailing(self, position: OpenPosition) -> bool:
         wanted = self._state.tracker.expected_trailing(position.symbol)
-        return wanted is not None and math.isnan(position.trailing_ratio)
+        return wanted is not None and (math.isnan(position.trailing_ratio) or position.untrailed_lots != 0)
 
     def _stop_is_late(self, position: OpenPosition) -> bool:
         """Return whether liquidation comes before the stop; a cross position's liquidation price is not to be trusted."""

@@ -167,6 +167,8 @@ class TradeExecutor:
         symbol, reason = instruction.symbol, ""
         for _ in range(self._max_tries):
             try:
+                if instruction.replaces:
+                    await self.asked(self._gateway.cancel_trailing(symbol))
                 await self.asked(
                     self._gateway.protect(
                         symbol, instruction.lots, instruction.protection, instruction.margin_mode, instruction.client_id
