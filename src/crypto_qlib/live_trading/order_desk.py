@@ -240,9 +240,10 @@ class OrderDesk:
             return []
         cycle.asks_fills = False
         cycle.failed_exits = {symbol for symbol in cycle.failed_exits if self._state.tracker.lots(symbol)}
-        for symbol in cycle.failed_exits if cycle.held is not None else ():
-            if symbol in cycle.held.leaving:  # held still: it counts again
-                cycle.held.notional[symbol] = cycle.held.leaving.pop(symbol)
+        held = cycle.held
+        for symbol in cycle.failed_exits:
+            if held is not None and symbol in held.leaving:  # it did not leave: it counts again
+                held.notional[symbol] = held.leaving.pop(symbol)
         return self.advance()
 
     def _start_entry(self, entry: PlannedOrder) -> Instructions:
