@@ -23,6 +23,7 @@ from tests.live_trading.test_missing_stops import cancel_every_stop
 
 KILLS = int(os.environ.get("CRYPTO_QLIB_PROOF_KILLS", "0"))
 """Kills of each long test; 0 = the few of an ordinary run. See docs/live_proofs.md."""
+pytestmark = pytest.mark.timeout(0 if KILLS else 300)  # a long run takes what it takes
 KILLS_A_MARKET = 50
 """After so many kills a long test goes on with another market and a new ledger."""
 ORDER, STOP = "before privatePostTradeOrder", "before privatePostTradeOrderAlgo"

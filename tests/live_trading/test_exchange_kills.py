@@ -27,6 +27,7 @@ from tests.live_trading.test_crashes import KILLS
 from tests.live_trading.test_parity import RULES, Tape
 
 HOURS = 8
+pytestmark = pytest.mark.timeout(0 if KILLS else 300)  # a long run takes what it takes
 
 
 class Killer(Switch):

@@ -29,6 +29,7 @@ from tests.live_trading.test_parity import SYMBOLS
 
 EXAMPLES = int(os.environ.get("CRYPTO_QLIB_PROOF_EXAMPLES", "3"))
 """Random combinations tried; see docs/live_proofs.md."""
+pytestmark = pytest.mark.timeout(0 if EXAMPLES > 50 else 300)  # a long run takes what it takes
 RATE = 0.25
 UNKNOWN_BOUND_BARS = 3
 """Bars an order may stay unresolved once the exchange answers again."""

@@ -1,7 +1,8 @@
 """Random walks of a session through faults, deaths and lost stops, in any order: what must hold holds at the end of each cycle.
 
-The walk is a state machine of Hypothesis: one that fails is shrunk to the few steps that matter. The exchange lives on through
-all of it, the session dies and starts again from its ledger; after the last step the faults end, and everything must settle.
+The walk is a state machine of Hypothesis: in a long run one that fails is shrunk to the few steps that matter. The exchange lives
+on through all of it, the session dies and starts again from its ledger; after the last step the faults end, and everything must
+settle.
 
 ``CRYPTO_QLIB_PROOF_EXAMPLES=300 pytest -m slow tests/live_trading/test_session_walks.py`` walks that often.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
@@ -31,6 +32,7 @@ from tests.live_trading.test_missing_stops import cancel_every_stop
 from tests.live_trading.test_session_faults import AFTER_BARS, EXAMPLES, Watch, switch_of
 
 STEPS, MOST_BARS = 16, 4
+pytestmark = pytest.mark.timeout(0 if EXAMPLES > 50 else 300)  # a long run takes what it takes
 REACHED: Counter[str] = Counter()
 """What all walks came to: a walk that goes nowhere proves nothing."""
 
@@ -105,6 +107,7 @@ def test_whatever_happens_in_whatever_order_the_session_stays_safe_and_settles()
         SessionWalk,
         settings=settings(
             max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, derandomize=EXAMPLES < 50, database=None,
+            phases=list(Phase) if EXAMPLES > 50 else [Phase.generate],
             suppress_health_check=[HealthCheck.too_slow],
         ),
     )  # fmt: skip
