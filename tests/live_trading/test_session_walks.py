@@ -1,8 +1,7 @@
 """Random walks of a session through faults, deaths and lost stops, in any order: what must hold holds at the end of each cycle.
 
 The walk is a state machine of Hypothesis: in a long run one that fails is shrunk to the few steps that matter. The exchange
-lives on through all of it, the session dies and starts again from its ledger; after the last step the faults end, and everything
-must settle.
+lives on through it, the session dies and starts again from its ledger; then the faults end, and everything must settle.
 
 ``CRYPTO_QLIB_PROOF_EXAMPLES=300 pytest -m slow tests/live_trading/test_session_walks.py`` walks that often.
 """
