@@ -1,8 +1,8 @@
 """Lives of a session that end by SIGKILL: ``python -m tests.live_trading.crash_child URL LEDGER N_BARS SEED``.
 
 The key comes on stdin. Everything slow (imports, compiled functions, the client) is done once; then each line
-``FATAL,AFTER,HOURS`` forks a process that lives one life against the exchange at URL and kills itself at its point. ``pid N`` is
-printed when it starts, ``end CODE`` when it is over (its exit code, negative for a signal).
+``FATAL,AFTER,HOURS`` forks a process that lives one life against the exchange at URL and kills itself at its point. ``pid N``
+is printed when it starts, ``end CODE`` when it is over (its exit code, negative for a signal).
 """
 
 from __future__ import annotations
