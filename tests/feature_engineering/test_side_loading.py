@@ -21,7 +21,7 @@ from crypto_qlib.settings.schema import FeatureSettings, Settings
 from crypto_qlib.store.lake import EVENT, Kind, Lake, Series
 from crypto_qlib.store.news_store import NewsStore
 from crypto_qlib.store.observations import Observations
-from crypto_qlib.store.paths import Paths
+from crypto_qlib.store.paths import Paths, open_folder
 from crypto_qlib.store.series_store import MARKET, SeriesStore
 from tests.noise_market import noise_panel
 
@@ -34,9 +34,10 @@ def rows(*values: float, at: int = T, **columns: float) -> dict[str, np.ndarray]
     return {"ts": np.array([at], np.int64), **{k: np.array([v], float) for k, v in named.items()}}
 
 
-@pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    lake = Lake(Paths(tmp_path).lake)
+@pytest.fixture(params=["below the workspace", "elsewhere", "object store"])
+def lake(tmp_path: Path, request: pytest.FixtureRequest) -> Lake:
+    places = {"below the workspace": str(Paths(tmp_path).lake), "elsewhere": str(tmp_path / "disk" / "lake")}
+    lake = Lake(open_folder(places.get(request.param, f"memory://{tmp_path.name}/lake")))
     prices = dict.fromkeys(("open", "high", "low", "close"), 100.0)
     lake.upsert(Series(Kind.INDEX, "1h", BTC), rows(**prices))
     lake.upsert(Series(Kind.TAKER_VOLUME, "1h", BTC), rows(buy=3.0, sell=1.0))
@@ -97,21 +98,21 @@ def test_everything_is_loaded_and_only_where_a_chosen_set_reads_it(tmp_path: Pat
     store.keep_reading("key", digest, LocalReader().read([article], ["BTC"], T + 90 * NS_PER_S)[0])
     store.close()
     wide = Settings(features=FeatureSettings(sets=("sentiment", "derivatives", "news")))
-    side = load_side(paths, wide, [BTC])
+    side = load_side(paths, lake, wide, [BTC])
     assert side.has("fear_greed")
     assert side.has("open_interest")
     assert side.news is not None
     assert side.news.known_ns.tolist() == [T + 90 * NS_PER_S], "collected live, it counts from when it was scored"
-    assert load_side(paths, Settings(), [BTC]) == SideData()
-    assert side_identity(paths, Settings()) == ""
+    assert load_side(paths, lake, Settings(), [BTC]) == SideData()
+    assert side_identity(paths, lake, Settings()) == ""
     assert side.has("long_short_ratio")
-    before = side_identity(paths, wide)
-    assert before == side_identity(paths, wide)
+    before = side_identity(paths, lake, wide)
+    assert before == side_identity(paths, lake, wide)
     lake.upsert(Series(Kind.OPEN_INTEREST, EVENT, BTC), rows(open_interest=6.0, at=T + NS_PER_HOUR))
-    grown = side_identity(paths, wide)
+    grown = side_identity(paths, lake, wide)
     assert grown != before
     lake.upsert(Series(Kind.LONG_SHORT, "1h", BTC), rows(ratio=1.8, at=T + NS_PER_HOUR))
-    assert side_identity(paths, wide) != grown
+    assert side_identity(paths, lake, wide) != grown
 
 
 def test_a_qrun_handler_serves_the_sets_beside_the_bars(tmp_path: Path) -> None:

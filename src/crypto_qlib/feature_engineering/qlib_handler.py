@@ -165,7 +165,7 @@ class LakeFeatureLoader(CryptoFeatureLoader):
         store = Lake(Path(lake))
         panel = load_panel(store, tuple(symbols or store.symbols(Kind.CLEAN, bars)), bars)
         settings = Settings.model_validate({"features": {**(features or {}), "sets": list(sets)}, "data": {"frame": bars}})
-        side = load_side(Paths(Path(lake).parent), settings, panel.symbols)
+        side = load_side(Paths(Path(lake).parent), store, settings, panel.symbols)
         wanted, _ = settings_for_panel(panel, settings.features, side)
         super().__init__(build_features(panel, wanted, side=side))
 

@@ -15,6 +15,7 @@ from crypto_qlib.feature_engineering.news_events import NEVER, load_news
 from crypto_qlib.feature_engineering.side_data import SideData, load_external
 from crypto_qlib.settings.schema import FeatureSettings, Settings
 from crypto_qlib.store.lake import Kind, Lake
+from crypto_qlib.store.lake_identity import data_identity
 from crypto_qlib.store.news_store import NewsStore
 from crypto_qlib.store.paths import Paths
 from crypto_qlib.store.series_store import SeriesStore
@@ -29,13 +30,15 @@ def reads_side(features: FeatureSettings) -> bool:
     return any(FEATURE_SETS[name].is_wide or name == NEWS for name in features.sets)
 
 
-def load_side(paths: Paths, settings: Settings, symbols: Sequence[str]) -> SideData:
+def load_side(paths: Paths, lake: Lake, settings: Settings, symbols: Sequence[str]) -> SideData:
     """Return all observations beside the bars that the chosen sets read; nothing where none does.
 
     Parameters
     ----------
     paths : Paths
         Workspace.
+    lake : Lake
+        Its lake, which may lie elsewhere (``store.lake``).
     settings : Settings
         ``features.sets`` says what is read, ``news`` how articles count.
     symbols : sequence of str
@@ -49,7 +52,7 @@ def load_side(paths: Paths, settings: Settings, symbols: Sequence[str]) -> SideD
     if not reads_side(settings.features):
         return SideData()
     series = load_external(SeriesStore(paths.series), symbols)
-    series |= lake_series(Lake(paths.lake), symbols, settings.data.frame)
+    series |= lake_series(lake, symbols, settings.data.frame)
     news = None
     if NEWS in settings.features.sets and paths.news.exists():
         store = NewsStore.open(paths.news)
@@ -73,15 +76,16 @@ def hindsight_ends(paths: Paths, settings: Settings) -> dict[str, int]:
     return ends
 
 
-def side_identity(paths: Paths, settings: Settings) -> str:
-    """Return a digest of every file :func:`load_side` reads, by size and time; empty where no chosen set reads any."""
+def side_identity(paths: Paths, lake: Lake, settings: Settings) -> str:
+    """Return a digest of all :func:`load_side` reads: the lake's rows by checksum, files beside it by size and time.
+
+    Empty where no chosen set reads any.
+    """
     if not reads_side(settings.features):
         return ""
     files: list[Path] = [*paths.series.rglob("*.parquet")]
-    for kind in _LAKE_KINDS:
-        files += (paths.lake / kind).rglob("*.parquet")
     files += [p for p in (paths.news, paths.news.with_name(f"{paths.news.name}-wal"), paths.news_model) if p.exists()]
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(data_identity(lake, _LAKE_KINDS).encode())
     for path in sorted(files):
         stat = path.stat()
         digest.update(f"{path.relative_to(paths.root)} {stat.st_size} {stat.st_mtime_ns}\n".encode())

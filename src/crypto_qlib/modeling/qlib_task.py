@@ -158,7 +158,7 @@ class LakeHandler(CryptoHandler):
         if members is not None:
             panel = panel.with_members(members)
         chosen = Settings.model_validate({"features": dict(features or {}), "data": {"frame": bars}})
-        side = load_side(Paths(Path(lake).parent), chosen, panel.symbols)
+        side = load_side(Paths(Path(lake).parent), store, chosen, panel.symbols)
         wanted, _ = settings_for_panel(panel, chosen.features, side)
         frame = build_features(panel, wanted, side=side)
         labels = make_labels(panel, ModelSettings.model_validate(dict(model or {})))

@@ -11,10 +11,11 @@ from crypto_qlib.feature_engineering.side_loading import load_side
 from crypto_qlib.scheduler.reporter import Reporter
 from crypto_qlib.settings.identity import code_identity
 from crypto_qlib.settings.schema import Settings
+from crypto_qlib.store.lake import Lake
 from crypto_qlib.store.paths import Paths
 
 
-def built_features(paths: Paths, settings: Settings, panel: MarketPanel, reporter: Reporter) -> FeatureFrame:
+def built_features(paths: Paths, lake: Lake, settings: Settings, panel: MarketPanel, reporter: Reporter) -> FeatureFrame:
     """Return the features of ``panel``, kept below ``paths.features``.
 
     Features without input in the *training* part are left out, by name: a column that only fills later would be all NaN there.
@@ -25,7 +26,7 @@ def built_features(paths: Paths, settings: Settings, panel: MarketPanel, reporte
         If ``features.selection`` names none, or what is kept beside the bars is damaged.
     """
     advance = reporter.progress("feature sets", 1.0)
-    side = load_side(paths, settings, panel.symbols)
+    side = load_side(paths, lake, settings, panel.symbols)
     learned_from = panel.rows(0, int(panel.n_bars * settings.model.train_fraction))
     wanted, left_out = settings_for_panel(learned_from, settings.features, side)
     for line in left_out:

@@ -310,7 +310,7 @@ class Pipeline:
         panel, instruments, tiers = self.data.panel(), *self.data.contracts()
         if self.workspace.access.is_embedded:
             panel, instruments, tiers = lived_market(panel, instruments, tiers, live, self.settings)
-        side = partial(load_side, self.paths, self.settings)
+        side = partial(load_side, self.paths, self.workspace.lake, self.settings)
         inputs = GapInputs(
             session_id, live, panel, opinion(model, side), instruments, tiers, rules_from_settings(self.settings),
             execution_of(self.settings.backtest), self.settings.strategy.blacklist,
@@ -326,7 +326,7 @@ class Pipeline:
 
     def _feature_key(self) -> str:
         c, share = self.data.collected, self.settings.model.train_fraction
-        side, members = side_identity(self.paths, self.settings), digest_of(self.data.members)
+        side, members = side_identity(self.paths, self.workspace.lake, self.settings), digest_of(self.data.members)
         return key_of(self.data.clean_key(), c.start_ns, c.end_ns, self.settings.features, share, members, side)
 
     def _train_key(self) -> str:
@@ -340,7 +340,7 @@ class Pipeline:
             if self.workspace.book.is_current("features", key, self.paths.features):
                 skipped("unchanged")
                 return load_feature_frame(self.paths.features)
-            frame = built_features(self.paths, self.settings, self.data.panel(), self.workspace.reporter)
+            frame = built_features(self.paths, self.workspace.lake, self.settings, self.data.panel(), self.workspace.reporter)
             self.workspace.book.complete("features", key, {})
         return frame
 
@@ -388,7 +388,7 @@ class Pipeline:
         ledger = session_ledger(self.settings, self.workspace.secrets, self.paths.reports / stamp["run_id"])
         session_id = f"{self.settings.exchange.mode}-paper"
         live = Paths(self.settings.store.root).live  # of the workspace, whatever the market: where every command looks
-        side = partial(load_side, self.paths, self.settings)
+        side = partial(load_side, self.paths, self.workspace.lake, self.settings)
         inputs = SessionInputs(
             model, self.data.panel(), instruments, tiers, ledger, session_id, stamp, self.data.members, side, live,
             self.workspace.secrets, self.data.universe_keeper,
