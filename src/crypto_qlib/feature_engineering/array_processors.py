@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crypto_qlib.core.jit import njit
+from crypto_qlib.feature_engineering.column_medians import median_and_spread
 
 Block = npt.NDArray[np.float32]
 FloatArray = npt.NDArray[np.float64]
@@ -31,15 +32,8 @@ def bar_starts(bars: IntArray) -> IntArray:
 
 def robust_fit(block: Block) -> tuple[FloatArray, FloatArray]:
     """Return median and scaled median absolute deviation of each column (``RobustZScoreNorm.fit``)."""
-    centre = np.empty(block.shape[1])
-    scale = np.empty(block.shape[1])
-    for j in range(block.shape[1]):
-        column = block[:, j]
-        column = column[~np.isnan(column)].astype(np.float64)
-        centre[j] = np.median(column) if column.size else math.nan
-        spread = np.median(np.abs(column - centre[j])) if column.size else math.nan
-        scale[j] = (spread + EPS) * MAD_TO_SIGMA
-    return centre, scale
+    centre, spread = median_and_spread(block)
+    return centre, (spread + EPS) * MAD_TO_SIGMA
 
 
 @njit

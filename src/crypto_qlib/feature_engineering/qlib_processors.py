@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,9 @@ from crypto_qlib.feature_engineering import array_processors as kernels
 from crypto_qlib.feature_engineering.feature_reduction import fit_rows
 
 Block = npt.NDArray[np.float32]
+
+_FEW: Final = 16
+"""So many columns are put beside a block one by one."""
 
 
 def _bars(frame: pd.DataFrame) -> npt.NDArray[np.int64]:
@@ -46,22 +49,73 @@ def _bars(frame: pd.DataFrame) -> npt.NDArray[np.int64]:
     return bars
 
 
-def _in_place(frame: pd.DataFrame, group: str | None, work: Callable[[Block], None]) -> pd.DataFrame:
-    """Return ``frame`` with the columns of ``group`` (all for ``None``) replaced by what ``work`` makes of them."""
-    columns = get_group_columns(frame, group)
-    block = np.ascontiguousarray(frame[columns].to_numpy(dtype=np.float32))
-    if not block.flags.owndata or np.shares_memory(block, frame[columns].to_numpy(copy=False)):
-        block = block.copy()
+def _columns_of(frame: pd.DataFrame, group: str | None) -> npt.NDArray[np.int64]:
+    """Return the places of the columns of ``group`` (all for ``None``)."""
+    return np.sort(frame.columns.get_indexer_for(get_group_columns(frame, group)))
+
+
+def _block_of(frame: pd.DataFrame, places: npt.NDArray[np.int64]) -> Block:
+    """Return a copy of the columns at ``places``, rows together.
+
+    A few other columns are taken away from a shallow copy first: what is left is a view, where selecting would copy.
+    """
+    others = np.setdiff1d(np.arange(frame.shape[1]), places)
+    if others.size <= _FEW and frame.columns.is_unique:
+        part = frame.copy(deep=False)
+        for name in frame.columns[others]:
+            del part[name]
+    else:
+        part = frame.iloc[:, places]
+    return np.array(part.to_numpy(), dtype=np.float32, order="C", copy=True)
+
+
+def _replaced(frame: pd.DataFrame, group: str | None, work: Callable[[Block], None]) -> pd.DataFrame:
+    """Return ``frame`` with the columns of ``group`` (all for ``None``) replaced by what ``work`` makes of them.
+
+    ``frame`` stays as it is, and what was not replaced is shared with it: pandas copies whatever is joined or consolidated, so
+    the smaller part is put beside the larger one column by column.
+    """
+    places = _columns_of(frame, group)
+    block = _block_of(frame, places)
     work(block)
-    if len(columns) == frame.shape[1]:
-        return pd.DataFrame(block, index=frame.index, columns=frame.columns, copy=False)
-    done = pd.DataFrame(block, index=frame.index, columns=columns, copy=False)
-    others = frame.drop(columns=columns)
-    joined: pd.DataFrame = pd.concat([done, others], axis=1)[frame.columns]
-    return joined
+    if places.size <= _FEW < frame.shape[1]:
+        made = frame.copy(deep=False)
+        for k, place in enumerate(places.tolist()):
+            made.isetitem(place, np.ascontiguousarray(block[:, k]))
+        return made
+    made = pd.DataFrame(block, index=frame.index, columns=frame.columns[places], copy=False)
+    others = np.setdiff1d(np.arange(frame.shape[1]), places)
+    if others.size > _FEW:
+        joined: pd.DataFrame = pd.concat([made, frame.iloc[:, others]], axis=1)[frame.columns]
+        return joined
+    for place in others.tolist():
+        made.insert(place, frame.columns[place], frame.iloc[:, place].array, allow_duplicates=True)
+    return made
 
 
-class FastRobustZScoreNorm(Processor):  # type: ignore[misc]
+def _fit_span(frame: Any, start: Any, end: Any) -> pd.DataFrame:
+    """Return the rows Qlib takes for the span from ``start`` to ``end``: as a view where they lie together."""
+    span: pd.DataFrame
+    if isinstance(frame.index, pd.MultiIndex) and (start, end) != (None, None):
+        bars: list[Any] = [slice(None)] * frame.index.nlevels
+        bars[frame.index.names.index("datetime")] = slice(start, end)
+        rows = frame.index.get_locs(bars)
+        if rows.size and rows[-1] - rows[0] + 1 == rows.size and not np.any(np.diff(rows) != 1):
+            span = frame.iloc[rows[0] : rows[-1] + 1]
+            return span
+    span = fetch_df_by_index(frame, slice(start, end), level="datetime")
+    return span
+
+
+class FastProcessor(Processor):  # type: ignore[misc]
+    """What all of ours have in common: the frame given is never written to, so a handler need not copy it first."""
+
+    def readonly(self) -> bool:
+        """Return True."""
+        return True
+
+
+class FastRobustZScoreNorm(FastProcessor):
     """``RobustZScoreNorm``: median and MAD of the fitting span, cut to +-3 where ``clip_outlier``."""
 
     def __init__(
@@ -74,17 +128,17 @@ class FastRobustZScoreNorm(Processor):  # type: ignore[misc]
 
     def fit(self, df: pd.DataFrame | None = None) -> None:
         """Learn centre and scale from the rows of the fitting span."""
-        span = fetch_df_by_index(df, slice(self.fit_start_time, self.fit_end_time), level="datetime")
-        block = span[get_group_columns(span, self.fields_group)].to_numpy(dtype=np.float32)
+        span = _fit_span(df, self.fit_start_time, self.fit_end_time)
+        block = _block_of(span, _columns_of(span, self.fields_group))
         self.centre, self.scale = kernels.robust_fit(block)
 
     def __call__(self, df: pd.DataFrame) -> pd.DataFrame:
         """Return ``df`` standardised."""
         limit = 3.0 if self.clip_outlier else math.inf
-        return _in_place(df, self.fields_group, lambda b: kernels.standardise(b, self.centre, self.scale, limit))
+        return _replaced(df, self.fields_group, lambda b: kernels.standardise(b, self.centre, self.scale, limit))
 
 
-class FastCSZScoreNorm(Processor):  # type: ignore[misc]
+class FastCSZScoreNorm(FastProcessor):
     """``CSZScoreNorm``: z-score over the bar's coins."""
 
     def __init__(self, fields_group: str | None = None) -> None:
@@ -93,10 +147,10 @@ class FastCSZScoreNorm(Processor):  # type: ignore[misc]
     def __call__(self, df: pd.DataFrame) -> pd.DataFrame:
         """Return ``df`` standardised bar by bar."""
         starts = kernels.bar_starts(_bars(df))
-        return _in_place(df, self.fields_group, lambda b: kernels.cross_section_z(b, starts))
+        return _replaced(df, self.fields_group, lambda b: kernels.cross_section_z(b, starts))
 
 
-class FastCSRankNorm(Processor):  # type: ignore[misc]
+class FastCSRankNorm(FastProcessor):
     """``CSRankNorm``: centred rank over the bar's coins, times 3.46."""
 
     def __init__(self, fields_group: str | None = None) -> None:
@@ -105,10 +159,10 @@ class FastCSRankNorm(Processor):  # type: ignore[misc]
     def __call__(self, df: pd.DataFrame) -> pd.DataFrame:
         """Return ``df`` ranked bar by bar."""
         starts = kernels.bar_starts(_bars(df))
-        return _in_place(df, self.fields_group, lambda b: kernels.cross_section_rank(b, starts))
+        return _replaced(df, self.fields_group, lambda b: kernels.cross_section_rank(b, starts))
 
 
-class FastFillna(Processor):  # type: ignore[misc]
+class FastFillna(FastProcessor):
     """``Fillna``: a constant for what is missing."""
 
     def __init__(self, fields_group: str | None = None, fill_value: float = 0.0) -> None:
@@ -117,10 +171,10 @@ class FastFillna(Processor):  # type: ignore[misc]
 
     def __call__(self, df: pd.DataFrame) -> pd.DataFrame:
         """Return ``df`` without missing values."""
-        return _in_place(df, self.fields_group, lambda b: kernels.fill_constant(b, self.fill_value))
+        return _replaced(df, self.fields_group, lambda b: kernels.fill_constant(b, self.fill_value))
 
 
-class FastCSZFillna(Processor):  # type: ignore[misc]
+class FastCSZFillna(FastProcessor):
     """``CSZFillna``: the mean of the bar's coins for what is missing."""
 
     def __init__(self, fields_group: str | None = None) -> None:
@@ -129,19 +183,19 @@ class FastCSZFillna(Processor):  # type: ignore[misc]
     def __call__(self, df: pd.DataFrame) -> pd.DataFrame:
         """Return ``df`` filled bar by bar."""
         starts = kernels.bar_starts(_bars(df))
-        return _in_place(df, self.fields_group, lambda b: kernels.fill_cross_section(b, starts, False))
+        return _replaced(df, self.fields_group, lambda b: kernels.fill_cross_section(b, starts, False))
 
 
-class FastProcessInf(Processor):  # type: ignore[misc]
+class FastProcessInf(FastProcessor):
     """``ProcessInf``: the mean of the bar's finite coins for what is infinite, in every column."""
 
     def __call__(self, df: pd.DataFrame) -> pd.DataFrame:
         """Return ``df`` without infinities."""
         starts = kernels.bar_starts(_bars(df))
-        return _in_place(df, None, lambda b: kernels.fill_cross_section(b, starts, True))
+        return _replaced(df, None, lambda b: kernels.fill_cross_section(b, starts, True))
 
 
-class ReduceFeatures(Processor):  # type: ignore[misc]
+class ReduceFeatures(FastProcessor):
     """Replace the features by fewer numbers: principal components or an autoencoder's code, fitted on the fitting span only.
 
     Parameters
@@ -165,7 +219,7 @@ class ReduceFeatures(Processor):  # type: ignore[misc]
 
     def fit(self, df: pd.DataFrame | None = None) -> None:
         """Fit on the rows of the fitting span."""
-        span = fetch_df_by_index(df, slice(self.fit_start_time, self.fit_end_time), level="datetime")
+        span = _fit_span(df, self.fit_start_time, self.fit_end_time)
         columns = get_group_columns(span, "feature")
         names = tuple(str(c[-1]) for c in columns)
         block = span[columns].to_numpy(dtype=np.float32)
