@@ -1,9 +1,11 @@
 """Feature building beside Qlib's stock loaders, pandas and polars: ratios of CPU seconds in one run.
 
-    python -m benchmarks features                 # 20 symbols x 4,380 hours, under a minute
-    python -m benchmarks features --full          # 50 symbols x 26,280 hours (three years): minutes, 6 GB
+    python -m benchmarks features                 # 20 symbols x 4,380 hours: a minute or two, below 2 GB
+    python -m benchmarks features --full          # 50 symbols x 26,280 hours (three years): minutes, 12 GB
+    python -m benchmarks features --handlers      # whole handlers with their processors only; also with --full
 
-Every pair computes the same numbers from the same bars; Alpha360 and Alpha158 are compared cell by cell first.
+Every pair computes the same numbers from the same bars; Alpha360 and Alpha158 are compared cell by cell first, alone and as
+whole handlers with processors (:mod:`benchmarks.feature_handlers`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import pandas as pd
 import polars as pl
 from qlib.data.dataset import processor as stock
 
+from benchmarks.feature_handlers import handlers
 from crypto_qlib.core.clock import NS_PER_HOUR, parse_utc
 from crypto_qlib.core.market import MarketPanel
 from crypto_qlib.data_collector.qlib_store import write_qlib_store
@@ -155,6 +158,7 @@ def alphas(panel: MarketPanel) -> None:
             row(f"{group}, all bars", cpu(lambda c=chosen: build_features(panel, c)), theirs[loader], "Qlib's loader")  # type: ignore[misc]
             newest = cpu(lambda c=chosen: latest_features(panel, c), 15)  # type: ignore[misc]
             row(f"{group}, newest bar", newest, theirs[f"{loader}_newest"], "Qlib's loader")
+        handlers(panel, folder)
         tail = panel.rows(panel.n_bars - 60, panel.n_bars)
         row(
             "alpha360, newest bar, row kernel",
@@ -242,11 +246,18 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks features", description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="50 symbols x 26,280 hours")
     parser.add_argument("--online", action="store_true", help="a live bar only")
+    parser.add_argument("--handlers", action="store_true", help="whole handlers only")
     wanted = parser.parse_args(arguments)
+    n_bars, n_symbols = (26_280, 50) if wanted.full else (4_380, 20)
+    if wanted.handlers:
+        with tempfile.TemporaryDirectory() as scratch:
+            panel = panel_of(n_bars, n_symbols)
+            write_qlib_store(Path(scratch) / "qlib", panel)
+            handlers(panel, Path(scratch))
+        return
     online()
     if wanted.online:
         return
-    n_bars, n_symbols = (26_280, 50) if wanted.full else (4_380, 20)
     panel = panel_of(n_bars, n_symbols)
     print(f"{n_symbols} symbols x {n_bars:,} hours; CPU time, ours and theirs, and the ratio")
     rolling(panel)

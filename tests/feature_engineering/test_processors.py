@@ -5,11 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given as drawing
+from hypothesis import settings
+from hypothesis import strategies as st
 from qlib.data.dataset import processor as stock
 
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.feature_engineering import qlib_processors as fast
 from crypto_qlib.feature_engineering.alpha360_windows import Alpha360Windows
+from crypto_qlib.feature_engineering.column_medians import median_and_spread
 from crypto_qlib.feature_engineering.feature_generator import build_features
 from crypto_qlib.feature_engineering.qlib_handler import CryptoHandler
 from crypto_qlib.settings.schema import FeatureSettings
@@ -52,6 +56,56 @@ def test_equals_qlibs_own_processor(name: str, options: dict[str, object], infin
     expected = theirs(given.copy())
     assert list(got.columns) == list(expected.columns)
     np.testing.assert_allclose(got.to_numpy(float), expected.to_numpy(float), rtol=2e-6, atol=2e-7)
+
+
+columns = st.lists(
+    st.one_of(st.floats(width=32, allow_nan=True, allow_infinity=True), st.sampled_from([0.0, -0.0, 1.0, -1.0])), max_size=40
+)
+
+
+@settings(max_examples=200, deadline=None)
+@drawing(drawn=columns)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_medians_by_digits_are_those_of_sorting_bit_for_bit(drawn: list[float]) -> None:
+    block = np.array([drawn, drawn[::-1]], np.float32).T.reshape(len(drawn), 2)
+    centre, spread = median_and_spread(block)
+    wide = block.astype(np.float64)
+    middle = np.nanmedian(wide, axis=0) if drawn else np.full(2, np.nan)
+    expected = np.nanmedian(np.abs(wide - middle), axis=0) if drawn else np.full(2, np.nan)
+    np.testing.assert_array_equal(centre, middle)
+    np.testing.assert_array_equal(spread, expected)
+
+
+def test_medians_of_large_columns_of_any_shape() -> None:
+    rng = np.random.default_rng(1)
+    block = rng.standard_t(3, (20_001, 37)).astype(np.float32)
+    block[:, 3], block[:, 4] = 1.0, np.round(block[:, 4])  # one value; few values, each of them thousands of times
+    block[rng.random(block.shape) < 0.1] = np.nan
+    centre, spread = median_and_spread(block)
+    middle = np.nanmedian(block.astype(np.float64), axis=0)
+    np.testing.assert_array_equal(centre, middle)
+    np.testing.assert_array_equal(spread, np.nanmedian(np.abs(block - middle), axis=0))
+
+
+@pytest.mark.parametrize("others", [1, 30])
+def test_what_is_not_replaced_is_shared_and_order_kept(others: int) -> None:
+    rng = np.random.default_rng(2)
+    index = frame().index
+    names = [("feature", f"F{k}") for k in range(20)] + [("label", f"Y{k}") for k in range(others)]
+    given = pd.DataFrame(rng.normal(size=(len(index), len(names))).astype(np.float32), index, pd.MultiIndex.from_tuples(names))
+    kept = given.copy()
+    ranked = fast.FastCSRankNorm("label")(given)
+    scaled = fast.FastRobustZScoreNorm("2024-01-01", "2024-01-02", "feature")
+    scaled.fit(given)
+    assert scaled.readonly(), "Qlib's handler copies the frame for processors that write to it"
+    for done in (ranked, scaled(given)):
+        assert list(done.columns) == names
+    pd.testing.assert_frame_equal(given, kept)
+    np.testing.assert_array_equal(ranked["feature"], given["feature"])
+    if others == 1:
+        assert np.shares_memory(ranked["feature", "F3"].to_numpy(), given["feature", "F3"].to_numpy())
+        scaled_label = scaled(given)["label", "Y0"].to_numpy()
+        np.testing.assert_array_equal(scaled_label, given["label", "Y0"].to_numpy())
 
 
 def test_rows_out_of_order_are_refused() -> None:

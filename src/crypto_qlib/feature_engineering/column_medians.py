@@ -106,7 +106,11 @@ def median_and_spread(block: Block) -> tuple[FloatArray, FloatArray]:
                     values[n] = tile[j, i]
                     n += 1
             middle = _median(values, n, keys, counts)
+            apart = 0
             for i in range(n):
-                values[i] = abs(values[i] - middle)
-            centre[first + j], spread[first + j] = middle, _median(values, n, keys, counts)
+                distance = abs(values[i] - middle)
+                if not math.isnan(distance):  # infinity less infinity
+                    values[apart] = distance
+                    apart += 1
+            centre[first + j], spread[first + j] = middle, _median(values, apart, keys, counts)
     return centre, spread
