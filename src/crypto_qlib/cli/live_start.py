@@ -56,14 +56,15 @@ def start(
     for line in limit_lines(settings):
         screen.print(escape(line))
     if settings.exchange.mode != "embedded":
-        require_fit_key(settings, wanted.secrets())
+        for line in require_fit_key(settings, wanted.secrets()):
+            screen.print(escape(line))
     if settings.exchange.mode == "live":
         _confirm()
     run_step(context, lambda p: p.paper(), *overrides, *([] if bars is None else [f"live.paper_bars={bars}"]))
 
 
-def require_fit_key(settings: Settings, secrets: Secrets) -> None:
-    """Refuse keys that may do more than needed, or less.
+def require_fit_key(settings: Settings, secrets: Secrets) -> Iterator[str]:
+    """Refuse keys that may do more than needed, or less; yield what a person should know of one that passes.
 
     Raises
     ------
@@ -79,6 +80,9 @@ def require_fit_key(settings: Settings, secrets: Secrets) -> None:
     exchange = settings.exchange
     rights = asyncio.run(key_rights(Connection("", credentials, exchange.mode == "demo", exchange.timeout_s)))
     refuse_unfit(rights.may_trade, rights.may_withdraw)
+    yield "the key may trade and may not withdraw"
+    if not rights.ip_bound:
+        yield "warning: the key works from any address; bind it to this machine's at OKX"
 
 
 def refuse_unfit(may_trade: bool, may_withdraw: bool) -> None:

@@ -8,6 +8,7 @@ from crypto_qlib.core.costs import FeeSchedule
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.exchange.embedded.admin_api import is_loopback
 from crypto_qlib.exchange.embedded.faults import FaultOptions
+from crypto_qlib.exchange.embedded.key_terms import KeyTerms
 from crypto_qlib.exchange.embedded.market_api import OKX_MARK_LIMIT
 from crypto_qlib.exchange.embedded.tls import TlsFiles
 from crypto_qlib.venue.venue_config import VenueConfig
@@ -48,6 +49,8 @@ class EmbeddedOptions:
     is_demo : bool | None
         Whether the key is one of demo trading: then signed requests must carry ``x-simulated-trading: 1``, otherwise they must
         not (50101); ``None`` takes both.
+    key : KeyTerms
+        What the paper account's key may do.
     faults : FaultOptions
         What goes wrong on purpose from the start.
     """
@@ -66,6 +69,7 @@ class EmbeddedOptions:
     mark_page_limit: int = OKX_MARK_LIMIT
     rate_limits: bool = False
     is_demo: bool | None = None
+    key: KeyTerms = field(default_factory=KeyTerms)
     faults: FaultOptions = field(default_factory=FaultOptions)
 
 

@@ -17,6 +17,7 @@ import orjson
 
 from crypto_qlib.core.clock import NS_PER_MS, Clock
 from crypto_qlib.exchange.credentials import ApiCredentials
+from crypto_qlib.exchange.embedded.key_terms import KeyTerms
 from crypto_qlib.exchange.embedded.operations import Operations
 from crypto_qlib.exchange.embedded.rate_limits import NEW_OR_AMENDED, Asked, RateLimiter
 from crypto_qlib.exchange.embedded.server_clock import ServerClock
@@ -77,6 +78,8 @@ class Router:
         The door for everything that is posted with a key.
     is_demo : bool | None
         Whether signed requests must carry ``x-simulated-trading: 1`` (or must not); ``None`` takes both.
+    key : KeyTerms
+        What keys may do.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Router:
         operations: Operations,
         *,
         is_demo: bool | None = None,
+        key: KeyTerms | None = None,
     ) -> None:
         self.endpoints = endpoints
         self._keys = keys
@@ -97,6 +101,7 @@ class Router:
         self._limiter = limiter
         self._operations = operations
         self._is_demo = is_demo
+        self._may_trade = key is None or key.may_trade
 
     def answer(self, request: SignedRequest, remote: str) -> Answer:
         """Return the answer to one request; malformed input is refused, never an exception."""
@@ -123,6 +128,8 @@ class Router:
             wall_ns = self._wall.now_ns() + self._clock.skew_ns
             account_id = check_signature(request, self._keys, wall_ns, self._clock.shown_ns()).key
             self._check_environment(request)
+            if request.method == "POST" and not self._may_trade:
+                raise WireRefusal("50120")
             if name in NEW_OR_AMENDED and request.method == "POST":
                 self._check_deadline(request)
         fields = {key: value for key, value in parse_qsl(query) if value}

@@ -127,7 +127,9 @@ class EmbeddedExchange:
         self._market_feed = MarketFeed(self._window, market, public, self.hub)
         feed = self.live.feed if self.live else self._market_feed
         routes = self._routes(market, public)
-        self.router = Router(routes, keys, self.clock, self._wall, limiter, operations, is_demo=options.is_demo)
+        self.router = Router(
+            routes, keys, self.clock, self._wall, limiter, operations, is_demo=options.is_demo, key=options.key
+        )
         parts = SocketParts(
             self.hub,
             SocketChannels(self._window, feed, self._account_feed, relays=self.live is not None),
@@ -259,7 +261,8 @@ class EmbeddedExchange:
         alive = {("POST", "trade/cancel-all-after"): Endpoint(self._dead_man.arm, is_private=True)}
         if self.source.is_simulated:
             open_to_all |= OutsideWorld(self._window).routes()
-        return open_to_all | account_routes(desk.account, desk.trade, desk.algo) | alive
+        shown = {("GET", "account/config"): Endpoint(self.options.key.shown(desk.account.config), is_private=True)}
+        return open_to_all | account_routes(desk.account, desk.trade, desk.algo) | alive | shown
 
     async def _tick(self) -> None:
         while self.clock.has_next:

@@ -42,6 +42,7 @@ MESSAGES: Final[dict[str, tuple[int, str]]] = {
     "50111": (401, "Invalid OK-ACCESS-KEY"),
     "50112": (401, "Invalid OK-ACCESS-TIMESTAMP"),
     "50113": (401, "Invalid Sign"),
+    "50120": (401, "This API key doesn't have permission to use this function"),
     "51000": (400, "Parameter {0} error"),
     "51001": (200, "Instrument ID, Instrument ID code, or Spread ID doesn't exist."),
     "51004": (200, "Order failed. The order amount exceeds the limit of the current tier at this leverage."),
