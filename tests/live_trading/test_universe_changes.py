@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from crypto_qlib.core.clock import NS_PER_HOUR, NS_PER_MINUTE, ManualClock
-from crypto_qlib.core.errors import RetryLater, UserError
+from crypto_qlib.core.errors import RetryLater, SkipCycle, UserError
 from crypto_qlib.core.market import PANEL_FIELDS, BarBlock, MarketPanel
 from crypto_qlib.core.membership import membership_of
 from crypto_qlib.core.signal import Scores
+from crypto_qlib.core.tiers import TierTable
 from crypto_qlib.data_collector.asset_selector import select_universe
 from crypto_qlib.data_collector.market_caps import Coin
 from crypto_qlib.data_collector.universe_history import universe_snapshots
@@ -220,6 +221,28 @@ async def test_the_universe_stays_while_market_caps_cannot_be_had_and_follows_wh
         same = await other()
         assert same is not None
         assert same.current == found.current
+
+
+async def test_one_contract_without_tiers_keeps_no_other_out(tmp_path: Path) -> None:
+    class OneIsBad(OkxGateway):
+        async def tiers(self, symbol: str) -> TierTable:
+            if symbol == bad:
+                raise SkipCycle(f"OKX lists no position tiers of {symbol}")
+            return await super().tiers(symbol)
+
+    options, lake = EmbeddedOptions(start_ns=FIRST), Lake(tmp_path / "lake")
+    async with (
+        EmbeddedExchange(TAPE, options) as exchange,
+        OneIsBad(ExchangeSettings(), exchange.credentials, exchange.base_url) as gateway,
+    ):
+        first = await select_universe(gateway, NoRanking(), lake, BY_TURNOVER, FIRST)
+        bad = first.symbols[1]
+        keeper = UniverseKeeper(gateway, NoRanking(), lake, BY_TURNOVER, universe_over_time(lake, first, BY_TURNOVER), first)
+        for _ in range(6):
+            await exchange.step()
+        found = await keeper()
+        assert found is not None
+        assert set(found.contracts.instruments) == set(found.contracts.tiers) == set(found.current) - {bad}
 
 
 async def test_trading_does_not_wait_for_a_look_that_takes_its_time() -> None:

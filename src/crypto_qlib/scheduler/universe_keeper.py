@@ -14,7 +14,7 @@ from typing import Final
 from crypto_qlib.core.clock import NS_PER_HOUR, NS_PER_MINUTE
 from crypto_qlib.core.errors import DoNotRetry, RetryLater, SkipCycle, UserError
 from crypto_qlib.core.membership import Membership, membership_of
-from crypto_qlib.core.tiers import TierHistory
+from crypto_qlib.core.tiers import TierHistory, TierTable
 from crypto_qlib.data_collector.asset_selector import BY_TURNOVER, looked_up, rule_of, select_universe
 from crypto_qlib.data_collector.market_caps import Coin, CoinRanking
 from crypto_qlib.data_collector.universe_history import UniverseSnapshot, universe_at
@@ -117,11 +117,18 @@ class UniverseKeeper:
         return snapshot
 
     async def _listed(self, snapshot: UniverseSnapshot) -> Contracts:
-        """Return the contract rules of the members as the exchange lists them now."""
+        """Return the contract rules of the members as the exchange lists them now; one without tiers is left out."""
         items = {i.symbol: i for i in await self.gateway.instruments()}
         names = [s for s in snapshot.symbols if s in items]
-        tables = await asyncio.gather(*(self.gateway.tiers(s) for s in names))
-        return Contracts({s: items[s] for s in names}, {s: TierHistory([t]) for s, t in zip(names, tables, strict=True)})
+        tables = await asyncio.gather(*(self._tiers(s) for s in names))
+        known = {s: TierHistory([table]) for s, table in zip(names, tables, strict=True) if table is not None}
+        return Contracts({s: items[s] for s in known}, known)
+
+    async def _tiers(self, symbol: str) -> TierTable | None:
+        try:
+            return await self.gateway.tiers(symbol)
+        except (SkipCycle, DoNotRetry):  # one bad contract must not keep the others out
+            return None
 
 
 def _with(members: Membership, snapshot: UniverseSnapshot) -> Membership:
