@@ -23,6 +23,8 @@ from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.market import BarBlock, MarketPanel
 from crypto_qlib.data_collector.qlib_data_adapter import init_qlib
 from crypto_qlib.live_trading.instance import last_session
+from crypto_qlib.modeling.registry import promote
+from crypto_qlib.scheduler import pipeline_scheduler
 from crypto_qlib.scheduler.pipeline_scheduler import Pipeline
 from crypto_qlib.scheduler.reporter import SilentReporter
 from crypto_qlib.settings.load import load_settings
@@ -221,6 +223,32 @@ def test_a_run_killed_again_and_again_ends_with_the_same_trades(finished: tuple[
     first, second = report_of(finished[0].settings.store.root), report_of(tmp_path)
     assert first.name == second.name
     pd.testing.assert_frame_equal(trades_of(finished[0].settings.store.root), trades_of(tmp_path), check_exact=True)
+
+
+@pytest.mark.parametrize("trades", ["champion", "auto"])
+def test_a_session_trades_the_model_that_the_settings_name(
+    trades: str, finished: tuple[Pipeline, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(finished[0].settings.store.root, root)
+    given = [f"store.root={root}", *SMALL, "live.paper_bars=1", "model.tracking=off"]
+    other = Pipeline(load_settings(None, [*given, "model.num_boost_round=3"], {}), Secrets(), SilentReporter())
+    other.train()
+    champion = other._model()
+    promote(other.paths.models, champion.identity)
+    pipeline = Pipeline(load_settings(None, [*given, f"model.trades={trades}"], {}), Secrets(), SilentReporter())
+    own = pipeline._model().sha256
+    assert own != champion.sha256
+    pipeline.paper()
+    newest = max(root.glob("*/reports/*/paper_performance.json"), key=lambda p: p.stat().st_mtime_ns)
+    wanted = champion.sha256 if trades == "champion" else own  # auto: at the embedded exchange what the settings train
+    assert json.loads(newest.read_text())["run"]["model"] == wanted
+    asked = []
+    monkeypatch.setattr(pipeline_scheduler, "opinion", lambda model, _side: asked.append(model.sha256))
+    monkeypatch.setattr(pipeline_scheduler, "lived_market", lambda *given: given[:3])
+    with pytest.raises(AttributeError):  # there is no session to re-simulate here
+        pipeline.session_gap("s", None, (None, None))  # type: ignore[arg-type]
+    assert asked == [wanted], "its gap is measured against the same model"
 
 
 def test_a_backtest_decides_on_hours_and_trades_on_the_finer_bars_collected(

@@ -42,7 +42,7 @@ def start(
         ),
     ] = None,
 ) -> None:
-    """Start the session with the champion model; stop it with `live stop`, SIGTERM or Ctrl-C.
+    """Start the session with the model of model.trades, at OKX the champion; stop it with `live stop`, SIGTERM or Ctrl-C.
 
     Mode `live` trades real money. It needs live.confirm_live=true, keys that may trade and may not withdraw, and on a terminal
     the words typed that it asks for.

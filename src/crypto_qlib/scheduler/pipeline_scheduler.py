@@ -294,7 +294,7 @@ class Pipeline:
         """Let the live session trade ``live.paper_bars`` bars on the embedded exchange, or on OKX demo."""
         if not self.workspace.access.is_embedded:
             require_okx_keys(self.settings, self.workspace.secrets)
-        model = self.shelf.trading(self._model, is_embedded=self.workspace.access.is_embedded)
+        model = self._traded_model()
         stamp = self._identity(model)
         with self.workspace.step("paper session"):
             result = self.workspace.access.run(lambda gateway: self._session(gateway, model, stamp))
@@ -304,9 +304,15 @@ class Pipeline:
         figures = f"  every figure of the session, as of a backtest: {where / SESSION_FIGURES}"
         return Said((*paper_lines(result, self.workspace.access.market_label), figures))
 
+    def _traded_model(self) -> TrainedModel:
+        return self.shelf.trading(self._model, is_embedded=self.workspace.access.is_embedded)
+
     def session_gap(self, session_id: str, live: LiveSide, span: tuple[int | None, int | None]) -> tuple[Said, GapReport]:
-        """Re-simulate a session over ``span`` (start, end; ``None`` = its own) and write what made the difference."""
-        model = self._model()
+        """Re-simulate a session over ``span`` (start, end; ``None`` = its own) and write what made the difference.
+
+        The model is the one ``model.trades`` names now: a champion promoted since the session's start is another opinion.
+        """
+        model = self._traded_model()
         panel, instruments, tiers = self.data.panel(), *self.data.contracts()
         if self.workspace.access.is_embedded:
             panel, instruments, tiers = lived_market(panel, instruments, tiers, live, self.settings)
