@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crypto_qlib.core.errors import UserError
+from crypto_qlib.core.market import MarketPanel
 from crypto_qlib.modeling.label_kernels import barrier_outcome, funding_over, net_of_cost, trailing_volatility, uniqueness
-from crypto_qlib.modeling.labels import TradeRule, centred_ranks, make_labels, span_bars
+from crypto_qlib.modeling.labels import VOLATILITY_BARS, TradeRule, centred_ranks, make_labels, span_bars
 from crypto_qlib.settings.load import load_settings
 from crypto_qlib.settings.schema import ModelSettings
 from tests.noise_market import changed, noise_panel
@@ -108,6 +109,65 @@ def test_no_label_looks_beyond_the_time_it_is_known(kind: str) -> None:
             np.testing.assert_array_equal(getattr(other, name)[: t + 1], getattr(labels, name)[: t + 1], err_msg=name)
     assert np.isfinite(labels.values).any()
     assert np.nanmean(labels.weight) == pytest.approx(1.0)
+
+
+N, HOLDING, COST, STOP, TAKE = 5, 7, 0.002, 0.02, 0.05
+
+
+def by_hand(kind: str, panel: MarketPanel, t: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (label, return it stands for) of row ``t`` written down once more from the definition: enter at open ``t + 1``."""
+    entry, leave = panel.open[t + 1], panel.open[t + 1 + N]
+    earned = leave / entry - 1.0
+    relative = earned - earned.mean()
+    paid = np.nansum(panel.funding_rate[t + 2 : t + 2 + N], axis=0)
+    steps = np.log(panel.close[t - VOLATILITY_BARS + 1 : t + 1] / panel.close[t - VOLATILITY_BARS : t])
+    order = np.argsort(np.argsort(earned))
+    trades = [[trade(panel, t + 1, j, side) - COST for side in (LONG, SHORT)] for j in range(len(earned))]
+    label = {
+        "forward_return": earned,
+        "excess_return": relative,
+        "excess_btc": earned - earned[panel.symbols.index("BTCUSDT")],
+        "net_return": np.sign(earned - paid) * np.maximum(np.abs(earned - paid) - COST, 0.0),
+        "direction": np.sign(earned),
+        "vol_scaled": earned / (np.sqrt(np.mean(steps**2, axis=0)) * np.sqrt(N)),
+        "rank": 2.0 * order / (len(order) - 1) - 1.0,
+        "triple_barrier": np.array([(long_ - short) / 2.0 for long_, short in trades]),
+    }[kind]
+    stands_for = {"excess_return": relative, "excess_btc": relative, "rank": relative, "triple_barrier": label}
+    return label, stands_for.get(kind, earned)
+
+
+def trade(panel: MarketPanel, entry_bar: int, j: int, side: int) -> float:
+    """Return what the trade of one coin earns before costs, walked through bar by bar."""
+    entry = panel.open[entry_bar, j]
+    stop, take = entry * (1.0 - side * STOP), entry * (1.0 + side * TAKE)
+    for k in range(entry_bar, entry_bar + HOLDING + 1):
+        opened = panel.open[k, j]
+        worst, best = (panel.low[k, j], panel.high[k, j])[::side]
+        is_out = side * (opened - stop) <= 0.0 or side * (opened - take) >= 0.0 or k == entry_bar + HOLDING
+        if k > entry_bar and is_out:
+            return float(side * (opened / entry - 1.0))
+        if side * (worst - stop) <= 0.0:
+            return -STOP
+        if k > entry_bar and side * (best - take) >= 0.0:
+            return TAKE
+    raise AssertionError
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_label_is_about_the_trade_entered_at_the_next_open(kind: str) -> None:
+    # Opens away from the close before: a label that is a bar early or late, at either end, is another number.
+    panel = noise_panel(260, 6)
+    jumps = np.random.default_rng(8).normal(1.0, 0.003, panel.open.shape)
+    opens = np.clip(panel.open * jumps, panel.low, panel.high)
+    panel = changed(panel, open=opens)
+    settings = ModelSettings.model_validate({"label": kind, "horizon_bars": N})
+    rule = TradeRule(min_stop=STOP, max_stop=STOP, min_take=TAKE, max_take=TAKE, holding_bars=HOLDING, cost=COST)
+    labels = make_labels(panel, settings, rule)
+    for t in (170, 200, 233, 250):
+        want, stands_for = by_hand(kind, panel, t)
+        np.testing.assert_allclose(labels.values[t], want, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(labels.realised[t], stands_for, rtol=1e-9, atol=1e-12)
 
 
 def test_returns_relative_to_btc_leave_btc_without_a_label_of_its_own() -> None:
