@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from crypto_qlib.core.jit import njit_lent, prefetch
 
 INNERMOST = """
 from crypto_qlib.core.jit import njit
@@ -57,3 +60,17 @@ def test_a_change_two_files_away_is_compiled_in(tmp_path: Path) -> None:
     assert result(tmp_path) == 11.0
     innermost.write_text(INNERMOST.format(scale=3.0, body="x + 10.0"))
     assert result(tmp_path) == 33.0
+
+
+@njit_lent
+def read_with_prefetch(table: np.ndarray, ahead: int) -> float:
+    total = 0.0
+    for t in range(table.shape[0]):
+        prefetch(table, t + ahead, 0)
+        total += table[t, 0]
+    return total
+
+
+@pytest.mark.parametrize("ahead", [0, 3, 10**9, -(10**9)])
+def test_asking_for_a_place_beyond_the_array_does_no_harm(ahead: int) -> None:
+    assert read_with_prefetch(np.arange(12.0).reshape(4, 3), ahead) == 18.0

@@ -181,6 +181,11 @@ def test_rounding_to_lots_never_increases_exposure(base: float, base_per_lot: fl
         (0.29999, 0.1, 2),  # clearly below three lots
         (0.0, 0.1, 0),
         (0.0999, 0.1, 0),
+        (
+            1e12,
+            1e-9,
+            2**53,
+        ),  # 1e21 lots do not fit into 64 bits: it came out as the most negative integer, so as no size at all
     ],
 )
 def test_lots_forgive_binary_noise_only(base: float, step: float, expected: int) -> None:

@@ -151,6 +151,7 @@ def test_limits_need_a_trade_through(side: float, limit: float, high: float, low
         (10, 99.9, 0.05, 4),
         (10, 0.0, 0.05, 0),
         (10, 1e9, 0.05, 10),
+        (10, 1e21, 0.05, 10),  # a volume that 64 bits do not hold in lots limits nothing
         (10, 100.0, 0.0, 0),
     ],
 )

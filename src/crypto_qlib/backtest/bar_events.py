@@ -58,24 +58,26 @@ def is_touched(p: Any, low: float, high: float, mark_low: float, mark_high: floa
     The open lies within the range too, so a bar that touches nothing sets nothing off, neither at its open nor inside.
     """
     trigger_low, trigger_high = (mark_low, mark_high) if stop_on_mark else (low, high)
-    if p.side > 0.0:
-        touched: bool = trigger_low <= p.guard or mark_low <= p.liq or trigger_high >= p.take
-    else:
-        touched = trigger_high >= p.guard or mark_high >= p.liq or trigger_low <= p.take
+    is_long = p.side > 0.0
+    guard, take, liq = p.guard, p.take, p.liq
+    # Without a branch on the side, which no processor could foresee.
+    below, above = (guard if is_long else take), (take if is_long else guard)
+    adverse_mark = mark_low if is_long else mark_high
+    touched: bool = (trigger_low <= below) | (trigger_high >= above) | is_passed(p.side, adverse_mark, liq)
     return touched
 
 
 @njit_leaf
-def any_touched(
+def last_touched(
     rules: Rules, book: RecordArray, open_columns: IntArray, n_open: int, low: FloatArray, high: FloatArray,
     mark_low: FloatArray, mark_high: FloatArray, t: int,
-) -> bool:  # fmt: skip
-    """Return whether any open position has a level within the bar's range (:func:`is_touched`)."""
-    for k in range(n_open):
+) -> int:  # fmt: skip
+    """Return the place of the last open position with a level within the bar's range (:func:`is_touched`), -1 for none."""
+    for k in range(n_open - 1, -1, -1):
         j = open_columns[k]
         if is_touched(book[j], low[t, j], high[t, j], mark_low[t, j], mark_high[t, j], rules.stop_on_mark):
-            return True
-    return False
+            return k
+    return -1
 
 
 @njit_leaf
@@ -136,16 +138,17 @@ def tell_ambiguous(rules: Rules, bars: Bars, t: int, desk: Desk, j: int, code: i
 @njit_leaf
 def meet_levels(
     rules: Rules, execution: Execution, state: StateArrays, bars: Bars, t: int, day: int, version: int, desk: Desk,
-    bar_close_ns: int, at_open: bool,
+    bar_close_ns: int, at_open: bool, last: int,
 ) -> None:  # fmt: skip
-    """Let every open position meet the levels the bar touches, at its open or inside it; without a bar nothing happens."""
-    for k in range(desk.totals[0].n_open - 1, -1, -1):
+    """Let open positions, from place ``last`` down, meet the levels the bar touches, at its open or inside it.
+
+    Without a bar nothing happens.
+    """
+    for k in range(last, -1, -1):
         j = desk.open_columns[k]
-        if math.isnan(bars.open[t, j]):
-            continue
         if is_touched(
             desk.book[j], bars.low[t, j], bars.high[t, j], bars.mark_low[t, j], bars.mark_high[t, j], rules.stop_on_mark
-        ):
+        ) and not math.isnan(bars.open[t, j]):
             meet_level(rules, execution, state, bars, t, day, version, desk, j, bar_close_ns, at_open)
 
 

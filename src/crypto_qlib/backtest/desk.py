@@ -64,7 +64,8 @@ class Bars(NamedTuple):
     """The bars traded, ``(n_bars, n_symbols)`` each, read-only; see :class:`~crypto_qlib.core.market.MarketPanel`.
 
     ``volume`` and ``quote_volume`` may have one row that holds for every bar (volumes not known at all); ``settles`` tells
-    the bars with a settlement of any symbol, ``(n_bars,)``.
+    the bars with a settlement of any symbol, ``(n_bars,)``; ``has_own_mark`` is False where the marks are the last prices'
+    own arrays.
     """
 
     ts_open: IntArray
@@ -80,6 +81,7 @@ class Bars(NamedTuple):
     mark_close: FloatArray
     funding_rate: FloatArray
     settles: BoolArray
+    has_own_mark: bool
 
 
 class Desk(NamedTuple):

@@ -25,9 +25,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from crypto_qlib.backtest.bar_events import any_touched, close_delisted, deleverage, meet_levels, ratchet_stops
+from crypto_qlib.backtest.bar_clock import Calendar, follow_clock
+from crypto_qlib.backtest.bar_events import close_delisted, deleverage, last_touched, meet_levels, ratchet_stops
+from crypto_qlib.backtest.bar_plan import Signals, Workspace, plan_bar
 from crypto_qlib.backtest.desk import Bars, Desk, Execution, execution_record
-from crypto_qlib.backtest.desk_margin import cross_account, is_cross_safe, refresh_all
+from crypto_qlib.backtest.desk_margin import is_cross_safe
 from crypto_qlib.backtest.inputs import BacktestInputs, PreparedRun, prepare
 from crypto_qlib.backtest.ledger_arrays import POSITION, RESTING, SERIES, TOTALS, new_ledgers, rows_used
 from crypto_qlib.backtest.planned_orders import fill_entries, fill_exits
@@ -35,59 +37,132 @@ from crypto_qlib.backtest.resting_entries import expire_entries, fill_resting
 from crypto_qlib.backtest.result import BacktestResult, RunPath, gather
 from crypto_qlib.backtest.settlements import fund_cross, fund_isolated
 from crypto_qlib.backtest.takeovers import cross_at_open, cross_inside
-from crypto_qlib.core.jit import njit_leaf, njit_lent
-from crypto_qlib.core.margin import initial_margin_cross, unrealised_pnl
-from crypto_qlib.portfolio.contract_table import NEVER_NS
-from crypto_qlib.portfolio.decision import (
-    Held,
-    PlanRows,
-    Scratch,
-    new_held,
-    new_plan_rows,
-    new_scratch,
-    new_veto_log,
-    plan_orders,
-    plan_time_exits,
-)
-from crypto_qlib.portfolio.lookup import row_in
+from crypto_qlib.core.jit import njit_leaf, njit_lent, prefetch
+from crypto_qlib.core.margin import unrealised_pnl
+from crypto_qlib.portfolio.decision import new_held, new_plan_rows, new_scratch, new_veto_log
 from crypto_qlib.portfolio.market_panel import StateArrays
 from crypto_qlib.portfolio.rules import Rules, rules_record
-from crypto_qlib.portfolio.selection import VetoLog, note_veto
-from crypto_qlib.portfolio.veto import VetoRule
 
 RecordArray = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 _LEDGER_ROWS: Final = 65_536
-_SLOTS: Final = int(VetoRule.SLOTS)
+_AHEAD: Final = 3
+"""Bars read ahead of the one at hand: memory answers within the time that two or three bars take."""
+_SCORES_AHEAD: Final = 128
+"""Scores asked for ahead; of wider rows the processor sees the pattern itself."""
+_PER_LINE: Final = 8
+"""Numbers in one line of the cache."""
 
 
 @njit_leaf
-def hold_positions(desk: Desk, held: Held, is_cross: bool) -> int:
-    """Copy the open positions to ``held`` in the order of their columns; return how many."""
-    n: int = desk.totals[0].n_open
-    for k in range(n):
-        j = desk.open_columns[k]
-        p = desk.book[j]
-        held.symbol[k] = j
-        held.side[k] = p.side
-        held.qty[k] = p.qty
-        held.mark[k] = p.mark
-        held.margin[k] = initial_margin_cross(p.qty, p.mark, p.leverage) if is_cross else p.margin
-        held.upl[k] = unrealised_pnl(p.side, p.qty, p.entry, p.mark)
-        held.stop[k] = p.stop
-        held.opened_ns[k] = p.opened_ns
-    return n
-
-
-@njit_leaf
-def next_due(holding_ns: int, book: RecordArray, open_columns: IntArray, n_open: int) -> int:
-    """Return the first instant at which a position has been held for its whole time."""
-    due = NEVER_NS
+def read_ahead(bars: Bars, desk: Desk, signals: Signals, t: int) -> None:
+    """Ask for what bar ``t`` will need of the open positions, and for the next scores, before it is read."""
+    columns, n_open = desk.open_columns, desk.totals[0].n_open
     for k in range(n_open):
-        due = min(due, book[open_columns[k]].opened_ns + holding_ns)
-    return due
+        j = columns[k]
+        prefetch(bars.low, t, j)
+        prefetch(bars.high, t, j)
+        prefetch(bars.close, t, j)
+        prefetch(bars.open, t, j)
+    if bars.has_own_mark:
+        for k in range(n_open):
+            j = columns[k]
+            prefetch(bars.mark_low, t, j)
+            prefetch(bars.mark_high, t, j)
+            prefetch(bars.mark_close, t, j)
+            prefetch(bars.mark_open, t, j)
+    if t < bars.settles.size and bars.settles[t]:
+        for k in range(n_open):
+            prefetch(bars.funding_rate, t, columns[k])
+    for j in range(0, min(signals.expected_return.shape[1], _SCORES_AHEAD), _PER_LINE):
+        prefetch(signals.expected_return, desk.totals[0].score_row + 1, j)
+
+
+@njit_leaf
+def is_nearly_full(used: IntArray, n_rows: int, room: int) -> bool:
+    """Return whether one more bar might not fit into the ledgers."""
+    is_full: bool = max(used[0], used[1], used[2], used[3], used[4]) + room > n_rows
+    return is_full
+
+
+@njit_leaf
+def is_safe(rules: Rules, bars: Bars, desk: Desk, t: int) -> bool:
+    """Return whether the cross account clearly outlives bar ``t`` (:func:`is_cross_safe`) with the cash it now has."""
+    totals = desk.totals[0]
+    return is_cross_safe(
+        rules, totals.cash, desk.book, desk.open_columns, totals.n_open, bars.mark_low, bars.mark_high, t
+    )  # fmt: skip
+
+
+@njit_leaf
+def meet_open(
+    rules: Rules, execution: Execution, state: StateArrays, bars: Bars, t: int, desk: Desk, work: Workspace,
+    bar_close_ns: int, has_orders: bool,
+) -> bool:  # fmt: skip
+    """Let the positions carried in meet the open: funding, gap tests, passed levels; return whether the bar touches a level.
+
+    ``has_orders``: something may be filled in this bar, so the cross account must be marked at the open.
+    """
+    totals = desk.totals[0]
+    if totals.n_open == 0:
+        return False
+    if not rules.cross:
+        if bars.settles[t]:
+            fund_isolated(rules, desk, bars, t)
+    elif bars.settles[t] or has_orders or not is_safe(rules, bars, desk, t):
+        fund_cross(rules, desk, bars, t)
+        if totals.n_resting > 0 or not is_safe(rules, bars, desk, t):
+            cross_at_open(rules, execution, state, totals.version, desk, t, work.marks, bar_close_ns)
+    last = last_touched(
+        rules, desk.book, desk.open_columns, totals.n_open, bars.low, bars.high, bars.mark_low, bars.mark_high, t
+    )
+    if last >= 0:
+        meet_levels(rules, execution, state, bars, t, totals.day, totals.version, desk, bar_close_ns, True, last)
+    return last >= 0
+
+
+@njit_leaf
+def fill_orders(
+    rules: Rules, execution: Execution, state: StateArrays, bars: Bars, t: int, desk: Desk, work: Workspace,
+    delisted_ns: IntArray, bar_close_ns: int, n_exits: int, n_entries: int,
+) -> bool:  # fmt: skip
+    """Fill resting entries, the plan's exits, its entries, and what rests inside the bar; return whether any was opened."""
+    totals = desk.totals[0]
+    was_filled = n_entries > 0
+    if totals.n_resting > 0:
+        was_filled |= fill_resting(rules, execution, state, bars, t, totals.version, desk, bar_close_ns, True)
+    if n_exits > 0:
+        fill_exits(rules, state, bars, t, totals.day, desk, work.rows, work.held, n_exits)
+    if n_entries > 0:
+        fill_entries(
+            rules, execution, state, bars, t, bars.ts_open[t], totals.day, totals.version, desk, work.rows, n_entries,
+            delisted_ns,
+        )  # fmt: skip
+    if totals.n_resting > 0:
+        was_filled |= fill_resting(rules, execution, state, bars, t, totals.version, desk, bar_close_ns, False)
+    return was_filled
+
+
+@njit_leaf
+def meet_inside(
+    rules: Rules, execution: Execution, state: StateArrays, bars: Bars, t: int, desk: Desk, work: Workspace,
+    bar_close_ns: int, may_touch: bool,
+) -> None:  # fmt: skip
+    """Let the account meet the inside of the bar: joint adverse extremes (cross), then each position's levels."""
+    totals = desk.totals[0]
+    if totals.n_open > 0:
+        if rules.cross and (totals.n_resting > 0 or not is_safe(rules, bars, desk, t)):
+            cross_inside(rules, execution, state, bars, t, totals.version, desk, work.marks, work.worst, bar_close_ns)
+        if may_touch:
+            meet_levels(
+                rules, execution, state, bars, t, totals.day, totals.version, desk, bar_close_ns, False, totals.n_open - 1
+            )
+    if rules.trailing_atr > 0.0:
+        ratchet_stops(rules, execution, state, bars, t, totals.day, desk, bar_close_ns)
+    if execution.adl_stress_move < math.inf:
+        deleverage(rules, execution, bars, t, desk)
 
 
 @njit_leaf
@@ -128,174 +203,34 @@ def mark_bar(
     total.peak = max(total.peak, equity)
 
 
-@njit_leaf
-def take_rates(rules: Any, change: Any) -> None:
-    """Write the fee rates of a change into the record of the rules, which this run alone reads."""
-    rules.maker_fee = change.maker
-    rules.taker_fee = change.taker
-
-
 @njit_lent
-def follow_clock(
-    rules: Rules, state: StateArrays, day_start: IntArray, version_start: IntArray, fees: RecordArray, desk: Desk, ts_ns: int
-) -> None:
-    """Step to the daily figures, tiers and fee rates in force at ``ts_ns``."""
-    totals = desk.totals[0]
-    while totals.day + 1 < day_start.size and day_start[totals.day + 1] <= ts_ns:
-        totals.day += 1
-    old = totals.version
-    while totals.version + 1 < version_start.size and version_start[totals.version + 1] <= ts_ns:
-        totals.version += 1
-    is_new = totals.version != old
-    while totals.fee_row < fees.size and fees[totals.fee_row].start_ns <= ts_ns:
-        take_rates(rules, fees[totals.fee_row])
-        totals.fee_row += 1
-        is_new = True
-    if is_new:
-        refresh_all(rules, state, totals.version, desk)
-
-
-@njit_leaf
-def is_nearly_full(used: IntArray, n_rows: int, room: int) -> bool:
-    """Return whether one more bar might not fit into the ledgers."""
-    is_full: bool = max(used[0], used[1], used[2], used[3], used[4]) + room > n_rows
-    return is_full
-
-
-@njit_lent
-def next_change(day_start: IntArray, version_start: IntArray, fees: RecordArray, totals: RecordArray) -> int:
-    """Return the next instant at which daily figures, tiers or fees change; the largest integer where there is none."""
-    change = NEVER_NS
-    day, version, fee_row = totals[0].day, totals[0].version, totals[0].fee_row
-    if fee_row < fees.size:
-        change = fees[fee_row].start_ns
-    if day + 1 < day_start.size:
-        change = min(change, day_start[day + 1])
-    if version + 1 < version_start.size:
-        change = min(change, version_start[version + 1])
-    return change
-
-
-@njit_leaf
-def plan_bar(
-    rules: Rules, state: StateArrays, state_as_of: IntArray, ts_ns: int, expected_return: FloatArray,
-    win_probability: FloatArray, desk: Desk, held: Held, scratch: Scratch, rows: PlanRows, log: VetoLog,
-) -> tuple[int, int]:  # fmt: skip
-    """Decide at the open of a bar with the account as it stood at the close before; return (exits, entries)."""
-    totals = desk.totals[0]
-    while totals.state_row + 1 < state_as_of.size and state_as_of[totals.state_row + 1] <= ts_ns:
-        totals.state_row += 1
-    n_held = hold_positions(desk, held, rules.cross)
-    available = totals.cash
-    if rules.cross:
-        equity, _, used = cross_account(rules, desk)
-        available = equity - used
-    return plan_orders(
-        rules, state, totals.state_row, totals.day, totals.version, ts_ns, totals.equity, max(available, 0.0), totals.peak,
-        expected_return[totals.score_row], win_probability[row_in(win_probability, totals.score_row)], held, n_held, 0,
-        desk.is_held, desk.cooldown_until_ns, scratch, rows, log,
-    )  # fmt: skip
-
-
-@njit_lent
-def run_bars(  # noqa: PLR0912, PLR0915 - the numbered algorithm of the module
-    rules: Rules,
-    execution: Execution,
-    state: StateArrays,
-    state_as_of: IntArray,
-    day_start: IntArray,
-    version_start: IntArray,
-    fees: RecordArray,
-    delisted_ns: IntArray,
-    bars: Bars,
-    frame_ns: int,
-    score_as_of: IntArray,
-    expected_return: FloatArray,
-    win_probability: FloatArray,
-    desk: Desk,
-    held: Held,
-    scratch: Scratch,
-    rows: PlanRows,
-    log: VetoLog,
-    marks: FloatArray,
-    worst: FloatArray,
-    series: RecordArray,
-    exposure: FloatArray,
-    start: int,
-    stop: int,
-    room: int,
-    first_delisting_ns: int,
-) -> int:
+def run_bars(
+    rules: Rules, execution: Execution, state: StateArrays, calendar: Calendar, signals: Signals, bars: Bars, desk: Desk,
+    work: Workspace, series: RecordArray, exposure: FloatArray, frame_ns: int, start: int, stop: int, room: int,
+) -> int:  # fmt: skip
     """Run bars ``start`` to ``stop`` and return the first bar not run: ``stop``, or earlier where a ledger is nearly full."""
     totals = desk.totals[0]
-    book, columns, used, n_rows = desk.book, desk.open_columns, desk.ledgers.used, desk.ledgers.fills.size
-    every_ns = rules.frame_ns * rules.decide_every_bars
-    holding_ns = rules.holding_bars * rules.frame_ns
-    never_replaces = rules.replace_margin == math.inf
     for t in range(start, stop):
-        if is_nearly_full(used, n_rows, room):
+        if is_nearly_full(desk.ledgers.used, desk.ledgers.fills.size, room):
             return t
+        read_ahead(bars, desk, signals, t + _AHEAD)
         ts = bars.ts_open[t]
         bar_close_ns = ts + frame_ns
         if ts >= totals.next_change:
-            follow_clock(rules, state, day_start, version_start, fees, desk, ts)
-            totals.next_change = next_change(day_start, version_start, fees, desk.totals)
+            follow_clock(rules, state, calendar, desk, ts)
         if totals.n_resting > 0:
-            expire_entries(desk, ts, delisted_ns)
-        is_waiting = totals.n_resting > 0
-        n_exits = 0
-        n_entries = 0
-        while totals.score_row < score_as_of.size and score_as_of[totals.score_row] < ts:
-            totals.score_row += 1
-        decides = totals.score_row < score_as_of.size and score_as_of[totals.score_row] == ts and ts % every_ns == 0
-        if decides and never_replaces and totals.n_open >= rules.max_open and totals.equity > 0.0:
-            # What the whole decision would say, without making it.
-            note_veto(log, ts, _SLOTS, -1, float(rules.max_open), float(totals.n_open))
-            decides = False
-        if decides:
-            n_exits, n_entries = plan_bar(
-                rules, state, state_as_of, ts, expected_return, win_probability, desk, held, scratch, rows, log
+            expire_entries(desk, ts, calendar.delisted_ns)
+        n_exits, n_entries = plan_bar(rules, state, calendar, signals, desk, work, ts)
+        if totals.n_open > 0 and ts >= calendar.first_delisting_ns:
+            close_delisted(rules, desk, t, ts, calendar.delisted_ns)
+        has_orders = n_exits + n_entries > 0 or totals.n_resting > 0
+        may_touch = meet_open(rules, execution, state, bars, t, desk, work, bar_close_ns, has_orders)
+        if has_orders:
+            may_touch |= fill_orders(
+                rules, execution, state, bars, t, desk, work, calendar.delisted_ns, bar_close_ns, n_exits, n_entries
             )
-        elif ts >= totals.next_due:
-            totals.next_due = next_due(holding_ns, book, columns, totals.n_open)
-            if ts >= totals.next_due:
-                n_exits = plan_time_exits(rules, ts, held, hold_positions(desk, held, rules.cross), scratch, rows)
-        if totals.n_open > 0 and ts >= first_delisting_ns:
-            close_delisted(rules, desk, t, ts, delisted_ns)
-        is_touched = False
-        if totals.n_open > 0:
-            if rules.cross:
-                is_touched = bars.settles[t] or n_exits + n_entries > 0 or is_waiting or not is_cross_safe(
-                    rules, totals.cash, book, columns, totals.n_open, bars.mark_low, bars.mark_high, t
-                )  # fmt: skip
-                if is_touched:
-                    fund_cross(rules, desk, bars, t)
-                    cross_at_open(rules, execution, state, totals.version, desk, t, marks, bar_close_ns)
-            elif bars.settles[t]:
-                fund_isolated(rules, desk, bars, t)
-            is_touched = is_touched or any_touched(
-                rules, book, columns, totals.n_open, bars.low, bars.high, bars.mark_low, bars.mark_high, t
-            )
-            if is_touched:
-                meet_levels(rules, execution, state, bars, t, totals.day, totals.version, desk, bar_close_ns, True)
-        was_filled = is_waiting and fill_resting(rules, execution, state, bars, t, totals.version, desk, bar_close_ns, True)
-        if n_exits > 0:
-            fill_exits(rules, state, bars, t, totals.day, desk, rows, held, n_exits)
-        if n_entries > 0:
-            fill_entries(
-                rules, execution, state, bars, t, ts, totals.day, totals.version, desk, rows, n_entries, delisted_ns
-            )  # fmt: skip
-        if totals.n_resting > 0:
-            was_filled |= fill_resting(rules, execution, state, bars, t, totals.version, desk, bar_close_ns, False)
-        if totals.n_open > 0 and (is_touched or n_entries > 0 or was_filled):
-            if rules.cross:
-                cross_inside(rules, execution, state, bars, t, totals.version, desk, marks, worst, bar_close_ns)
-            meet_levels(rules, execution, state, bars, t, totals.day, totals.version, desk, bar_close_ns, False)
-        if rules.trailing_atr > 0.0:
-            ratchet_stops(rules, execution, state, bars, t, totals.day, desk, bar_close_ns)
-        if execution.adl_stress_move < math.inf:
-            deleverage(rules, execution, bars, t, desk)
-        mark_bar(book, columns, desk.totals, bars.close, bars.mark_close, t, rules.cross, series, exposure)
+        meet_inside(rules, execution, state, bars, t, desk, work, bar_close_ns, may_touch)
+        mark_bar(desk.book, desk.open_columns, desk.totals, bars.close, bars.mark_close, t, rules.cross, series, exposure)
     return stop
 
 
@@ -341,11 +276,16 @@ def run_stretches(run: PreparedRun, stretches: Iterable[Bars], first: int = 0) -
     capacity = min(rules.max_open, n_symbols) + 1
     # Every open position may close and be replaced in one bar, be filled in parts, and be cut at every tier on the way.
     room = capacity * (6 + run.state.tier_max.shape[2])
-    n_rows = max(_LEDGER_ROWS, 4 * room)
-    desk = new_desk(n_symbols, capacity, n_rows, run.initial_equity)
-    held, rows, scratch = new_held(capacity), new_plan_rows(capacity), new_scratch(n_symbols, capacity)
-    marks, worst, log = np.zeros(n_symbols), np.zeros(n_symbols), new_veto_log(run.veto_log_rows)
+    desk = new_desk(n_symbols, capacity, 0, run.initial_equity)
+    work = Workspace(
+        new_held(capacity), new_scratch(n_symbols, capacity), new_plan_rows(capacity), new_veto_log(run.veto_log_rows),
+        np.zeros(n_symbols), np.zeros(n_symbols),
+    )  # fmt: skip
     rule_row, execution_row = rules_record(rules), execution_record(run.execution)
+    calendar = Calendar(
+        run.state_as_of, run.day_start, run.version_start, run.fee_changes, run.delisted_ns, int(run.delisted_ns.min())
+    )
+    signals = Signals(run.score_as_of, run.expected_return, run.win_probability)
     path = RunPath([], [], [], [])
     start, origin = first, -first
     for bars in stretches:
@@ -354,13 +294,12 @@ def run_stretches(run: PreparedRun, stretches: Iterable[Bars], first: int = 0) -
         exposure = np.zeros((n_bars if run.with_exposure else 0, n_symbols))
         t = start
         while t < n_bars:
+            desk = desk._replace(ledgers=new_ledgers(max(_LEDGER_ROWS, 4 * room, 2 * (n_bars - t))))
             t = run_bars(
-                rule_row, execution_row, run.state, run.state_as_of, run.day_start, run.version_start, run.fee_changes,
-                run.delisted_ns, bars, run.frame_ns, run.score_as_of, run.expected_return, run.win_probability, desk, held,
-                scratch, rows, log, marks, worst, series, exposure, t, n_bars, room, int(run.delisted_ns.min()),
+                rule_row, execution_row, run.state, calendar, signals, bars, desk, work, series, exposure, run.frame_ns, t,
+                n_bars, room,
             )  # fmt: skip
             path.ledgers.append(rows_used(desk.ledgers, origin))
-            desk = desk._replace(ledgers=new_ledgers(n_rows))
         path.ts_open.append(bars.ts_open[start:])
         path.series.append(series[start:])
         path.exposure.append(exposure[start:])
@@ -368,4 +307,4 @@ def run_stretches(run: PreparedRun, stretches: Iterable[Bars], first: int = 0) -
         desk.book["opened_bar"] -= n_bars
         desk.book["touched_bar"] -= n_bars
         start, origin = 0, origin + n_bars
-    return gather(run, path, desk, log, origin)
+    return gather(run, path, desk, work.log, origin)

@@ -297,16 +297,24 @@ def _ends(panel: MarketPanel, instruments: Mapping[str, Instrument]) -> tuple[In
 
 
 def bars_of(panel: MarketPanel, stop: int) -> Bars:
-    """Return the first ``stop`` bars of a checked panel as compiled code reads them."""
+    """Return the first ``stop`` bars of a checked panel as compiled code reads them.
+
+    Where a mark is missing the last price stands in; where the bar itself is missing there is no mark either.
+    """
     marks = (panel.mark_open, panel.mark_high, panel.mark_low, panel.mark_close)
     last = (panel.open, panel.high, panel.low, panel.close)
-    if panel.mark_close is not panel.close and np.isnan(np.dot(panel.mark_close.ravel(), np.zeros(panel.mark_close.size))):
-        unknown = np.isnan(panel.mark_close)
+    has_own_mark = panel.mark_close is not panel.close
+    if has_own_mark and _has_nan(panel.mark_close, panel.close):
+        unknown = np.isnan(panel.mark_close) | np.isnan(panel.close)
         marks = tuple(np.where(unknown, a, b) for a, b in zip(last, marks, strict=True))  # type: ignore[assignment]
     volumes = (_one_row(a[:stop]) for a in (panel.volume, panel.quote_volume))
     funding = frozen(panel.funding_rate[:stop])
     columns = [*(frozen(a[:stop]) for a in last), *volumes, *(frozen(a[:stop]) for a in marks), funding]
-    return Bars._make([panel.ts_open[:stop], *columns, settling_bars(funding)])
+    return Bars._make([panel.ts_open[:stop], *columns, settling_bars(funding), has_own_mark])
+
+
+def _has_nan(*tables: FloatArray) -> bool:
+    return any(bool(np.isnan(np.dot(table.ravel(), np.zeros(table.size)))) for table in tables)
 
 
 def _one_row(values: FloatArray) -> FloatArray:

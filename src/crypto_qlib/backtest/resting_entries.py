@@ -20,7 +20,7 @@ from crypto_qlib.backtest.desk_margin import cross_account, cross_at
 from crypto_qlib.backtest.fill_prices import market_price
 from crypto_qlib.backtest.settlements import settle_addition
 from crypto_qlib.core.clock import NS_PER_MS
-from crypto_qlib.core.jit import njit_lent
+from crypto_qlib.core.jit import njit_leaf, njit_lent
 from crypto_qlib.core.tiers import NO_TIER, tier_index
 from crypto_qlib.portfolio.lookup import column
 from crypto_qlib.portfolio.market_panel import StateArrays
@@ -58,7 +58,7 @@ def expire_entries(desk: Desk, ts_ns: int, delisted_ns: IntArray) -> None:
             drop_entry(desk, j)
 
 
-@njit_lent
+@njit_leaf
 def taken_slots(desk: Desk) -> int:
     """Return how many slots are taken: positions, and resting entries without a position yet."""
     taken: int = desk.totals[0].n_open
@@ -68,7 +68,7 @@ def taken_slots(desk: Desk) -> int:
     return taken
 
 
-@njit_lent
+@njit_leaf
 def may_enter(
     rules: Rules, state: StateArrays, version: int, desk: Desk, j: int, lots: int, leverage: float, price: float
 ) -> bool:
@@ -79,7 +79,7 @@ def may_enter(
     return fits_margin(rules, state, desk, j, lots, leverage, price)
 
 
-@njit_lent
+@njit_leaf
 def fits_margin(rules: Rules, state: StateArrays, desk: Desk, j: int, lots: int, leverage: float, price: float) -> bool:
     """Return whether margin and fee of ``lots`` at ``price`` are free, with what every other resting entry sets aside."""
     value = lots * state.contracts[j].base_per_lot * price

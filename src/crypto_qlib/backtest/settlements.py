@@ -99,6 +99,8 @@ def fund_cross(rules: Rules, desk: Desk, bars: Bars, t: int) -> None:
         j = desk.open_columns[k]
         if not math.isnan(bars.open[t, j]):
             desk.book[j].mark = bars.mark_open[t, j]
+    if not bars.settles[t]:
+        return
     for k in range(desk.totals[0].n_open):
         j = desk.open_columns[k]
         rate = bars.funding_rate[t, j]

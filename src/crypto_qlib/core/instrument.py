@@ -16,6 +16,9 @@ from crypto_qlib.core.jit import njit
 _ROUNDING_SLACK = 1e-9
 """Fraction of one step forgiven when flooring, so that 0.3 / 0.1 counts as 3 steps and not as 2."""
 
+MOST_LOTS = 2.0**53
+"""Largest size that a float still counts lot by lot; a larger wish is held there, far inside what 64-bit integers hold."""
+
 
 class InstrumentState(StrEnum):
     """Life-cycle state of an instrument (OKX ``state``). Only ``LIVE`` trades."""
@@ -126,9 +129,9 @@ def floor_lots(base_qty: float, base_per_lot: float) -> int:
     """Return the largest whole number of lots not above ``base_qty`` base coins (``base_qty >= 0``).
 
     ``lots = floor(base_qty / base_per_lot + 1e-9)``: rounding never increases exposure, beyond the
-    1e-9 of one lot that undoes binary noise such as 0.3 / 0.1.
+    1e-9 of one lot that undoes binary noise such as 0.3 / 0.1. At most ``MOST_LOTS``.
     """
-    return math.floor(base_qty / base_per_lot + _ROUNDING_SLACK)
+    return math.floor(min(base_qty / base_per_lot + _ROUNDING_SLACK, MOST_LOTS))
 
 
 @njit

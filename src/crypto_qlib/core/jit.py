@@ -16,9 +16,15 @@ from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
 
 import numba
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_TO_READ, _KEEP, _DATA = 0, 3, 1
+"""Arguments of LLVM's ``llvm.prefetch``: for a read, to stay in every cache, data rather than code."""
 
 
 def njit(function: Callable[P, R]) -> Callable[P, R]:
@@ -75,3 +81,27 @@ def _imported_stamps(function: Callable[..., Any]) -> Iterator[tuple[str, str]]:
 def _stamp_of(name: str, value: object, own_module: str) -> Iterator[tuple[str, str]]:
     if hasattr(value, "py_func") and value.py_func.__module__ != own_module:
         yield name, repr(value._cache._cache_file._source_stamp)  # type: ignore[attr-defined]
+
+
+def _prefetch(_context: Any, table: Any, _row: Any, _column: Any) -> Any:
+    """Return type and code of :data:`prefetch`."""
+
+    def write_code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        steps = cgutils.unpack_tuple(builder, array.strides)
+        offset = builder.add(builder.mul(arguments[1], steps[0]), builder.mul(arguments[2], steps[1]))
+        address = builder.gep(builder.bitcast(array.data, cgutils.voidptr_t), [offset])
+        flag = cgutils.int32_t
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, flag, flag, flag])
+        instruction = builder.module.declare_intrinsic("llvm.prefetch", [cgutils.voidptr_t], kind)
+        builder.call(instruction, [address, flag(_TO_READ), flag(_KEEP), flag(_DATA)])
+        return context.get_dummy_value()
+
+    return types.void(table, types.intp, types.intp), write_code
+
+
+prefetch: Callable[[Any, int, int], None] = intrinsic(_prefetch)
+"""Ask the processor for ``table[row, column]`` of a 2-d array, to have it at hand when it is read; for compiled code only.
+
+A loop that hops over the rows of a panel waits for memory most of its time otherwise. A place beyond the array does no harm.
+"""

@@ -110,6 +110,23 @@ def static_refusal(  # noqa: PLR0911 - one return for each rule that refuses
 
 
 @njit_leaf
+def note_refusal(
+    rules: Rules, contract: Any, as_of_ns: int, is_side_on: bool, age: float, close: float, listed_before_ns: float, adv: float,
+    cooldown_until_ns: int, fits: bool, win: float, value: float, j: int, log: VetoLog,
+) -> None:  # fmt: skip
+    """Note the first rule that keeps symbol ``j`` out: a static one unless it ``fits``, low win probability, low net return."""
+    if not fits:
+        rule, limit, actual = static_refusal(
+            rules, contract, as_of_ns, is_side_on, age, close, listed_before_ns, adv, cooldown_until_ns
+        )
+        note_veto(log, as_of_ns, rule, j, limit, actual)
+    elif win < rules.min_win_probability:
+        note_veto(log, as_of_ns, _MIN_WIN, j, rules.min_win_probability, win)
+    else:
+        note_veto(log, as_of_ns, _MIN_NET, j, rules.min_net_return, value)
+
+
+@njit_leaf
 def expected_funding_cost(side: float, rate: float, settlements: float) -> float:
     """Return what funding is expected to take from a position over the holding time, a fraction of notional (< 0: income)."""
     return side * rate * settlements
@@ -164,42 +181,35 @@ def rank_candidates(
         rules.taker_fee, rules.impact_y, rules.min_win_probability, rules.min_net_return,
     )  # fmt: skip
     for j in range(expected_return.size):
-        rank[j] = OUT
+        # No branch where nothing is refused: which symbols are taken, and which side each is on, no processor could foresee.
         r = expected_return[j]
-        if is_taken[j] or not abs(r) > 0.0:
-            continue
+        is_open = (not is_taken[j]) & (abs(r) > 0.0)
         side = 1.0 if r > 0.0 else -1.0
         is_side_on = allow_long if r > 0.0 else allow_short
         adv = daily[j].adv
         contract = state.contracts[j]
         fits = (
             is_side_on
-            and not contract.blacklisted
-            and as_of_ns < contract.delisted_ns
-            and not ages[j] >= max_age
-            and closes[j] > 0.0
-            and contract.listed_ns <= listed_before_ns
-            and (min_turnover <= 0.0 or adv >= min_turnover)
-            and cooldown_until_ns[j] <= as_of_ns
+            & (not contract.blacklisted)
+            & (as_of_ns < contract.delisted_ns)
+            & (not ages[j] >= max_age)
+            & (closes[j] > 0.0)
+            & (contract.listed_ns <= listed_before_ns)
+            & ((min_turnover <= 0.0) | (adv >= min_turnover))
+            & (cooldown_until_ns[j] <= as_of_ns)
         )
-        if not fits:
-            rule, limit, actual = static_refusal(
-                rules, contract, as_of_ns, is_side_on, ages[j], closes[j], listed_before_ns, adv, cooldown_until_ns[j]
-            )
-            note_veto(log, as_of_ns, rule, j, limit, actual)
-            continue
         p = win_probability[j]
-        if p < min_win:
-            note_veto(log, as_of_ns, _MIN_WIN, j, min_win, p)
-            continue
         cost = taker_fee + expected_slippage(daily[j].half_spread, adv, daily[j].sigma, impact_y, notional)
         cost = cost + rules.maker_fee if rules.entry_order == POST_ONLY else 2.0 * cost
         value = abs(r) - cost - expected_funding_cost(side, funding_rates[j], settlements[j])
-        if value < min_net:
-            note_veto(log, as_of_ns, _MIN_NET, j, min_net, value)
-            continue
+        is_good = (not p < min_win) & (not value < min_net)
         net[j] = value
-        rank[j] = value * (1.0 if math.isnan(p) else 2.0 * p)
+        rank[j] = value * (1.0 if math.isnan(p) else 2.0 * p) if is_open & fits & is_good else OUT
+        if is_open & (not (fits & is_good)):
+            note_refusal(
+                rules, contract, as_of_ns, is_side_on, ages[j], closes[j], listed_before_ns, adv, cooldown_until_ns[j], fits, p,
+                value, j, log,
+            )  # fmt: skip
 
 
 @njit_leaf

@@ -278,7 +278,7 @@ def fillable_lots(lots: int, bar_volume: float, base_per_lot: float, max_share: 
     """
     if math.isnan(bar_volume):
         return lots
-    return min(lots, math.floor(bar_volume * max_share / base_per_lot + _TICK_SLACK))
+    return math.floor(min(float(lots), bar_volume * max_share / base_per_lot + _TICK_SLACK))
 
 
 @njit
