@@ -46,7 +46,7 @@ def completion(text: str, tokens: tuple[int, int] = (700, 90), finish: str = "st
     body = {
         "id": "chatcmpl-1", "object": "chat.completion", "created": 1767614400, "model": "gpt-test-2026",
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish}],
-        "usage": {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)},
+        "usage": {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": 790},
     }  # fmt: skip
     return Reply(orjson.dumps(body), headers={"content-type": "application/json"})
 
@@ -147,6 +147,9 @@ def test_a_request_whose_outcome_is_unknown_goes_on_counting(store: NewsStore) -
     assert store.spent(NOW_NS).tokens == ask([HACK[0]], "x").tokens_in + 160
 
 
+JSON = {"content-type": "application/json"}
+ESTIMATE = ask([HACK[0]], "x").tokens_in + 160
+"""What is reserved for a question, and counts where the server does not say what it took."""
 FAILURES: list[tuple[str, Callable[[Request], Reply], int]] = [
     ("busy", lambda _r: error(429, "slow down"), 0),
     ("broken", lambda _r: error(502, "bad gateway"), 0),
@@ -154,6 +157,16 @@ FAILURES: list[tuple[str, Callable[[Request], Reply], int]] = [
     ("a refusal in words", lambda _r: completion("I cannot help with that."), 790),
     ("cut off", lambda _r: completion('{"items": [{"id": "', finish="length"), 790),
     ("empty", lambda _r: completion(""), 790),
+    ("a page instead of JSON", lambda _r: Reply(b"<html>welcome</html>", headers={"content-type": "text/html"}), ESTIMATE),
+    ("JSON cut in the middle", lambda _r: Reply(b'{"choices": [', headers=JSON), ESTIMATE),
+    ("JSON of another kind", lambda _r: Reply(b"[1, 2]", headers=JSON), ESTIMATE),
+    ("an error called 200", lambda _r: Reply(b'{"error": {"message": "quota"}}', headers=JSON), ESTIMATE),
+    ("a choice without a message", lambda _r: Reply(b'{"choices": [{"index": 0}]}', headers=JSON), ESTIMATE),
+    ("content that is no text", lambda _r: completion(["a", "b"]), 790),  # type: ignore[arg-type]
+    ("tokens that are no numbers", lambda _r: completion("{}", ("many", None)), ESTIMATE),  # type: ignore[arg-type]
+    ("tokens below zero", lambda _r: completion("{}", (-5_000_000, -5_000_000)), ESTIMATE),
+    ("nested beyond all measure", lambda _r: completion('{"items": ' + "[" * 100_000 + "}"), 790),
+    ("more tokens than there are", lambda _r: completion("{}", (10**15, 5)), ESTIMATE - 155),
 ]
 
 
@@ -167,6 +180,36 @@ def test_without_a_usable_answer_the_local_reading_stands(
     assert report.note
     assert read_by(store) == {HACK[1]: "lexicon-2"}
     assert store.spent(NOW_NS).tokens == tokens, "what was billed is counted, even if useless"
+
+
+@pytest.mark.parametrize("breaks", ["runs out of time", "hangs up without an answer"])
+def test_a_question_that_may_have_been_billed_is_sent_once_and_counts(store: NewsStore, breaks: str) -> None:
+    def answer(_request: Request) -> Reply:
+        if breaks == "runs out of time":
+            time.sleep(0.6)
+        else:
+            raise ConnectionResetError
+        return completion("{}")
+
+    with serving(answer) as web:
+        report = reader(store, web, PRICED.model_copy(update={"timeout_s": 0.2, "retries": 3})).read([HACK])
+        assert len(web.requests) == 1, "a second try would cost what nothing was reserved for"
+    assert (report.llm, report.failed) == (0, 1)
+    assert store.spent(NOW_NS).tokens == ESTIMATE
+
+
+def test_pauses_are_those_the_server_asks_for_or_grow() -> None:
+    replies = iter([error(429, "slow down"), error(503, "x"), error(429, "y")])
+    asked_for = {"retry-after": "7"}
+
+    def answer(_request: Request) -> Reply:
+        reply = next(replies)
+        return Reply(reply.body, reply.status, reply.headers | asked_for) if reply.status == 503 else reply
+
+    pauses: list[float] = []
+    with serving(answer) as web, pytest.raises(RetryLater):
+        OpenAIChatModel(f"{web.url}/v1", "m", "", 5.0, 2, pauses.append).complete("s", "u", SCHEMA, 9)
+    assert pauses == [0.5, 7.0]
 
 
 def test_a_busy_server_is_retried_by_the_client(store: NewsStore) -> None:

@@ -7,6 +7,10 @@ schema beside it, then plain text. Source: OpenAI API reference, chat completion
 
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -15,6 +19,10 @@ import openai
 from crypto_qlib.core.errors import DoNotRetry, OutcomeUnknown, RetryLater
 
 _SERVER_ERROR: Final = 500
+_BUSY: Final = (408, 409, 429)
+_LONGEST_PAUSE_S, _LONGEST_BACK_OFF_S = 60.0, 8.0
+_MOST_TOKENS: Final = 10**9
+"""More than any request takes: a server that counts further is not believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +85,24 @@ class OpenAIChatModel:
     timeout_s : float
         Limit of one request (the library's own default is ten minutes).
     retries : int
-        Further tries after 408, 409, 429 and 5xx, with back-off; ``Retry-After`` is honoured.
+        Further tries after 408, 409, 429 and 5xx, with back-off; ``Retry-After`` is honoured. A request that ran out of time is
+        not sent again: it may have been billed, and the budget has room for one.
+    sleep : callable
+        Waits a number of seconds.
     """
 
-    def __init__(self, base_url: str, model: str, api_key: str, timeout_s: float, retries: int) -> None:
-        self._client = openai.OpenAI(base_url=base_url, api_key=api_key or "none", timeout=timeout_s, max_retries=retries)
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        api_key: str,
+        timeout_s: float,
+        retries: int,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._client = openai.OpenAI(base_url=base_url, api_key=api_key or "none", timeout=timeout_s, max_retries=0)
+        self._retries = retries
+        self._sleep = sleep
         self._model = model
         self._format = 0
         self._limit_name = "max_tokens"
@@ -99,26 +120,40 @@ class OpenAIChatModel:
         """Return the answer, see :class:`ChatModel`."""
         messages: Any = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         formats = _formats(schema)
+        tries_left = self._retries
         while True:
             extra: dict[str, Any] = {self._limit_name: max_tokens}
             if formats[self._format] is not None:
                 extra["response_format"] = formats[self._format]
             try:
-                answer = self._client.chat.completions.create(
-                    model=self._model,
-                    messages=messages,
-                    temperature=0.0,
-                    **extra,
-                )
-            except openai.APITimeoutError as e:
-                raise OutcomeUnknown(f"{self._model} did not answer in time") from e
-            except openai.APIConnectionError as e:
-                raise RetryLater(f"the language model's server cannot be reached: {e}", "check news.llm.base_url") from e
+                with self._errors():
+                    return self._send(messages, extra)
             except openai.APIStatusError as e:
-                if not self._adapt(e, len(formats)):
+                if tries_left > 0 and _is_passing(e.status_code):
+                    self._sleep(_pause_s(e, self._retries - tries_left))
+                    tries_left -= 1
+                elif not self._adapt(e, len(formats)):
                     raise _sorted_error(self._model, e) from e
-                continue
-            return _completion(answer)
+
+    def _send(self, messages: Any, extra: dict[str, Any]) -> Completion:
+        raw = self._client.chat.completions.with_raw_response.create(
+            model=self._model, messages=messages, temperature=0.0, **extra
+        )
+        return _completion(raw.text)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Sort what has no status: only a connection that never stood is sure to have cost nothing."""
+        try:
+            yield
+        except openai.APITimeoutError as e:
+            raise OutcomeUnknown(f"{self._model} did not answer in time") from e
+        except openai.APIConnectionError as e:
+            # By name: the HTTP library below it is not the same in every release of the client.
+            if type(e.__cause__).__name__ == "ConnectError":
+                hint = "check news.llm.base_url"
+                raise RetryLater(f"the language model's server cannot be reached: {e.__cause__}", hint) from e
+            raise OutcomeUnknown(f"the connection to {self._model} broke before the answer was whole") from e
 
     def _adapt(self, error: openai.APIStatusError, n_formats: int) -> bool:
         """Choose another way to ask where the server does not know this one; return whether there is one."""
@@ -135,6 +170,19 @@ class OpenAIChatModel:
         return False
 
 
+def _is_passing(status: int) -> bool:
+    return status in _BUSY or status >= _SERVER_ERROR
+
+
+def _pause_s(error: openai.APIStatusError, n_done: int) -> float:
+    """Return how long to wait before the next try: what the server says, or half a second, doubled each time."""
+    try:
+        told = float(error.response.headers.get("retry-after", ""))
+    except ValueError:
+        told = 0.0
+    return told if 0.0 < told <= _LONGEST_PAUSE_S else min(0.5 * 2.0**n_done, _LONGEST_BACK_OFF_S)
+
+
 def _formats(schema: dict[str, Any]) -> tuple[dict[str, Any] | None, ...]:
     strict = {"type": "json_schema", "json_schema": {"name": "readings", "strict": True, "schema": schema}}
     return strict, {"type": "json_object", "schema": schema}, None
@@ -148,13 +196,31 @@ def _sorted_error(model: str, error: openai.APIStatusError) -> RetryLater | DoNo
     return DoNotRetry(line, hint, code=str(error.status_code))
 
 
-def _completion(answer: Any) -> Completion:
-    choice = answer.choices[0] if answer.choices else None
-    usage = answer.usage
+def _completion(body: str) -> Completion:
+    """Return what a server sent with status 200; of what is no completion the text is empty and the tokens are unknown."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        found = None
+    answer = _as_row(found)
+    choices = answer.get("choices")
+    choice = _as_row(choices[0]) if isinstance(choices, list) and choices else {}
+    text = _as_row(choice.get("message")).get("content")
+    usage = _as_row(answer.get("usage"))
     return Completion(
-        text=(choice.message.content or "") if choice is not None else "",
-        tokens_in=int(usage.prompt_tokens) if usage is not None else -1,
-        tokens_out=int(usage.completion_tokens) if usage is not None else -1,
-        served_model=str(answer.model or ""),
-        is_truncated=choice is not None and choice.finish_reason == "length",
+        text=text if isinstance(text, str) else "",
+        tokens_in=_count(usage.get("prompt_tokens")),
+        tokens_out=_count(usage.get("completion_tokens")),
+        served_model=str(answer.get("model") or ""),
+        is_truncated=choice.get("finish_reason") == "length",
     )
+
+
+def _as_row(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _count(value: object) -> int:
+    """Return a number of tokens; -1 where it is none that could be."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return value if is_number and 0 <= value <= _MOST_TOKENS else -1  # type: ignore[operator,return-value]

@@ -152,7 +152,7 @@ def _one_by_one(text: str) -> list[Item]:
     """Return the items that keep the schema where another one of the batch does not."""
     try:
         raw = json.loads(_json_of(text))
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     rows = raw.get("items") if isinstance(raw, dict) and set(raw) == {"items"} else None
     kept = []
