@@ -148,7 +148,10 @@ def test_kill_9_of_the_process_at_its_orders_and_at_any_moment(tmp_path: Path) -
                     here.check()
             return codes
 
-    codes = [code for seed, kills in markets(KILLS or 8) for code in asyncio.run(lives(seed, kills))]
-    sys.stdout.write(f"{codes.count(-signal.SIGKILL)} kills -9 in {len(codes)} lives\n")
+    codes: list[int] = []
+    for seed, kills in markets(KILLS or 8):
+        codes += asyncio.run(lives(seed, kills))
+        sys.stdout.write(f"market {seed}: {codes.count(-signal.SIGKILL)} kills -9 in {len(codes)} lives so far\n")
+        sys.stdout.flush()
     assert set(codes) <= {-signal.SIGKILL, 0}
     assert codes.count(-signal.SIGKILL) >= 0.8 * len(codes)
