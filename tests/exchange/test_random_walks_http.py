@@ -10,6 +10,7 @@ of each burst the answers of the API are compared with the books, and the books 
 from __future__ import annotations
 
 import http.client
+import sys
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -174,8 +175,10 @@ def test_a_walk_over_http_through_faults() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300 * FURTHER)
 def test_walks_over_http_through_faults() -> None:
     REACHED.clear()
     run_state_machine_as_test(HttpClients, settings=settings(max_examples=12 * FURTHER, stateful_step_count=40, **WALKS))
+    sys.stdout.write(f"{sum(count for name, count in REACHED.items() if '/' in name)} operations: {dict(REACHED)}\n")
     for what, least in {"filled": 50, "canceled": 10, "unknown": 10, "looked up": 3, "restart": 2, "fault drop": 5}.items():
         assert REACHED[what] >= least, (what, REACHED)
