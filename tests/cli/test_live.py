@@ -74,7 +74,9 @@ def test_commands_wait_for_the_answer_of_a_session_that_runs(cli: Run, card: Ses
 def test_a_session_that_is_down_obeys_a_halt_later_and_refuses_to_close(cli: Run, card: SessionCard, tmp_path: Path) -> None:
     with one_instance(tmp_path / "workspace" / "live", card):
         pass
-    assert "will obey when it starts" in cli("live", "halt").out
+    anew = cli("live", "halt")
+    assert (anew.code, "the next one begins anew with its market" in anew.error_line) == (2, True)
+    assert "will obey when it starts" in cli("--set", "exchange.market=okx_public", "live", "halt").out
     ended = cli("live", "close", "all", "--yes")
     assert ended.code == 2
     assert "does not run" in ended.error_line

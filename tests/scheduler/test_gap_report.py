@@ -29,7 +29,7 @@ from crypto_qlib.live_trading.signal_processor import Contracts, SignalProcessor
 from crypto_qlib.portfolio.market_columns import history_bars
 from crypto_qlib.scheduler.gap_report import GapInputs, GapReport, gap_report, write_gap
 from crypto_qlib.settings.schema import ExchangeSettings
-from crypto_qlib.store.ledger import Ledger, SessionRow
+from crypto_qlib.store.ledger import EquityRow, Ledger, SessionRow
 from crypto_qlib.store.live_events import EventKind
 from crypto_qlib.venue.venue_config import VenueConfig
 from tests.live_trading.test_parity import RULES as PARITY_RULES
@@ -235,4 +235,12 @@ def test_bars_that_do_not_cover_the_session_are_one_clear_line(tmp_path: Path) -
     ledger = Ledger.open(tmp_path / "l.sqlite", SessionRow("p", FIRST, "embedded", {}))
     with pytest.raises(UserError, match="has not lived through a bar yet"):
         live_side(ledger, [])
+    for k in range(3):
+        ledger.record_equity(EquityRow(FIRST + k * NS_PER_HOUR, 1e5, 1e5, 0.0, 0.0, 0.0, 0))
+    live, tape = live_side(ledger, []), Tape(1, N_BARS)
+    inputs = GapInputs("p", live, tape.panel, score, tape.items, tape.tables, RULES)
+    day = 24 * NS_PER_HOUR
+    for start, end in ((FIRST - 9 * day, FIRST - 8 * day), (FIRST + 8 * day, FIRST + 9 * day)):
+        with pytest.raises(UserError, match="has no two closes in that span: it lived from"):
+            gap_report(inputs, start, end)
     ledger.close()

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from crypto_qlib.core.errors import UserError
 from crypto_qlib.core.market import BarBlock, MarketPanel
 from crypto_qlib.data_collector.qlib_data_adapter import init_qlib
 from crypto_qlib.live_trading.instance import last_session
+from crypto_qlib.live_trading.session_status import session_status
 from crypto_qlib.modeling.registry import promote
 from crypto_qlib.scheduler import pipeline_scheduler
 from crypto_qlib.scheduler.pipeline_scheduler import Pipeline
@@ -117,6 +119,48 @@ def test_the_commands_of_a_session_reach_the_one_that_ran_and_its_gap_is_nil(
     assert len(parts) == 6, gap
     assert all(abs(float(value.replace(",", ""))) < 1.0 for _, value in parts), gap
     assert last_session(Paths(settings.store.root).live, "embedded") is not None
+
+
+def test_a_session_that_runs_is_halted_resumed_and_stopped_from_other_processes(
+    finished: tuple[Pipeline, list[str]], tmp_path: Path
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(finished[0].settings.store.root, root)
+    kill_file = root / "live" / "HALT"
+    chosen = [word for override in (f"store.root={root}", *SMALL) for word in ("--set", override)]
+    command = [sys.executable, "-m", "crypto_qlib", *chosen, "live"]
+
+    def said(*words: str) -> str:
+        done = subprocess.run([*command, *words], capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def until(words: str) -> None:
+        end = time.monotonic() + 120.0
+        while True:
+            card = last_session(root / "live", "embedded")
+            if card is not None and Path(card[0].ledger).exists() and words in "\n".join(session_status(*card).lines()):
+                return
+            assert session.poll() is None, session.communicate()
+            assert time.monotonic() < end, words
+            time.sleep(0.2)
+
+    start = [*command, "start", "--mode", "embedded", "--bars", "20000"]
+    with subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as session:
+        try:
+            until(f"runs, process {session.pid}")
+            assert "mode HALTED" in said("halt")
+            assert "operator asks for HALTED" in said("status")
+            kill_file.write_text("")
+            until("kill_file asks for HALTED")
+            session.send_signal(signal.SIGUSR1)
+            until("signal asks for HALTED")
+            kill_file.unlink()
+            assert "mode ACTIVE" in said("resume")
+            said("stop", "--leave")
+            assert session.wait(120) == 0
+        finally:
+            session.kill()
 
 
 def test_every_artefact_of_the_run_carries_its_id(finished: tuple[Pipeline, list[str]]) -> None:

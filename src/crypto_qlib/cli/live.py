@@ -141,6 +141,11 @@ def _tell(context: typer.Context, verb: str, argument: str, wait_s: float, *, ne
     card, is_running = last_card(context)
     if needs_running and not is_running:
         raise UserError(f"session {card.session_id} does not run", "positions can be closed on the exchange itself")
+    exchange = asked(context).settings().exchange
+    if not is_running and card.mode == "embedded" and exchange.market != "okx_public":
+        raise UserError(
+            f"session {card.session_id} does not run, and the next one begins anew with its market", "start it first"
+        )
     from crypto_qlib.core.clock import SystemClock
     from crypto_qlib.live_trading.session_status import ledger_of
     from crypto_qlib.store.control_book import ControlBook

@@ -117,6 +117,9 @@ def limit_lines(settings: Settings) -> Iterator[str]:
         "positions at once": f"{strategy.max_open}",
         "leverage": f"{strategy.leverage:g}x, margin {settings.backtest.margin_mode}",
         "exposure": f"gross {strategy.max_gross:g}x, net {strategy.max_net:g}x of equity",
+        "correlation": "not limited"
+        if strategy.max_correlation >= 1.0
+        else f"an entry is not sent above {strategy.max_correlation:g} with a position of its side",
         "risk of an entry": f"{strategy.risk_per_trade:.2%} of equity; never sent above {live.max_order_risk:.2%}",
         "loss of a day": f"{live.max_daily_loss:.0%}: exits only until the next UTC day",
         "drawdown": f"{strategy.max_drawdown:.0%}: no entries; {live.halt_drawdown:.0%}: nothing until a person resumes",

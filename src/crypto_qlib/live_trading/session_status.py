@@ -11,6 +11,7 @@ from crypto_qlib.live_trading.instance import SessionCard
 from crypto_qlib.live_trading.risk_control import RiskState, risk_from_json
 from crypto_qlib.store.control_book import ControlBook
 from crypto_qlib.store.ledger import EquityRow, IntentRow, Ledger, LedgerPlace, SessionRow
+from crypto_qlib.store.our_size import size_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +95,9 @@ def session_status(card: SessionCard, is_running: bool, password: str = "") -> S
     try:
         equity = ledger.equity()
         lots: dict[str, int] = {}
+        ids = {intent.client_order_id for intent in ledger.intents()}
         for fill in ledger.fills():
-            lots[fill.symbol] = lots.get(fill.symbol, 0) + fill.signed_lots
+            lots[fill.symbol] = size_after(lots.get(fill.symbol, 0), fill.signed_lots, is_ours=fill.client_order_id in ids)
         return SessionStatus(
             card,
             is_running,

@@ -113,7 +113,7 @@ class GapReport:
         g = self.gap
         head = f"session {self.session_id}, {iso(g.start_ns)} to {iso(g.end_ns)}"
         sums = f"live {g.live_pnl:+,.2f}, backtest {g.reference_pnl:+,.2f}, difference {g.total:+,.2f} USDT ({g.share:+.3%})"
-        parts = [f"  {cause:<8} {g.parts[cause]:+12,.2f}  {MEANING[cause]}" for cause in CAUSES]
+        parts = [f"  {cause:<8} {round(g.parts[cause], 2) + 0.0:+12,.2f}  {MEANING[cause]}" for cause in CAUSES]
         return [head, sums, *parts, *(f"  note: {note}" for note in self.notes)]
 
     def event(self, bound: float) -> LiveEvent | None:
@@ -138,6 +138,9 @@ def gap_report(inputs: GapInputs, start_ns: int | None = None, end_ns: int | Non
     """
     rows = inputs.live.equity
     first, last = rows[0].ts_ns, min(rows[-1].ts_ns, end_ns or rows[-1].ts_ns)
+    if last <= first or (start_ns or first) >= rows[-1].ts_ns:
+        lived = f"it lived from {iso(first)} to {iso(rows[-1].ts_ns)}"
+        raise UserError(f"session {inputs.session_id} has no two closes in that span: {lived}", "choose another day")
     panel = _covering(inputs.panel, first, last)
     closes = np.arange(first, last, panel.frame_ns, dtype=np.int64)
     live_scores = scores_of(inputs.live, panel.symbols, closes, as_allowed=False)
