@@ -82,6 +82,30 @@ def test_a_session_that_is_down_obeys_a_halt_later_and_refuses_to_close(cli: Run
     assert "does not run" in ended.error_line
 
 
+def test_a_command_finds_the_session_that_runs_though_the_settings_name_another_mode(
+    cli: Run, card: SessionCard, tmp_path: Path
+) -> None:
+    folder = tmp_path / "workspace" / "live"
+    ledger = tmp_path / "workspace" / "other.sqlite"
+    Ledger.open(ledger, SessionRow("live-paper", 1, "live", {})).close()
+    real = SessionCard("live-paper", "live", str(ledger), os.getpid(), CARD.started_ns + 1)
+    with one_instance(folder, card):
+        pass  # a paper session of before
+    with one_instance(folder, real):
+        shown = cli("live", "status")
+        assert "session live-paper (live): runs" in shown.out
+        assert "the session of mode live is meant; none of mode embedded runs" in shown.err
+        assert "no answer within" in cli("live", "halt", "--wait", "0.1").err  # asked of the one that runs
+        assert "unanswered halt" in cli("live", "status").out
+        chosen = cli("--set", "exchange.mode=embedded", "live", "status")
+        assert "session embedded-paper (embedded): does not run" in chosen.out
+        demo = SessionCard("demo-paper", "demo", str(ledger), os.getpid(), CARD.started_ns + 2)
+        with one_instance(folder, demo):
+            which = cli("live", "halt")
+            assert (which.code, "sessions of demo and live run" in which.error_line) == (2, True)
+    assert "session embedded-paper (embedded): does not run" in cli("live", "status").out
+
+
 def test_real_money_needs_its_confirmation_and_keys(cli: Run) -> None:
     ended = cli("live", "start", "--mode", "live")
     assert ended.code == 2

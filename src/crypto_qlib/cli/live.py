@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from crypto_qlib.cli import live_gap, live_journal, live_notices, live_telegram
-from crypto_qlib.cli.asked import asked, out
+from crypto_qlib.cli.asked import asked, err, out
 from crypto_qlib.cli.live_start import start
 from crypto_qlib.core.errors import RetryLater, UserError
 
@@ -123,13 +123,17 @@ def stop(
 
 
 def last_card(context: typer.Context) -> tuple[SessionCard, bool]:
-    """Return the card of the last session of the mode asked for, and whether it runs."""
+    """Return the card of the last session of the mode asked for, else of the one that runs, and whether it runs."""
     settings = asked(context).settings()
-    from crypto_qlib.live_trading.instance import last_session
+    from crypto_qlib.live_trading.instance import session_asked_for
     from crypto_qlib.store.paths import Paths
 
     folder, mode = Paths(settings.store.root).live, settings.exchange.mode
-    found = last_session(folder, mode)
+    found = session_asked_for(folder, mode, is_chosen="mode" in settings.exchange.model_fields_set)
+    if found is not None and found[0].mode != mode:
+        err().print(
+            escape(f"the session of mode {found[0].mode} is meant; none of mode {mode} {'runs' if found[1] else 'is known'}")
+        )
     if found is None:
         raise UserError(
             f"no session of mode {mode} was ever started in {settings.store.root}", "start one, or set exchange.mode"

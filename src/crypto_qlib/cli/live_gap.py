@@ -38,7 +38,8 @@ def gap(
 
     span = _span(day)
     card, _ = last_card(context)
-    settings = asked(context).settings()
+    of_its_mode = f"exchange.mode={card.mode}"
+    settings = asked(context).settings(of_its_mode)
     place = ledger_of(card, asked(context).secrets().ledger_password)
     ledger = Ledger.open(place, SessionRow(card.session_id, card.started_ns, card.mode, {}))
     try:
@@ -54,7 +55,7 @@ def gap(
         from crypto_qlib.scheduler.pipeline_scheduler import Pipeline
         from crypto_qlib.store.notice_box import NoticeBox
 
-        run_step(context, step)
+        run_step(context, step, of_its_mode)
     finally:
         ledger.close()
     if tell:

@@ -20,6 +20,7 @@ import orjson
 from crypto_qlib.core.errors import UserError
 
 KILL_FILE: Final = "HALT"
+MODES: Final = ("embedded", "demo", "live")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,30 @@ def last_session(folder: Path, mode: str) -> tuple[SessionCard, bool] | None:
         return SessionCard(**orjson.loads(text)), is_running
     except (TypeError, ValueError) as e:
         raise UserError(f"{path} is damaged", "it is written anew by the next start of the session") from e
+
+
+def session_asked_for(folder: Path, mode: str, *, is_chosen: bool) -> tuple[SessionCard, bool] | None:
+    """Return the last session of ``mode``; where nobody chose the mode and none of it runs, the only one that runs.
+
+    Whoever halts in a hurry must not have to know which mode the settings name.
+
+    Raises
+    ------
+    UserError
+        If a card cannot be read, or sessions of several other modes run.
+    """
+    found = last_session(folder, mode)
+    if is_chosen or (found is not None and found[1]):
+        return found
+    others = [last_session(folder, other) for other in MODES if other != mode]
+    running = [other for other in others if other is not None and other[1]]
+    if len(running) > 1:
+        names = " and ".join(card.mode for card, _ in running)
+        raise UserError(f"sessions of {names} run", "say which with --set exchange.mode=...")
+    if running:
+        return running[0]
+    known = [other for other in others if other is not None]
+    return found or max(known, key=lambda other: other[0].started_ns, default=None)
 
 
 def _card_path(folder: Path, mode: str) -> Path:

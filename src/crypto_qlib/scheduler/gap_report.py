@@ -282,7 +282,7 @@ def _page(report: GapReport) -> str:
     )
     g, p = report.gap, report.paths
     largest = max([1e-9, *(abs(v) for v in g.parts.values())])
-    bars = [(c, g.parts[c], MEANING[c], 50.0 * abs(g.parts[c]) / largest) for c in CAUSES]
+    bars = [(c, round(g.parts[c], 2) + 0.0, MEANING[c], 50.0 * abs(g.parts[c]) / largest) for c in CAUSES]
     return environment.get_template("gap.html.j2").render(
         session=report.session_id,
         start=iso(g.start_ns),
