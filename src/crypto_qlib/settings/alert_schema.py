@@ -11,7 +11,7 @@ from crypto_qlib.settings.section import Section
 AlertKind = Literal[
     "started", "stopped", "trade", "exit", "stop_hit", "take_profit_hit", "liquidation", "funding", "margin_high",
     "near_liquidation", "api_lost", "api_back", "mode", "daily_loss", "drawdown", "limit", "unprotected", "drift", "foreign",
-    "order", "cycle", "summary", "gap",
+    "order", "universe", "cycle", "summary", "gap",
 ]  # fmt: skip
 """What can happen in a session; ``store.live_events.EventKind`` by value."""
 
