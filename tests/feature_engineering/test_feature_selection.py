@@ -21,6 +21,7 @@ from crypto_qlib.feature_engineering.feature_selection import (
     FeatureIc,
     choose,
     clusters,
+    evidence_of,
     false_discovery_rates,
     rank_ic_table,
     screen,
@@ -84,6 +85,27 @@ def test_features_that_order_the_coins_alike_are_one_whatever_they_do_over_time(
     found = clusters(frame, [2, 3, 4, 5], slice(0, 20_000), 0.7)
     assert found[0] == found[1]
     assert found[2] not in found[[0, 1, 3]]
+
+
+def test_evidence_of_hand_worked_cases() -> None:
+    e = evidence_of(np.array([0.1, 0.3, np.nan, 0.2]), 0)
+    assert (e.mean, e.n) == (pytest.approx(0.2), 3)
+    assert e.standard_error == pytest.approx(0.1 / np.sqrt(3.0)), "sd 0.1 of three"
+    assert e.p_value == pytest.approx(2.0 * (0.5 - e.t_stat / (2.0 * np.sqrt(2.0 + e.t_stat**2)))), "Student's with 2"
+    swings = np.tile([0.3, -0.1], 20)
+    plain = swings.std(ddof=1) / np.sqrt(40.0)
+    assert evidence_of(swings).standard_error == pytest.approx(plain), "swings to and fro make nobody surer"
+    lasting = evidence_of(np.repeat([0.3, -0.1], 20))
+    assert lasting.standard_error > 1.5 * plain
+    assert [np.isnan(evidence_of(np.array(x)).p_value) for x in ([], [0.2])] == [True, True]
+
+
+@pytest.mark.parametrize("n", [3, 6, 23, 100])
+def test_few_decisions_prove_nothing(n: int) -> None:
+    """Of independent noise about one in a hundred is significant at one in a hundred, however few decisions there are."""
+    noise = np.random.default_rng(n).normal(0.0, 0.4, (4000, n))
+    found = np.mean([evidence_of(row).p_value < 0.01 for row in noise])
+    assert 0.004 < found < 0.016
 
 
 def test_from_noise_nothing_is_chosen() -> None:

@@ -1,8 +1,8 @@
 """Which features carry information, which repeat each other, which lasts: screening, redundancy, importance, stability.
 
 1. RankIC of every feature at every decision of the training span, spaced by the horizon so that outcomes do not overlap; its
-   mean, Newey-West t statistic and p value. Many are tried, so p values are corrected (Benjamini & Hochberg 1995). A feature
-   that is equal for all coins orders nothing and has no RankIC.
+   mean, the error of it (never below that of independent decisions), Student's t and p value. Many are tried, so p values are
+   corrected (Benjamini & Hochberg 1995). A feature that is equal for all coins orders nothing and has no RankIC.
 2. Features that move together, or order the coins alike (|Spearman| above a limit), form clusters; each sends its strongest.
 3. Importance of the survivors in a small model, by shuffling and by SHAP values, on folds purged of overlapping outcomes
    (:mod:`.feature_importance`).
@@ -22,9 +22,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
-from scipy.stats import norm
+from scipy.stats import t as student
 
-from crypto_qlib.analytics.ic import average_ranks, summarise
+from crypto_qlib.analytics.ic import average_ranks
+from crypto_qlib.analytics.inference import newey_west_standard_error
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.feature_engineering.array_processors import bar_starts, cross_section_rank
 from crypto_qlib.feature_engineering.feature_frame import FeatureFrame
@@ -46,7 +47,7 @@ class FeatureIc:
     name, group : str
         Feature and set.
     mean, standard_error : float
-        Mean RankIC over decisions and its Newey-West error.
+        Mean RankIC over decisions and its error, see :func:`evidence_of`.
     t_stat, p_value, q_value : float
         Of mean = 0, two-sided; ``q_value`` after Benjamini-Hochberg over all features screened together.
     n : int
@@ -140,16 +141,45 @@ def screen(
     lags : int
         Newey-West lags, decisions.
     """
-    summaries = [summarise(table[:, j], lags) for j in range(table.shape[1])]
-    p = np.array([2.0 * norm.sf(abs(s.t_stat)) if math.isfinite(s.t_stat) else math.nan for s in summaries])
+    evidence = [evidence_of(table[:, j], lags) for j in range(table.shape[1])]
+    p = np.array([e.p_value for e in evidence])
     q = false_discovery_rates(p)
     rows = frame.values[:: max(1, frame.n_rows // _ROWS)]
     coverage = np.isfinite(rows).mean(axis=0)
     return [
-        FeatureIc(name, group, s.mean, s.standard_error, s.t_stat, float(p[j]), float(q[j]), s.n_bars,
-                  _stability(table[:, j], s.mean, periods), float(coverage[j]))
-        for j, (name, group, s) in enumerate(zip(frame.names, groups, summaries, strict=True))
+        FeatureIc(name, group, e.mean, e.standard_error, e.t_stat, e.p_value, float(q[j]), e.n,
+                  _stability(table[:, j], e.mean, periods), float(coverage[j]))
+        for j, (name, group, e) in enumerate(zip(frame.names, groups, evidence, strict=True))
     ]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What ``n`` RankICs say about their mean: it, its error, and the two-sided test of zero; NaN below two."""
+
+    mean: float
+    standard_error: float
+    t_stat: float
+    p_value: float
+    n: int
+
+
+def evidence_of(ics: FloatArray, lags: int = 3) -> Evidence:
+    """Test whether the mean of ``ics`` is zero, so that a few decisions prove nothing.
+
+    The Newey-West variance divides by ``n`` and takes negative autocorrelations at their word: of 23 independent decisions it
+    calls fifteen in a thousand significant at one in a thousand, of three a quarter. So it is scaled by ``n / (n - 1)``, is
+    never taken for less than that of independent values, and the test is Student's with ``n - 1`` degrees of freedom.
+    """
+    clean = ics[np.isfinite(ics)]
+    n = clean.size
+    if n < 2:  # noqa: PLR2004 - a spread needs two
+        return Evidence(float(clean.mean()) if n else math.nan, math.nan, math.nan, math.nan, n)
+    mean = float(clean.mean())
+    robust = newey_west_standard_error(clean, lags) * math.sqrt(n / (n - 1))
+    error = max(robust, float(clean.std(ddof=1)) / math.sqrt(n))
+    t_stat = mean / error if error > 0.0 else math.nan
+    return Evidence(mean, error, t_stat, 2.0 * float(student.sf(abs(t_stat), n - 1)), n)
 
 
 def false_discovery_rates(p: FloatArray) -> FloatArray:

@@ -87,7 +87,7 @@ def measured(study: FeatureStudy, segment: str, group: str = "") -> Said:
     first, last = study.frame.ts_open[part.start], study.frame.ts_open[part.stop - 1]
     lines = [
         f"RankIC in the {segment} segment, {iso(int(first))} to {iso(int(last))}, a decision every "
-        f"{study.labels.horizon_bars} bars; t by Newey-West, q corrected for {len(ranked)} features",
+        f"{study.labels.horizon_bars} bars; t by Newey-West, cautiously; q corrected for {len(ranked)} features",
         f"{'feature':<24}{'set':<18}{'RankIC':>8}{'+-':>8}{'t':>7}{'q':>8}{'stable':>8}{'n':>6}",
     ]
     lines += [
