@@ -14,8 +14,8 @@ BANNERS: Final = {
     ),
     "replay": (
         "Real market history, simulated execution",
-        "Prices, volumes and funding are recorded history replayed; orders, slippage, margin and liquidations are simulated on "
-        "top of them.",
+        "Prices and volumes are recorded history replayed, funding and marks where they were given; orders, slippage, margin "
+        "and liquidations are simulated on top of them.",
     ),
     "exchange": (
         "Real market history, simulated execution",
