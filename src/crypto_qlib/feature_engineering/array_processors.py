@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from crypto_qlib.analytics.ic import average_ranks
 from crypto_qlib.core.jit import njit
 from crypto_qlib.feature_engineering.column_medians import median_and_spread
 
@@ -74,19 +75,10 @@ def cross_section_rank(block: Block, starts: IntArray) -> None:
         for j in range(block.shape[1]):
             for i in range(first, last):
                 values[i - first] = block[i, j]
-            order = np.argsort(values)
-            n = 0
-            while n < values.size and not math.isnan(values[order[n]]):
-                n += 1
-            i = 0
-            while i < n:
-                k = i
-                while k + 1 < n and values[order[k + 1]] == values[order[i]]:
-                    k += 1
-                rank = 0.5 * (i + k) + 1.0
-                for m in range(i, k + 1):
-                    block[first + order[m], j] = (rank / n - 0.5) * RANK_SCALE
-                i = k + 1
+            ranks = average_ranks(values)
+            n = max(int(np.sum(~np.isnan(ranks))), 1)
+            for i in range(first, last):
+                block[i, j] = (ranks[i - first] / n - 0.5) * RANK_SCALE
 
 
 @njit

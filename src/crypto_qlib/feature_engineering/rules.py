@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from crypto_qlib.analytics.ic import average_ranks
 from crypto_qlib.core.jit import njit
 from crypto_qlib.feature_engineering.bar_series import EMA_BARS, SIGNAL_BARS, FeatureInputs
 from crypto_qlib.feature_engineering.feature_frame import FeatureSpec, Float32Array
@@ -91,20 +92,10 @@ class FeatureRule:
 @njit
 def centred_ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return ``(rank - 0.5) / n - 0.5`` over present values, ties sharing their mean rank; NaN stays NaN."""
-    result = np.full(values.size, math.nan)
-    order = np.argsort(values)
-    n = 0
-    while n < values.size and not math.isnan(values[order[n]]):
-        n += 1
-    i = 0
-    while i < n:
-        j = i
-        while j + 1 < n and values[order[j + 1]] == values[order[i]]:
-            j += 1
-        for k in range(i, j + 1):
-            result[order[k]] = (0.5 * (i + j) + 0.5) / n - 0.5
-        i = j + 1
-    return result
+    ranks = average_ranks(values)
+    n = max(int(np.sum(~np.isnan(ranks))), 1)
+    centred: npt.NDArray[np.float64] = (ranks - 0.5) / n - 0.5
+    return centred
 
 
 @njit
