@@ -217,6 +217,31 @@ async def test_gdelt_splits_full_answers_and_goes_on_where_it_stopped(store: New
     assert all(a.is_archive and start <= a.available_ns < start + NS_PER_DAY for a, _ in store.articles())
 
 
+GDELT_ANSWERS = [
+    (b'{"articles": null}', True, "nothing in that window"),
+    (b"{}", True, "nothing in that window"),
+    (
+        b'{"articles": ["text", 7, null, {"title": ["x"], "url": "http://a", "seendate": 5}]}',
+        True,
+        "rows that are none are left out",
+    ),
+    (b"[]", False, "no answer of theirs: the window is asked for again"),
+    (b'{"articles": "busy"}', False, "no answer of theirs"),
+    (b"7", False, "no answer of theirs"),
+]
+
+
+@pytest.mark.parametrize(("answer", "is_read", "reason"), GDELT_ANSWERS, ids=[str(k) for k in range(len(GDELT_ANSWERS))])
+async def test_gdelt_answers_of_any_shape(store: NewsStore, answer: bytes, is_read: bool, reason: str) -> None:
+    with serving(lambda _r: Reply(answer)) as web:
+        done = await backfill_gdelt(settings(web.url), store, 0, NS_PER_HOUR, ManualClock(NOW_NS), f"{web.url}/doc")
+        assert [p.is_ok for p in done.polls] == [is_read], reason
+        assert not store.articles()
+        n_asked = len(web.requests)
+        await backfill_gdelt(settings(web.url), store, 0, NS_PER_HOUR, ManualClock(NOW_NS), f"{web.url}/doc")
+        assert (len(web.requests) > n_asked) is not is_read, reason
+
+
 async def test_gdelt_refusing_the_query_is_one_clear_line(store: NewsStore) -> None:
     with serving(lambda _r: Reply(b"Your query was too short.")) as web, pytest.raises(DoNotRetry, match="too short"):
         await backfill_gdelt(settings(web.url), store, 0, NS_PER_HOUR, ManualClock(NOW_NS), f"{web.url}/doc")

@@ -72,13 +72,17 @@ async def _window(reader: PoliteReader, query: str, start_ns: int, end_ns: int, 
     }
     answer = await reader.get(f"{url}?{urlencode(arguments)}", heed_robots=False) or b"{}"
     try:
-        rows = orjson.loads(answer).get("articles", [])
+        told = orjson.loads(answer)
     except orjson.JSONDecodeError:
         note = clean(answer.decode("utf-8", "replace"), 120)
         if "limit requests" in note.lower() or "timed out" in note.lower():
             raise RetryLater(f"GDELT is busy: {note}", retry_after_s=60.0) from None
         raise DoNotRetry(f"GDELT refused the query: {note}", "change news.gdelt_query") from None
-    found = (_article(row) for row in rows)
+    rows = told.get("articles") or [] if isinstance(told, dict) else None
+    if not isinstance(rows, list):
+        # Not an empty answer: the window would count as read.
+        raise RetryLater(f"GDELT's answer is no list of articles: {clean(str(told), 80)}", retry_after_s=60.0)
+    found = (_article(row) for row in rows if isinstance(row, dict))
     return tuple(a for a in found if a is not None and start_ns <= a.first_seen_ns < end_ns)
 
 
