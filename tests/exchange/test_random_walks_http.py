@@ -123,7 +123,7 @@ class HttpClients(Clients):
                     self.done["looked up"] += len(found)
         elif answer["code"] in ("50001", "50011"):
             assert after == before, "refused, and carried out"
-        for done in answer["data"] if answer is not None else []:
+        for done in answer.get("data", []) if answer is not None else []:  # OKX sends none with 50011
             if done.get("sCode") == "0":
                 assert self.exchange.venue.exchange.order(KEY.key, int(done["ordId"]) - ORDER_ID_BASE) is not None
 
