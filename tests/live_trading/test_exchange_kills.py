@@ -108,7 +108,7 @@ async def test_the_exchange_dies_in_the_middle_of_cycles_and_comes_back(tmp_path
         path = tmp_path / "ledger.sqlite"
         way = Way(Tape(1, hours + 4), gateway, step, path, killer)
         result = await live(way, FIRST, hours)
-        killer.left = 0
+        left, killer.left = killer.left, 0
         quiet = await live(way, now_ns, 2)
         assert set(result.fills) <= set(quiet.fills)
         account = await gateway.account()
@@ -120,6 +120,7 @@ async def test_the_exchange_dies_in_the_middle_of_cycles_and_comes_back(tmp_path
             os.kill(killer.pid, signal.SIGKILL)
         child.stdin.close()
         await child.wait()
+    sys.stdout.write(f"{(KILLS or 6) - left} kills of the exchange in {hours} hours\n")
     assert killer.died_at.total() >= 6
     assert len(account.positions) <= RULES.max_open
     assert all(math.isfinite(p.stop_price) for p in account.positions)
