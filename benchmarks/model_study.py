@@ -1,6 +1,6 @@
 """Every model family on real hours of both exchanges: learned to the end of 2024, judged on 2025, net of costs.
 
-    python -m benchmarks model_study                          # default ../shared/data beside the checkout; half an hour of CPU
+    python -m benchmarks model_study                          # default ../shared/data beside the checkout; 20 minutes of CPU
     python -m benchmarks model_study --only okx lstm          # one piece; finished pieces are kept in build/model_study
     python -m benchmarks model_study --report                 # docs/studies/model_families.{png,txt} from the pieces
 
@@ -219,7 +219,7 @@ def draw(records: list[dict[str, object]], path: Path) -> None:
         line[0].errorbar(ic, at, xerr=1.96 * error, fmt="o", color="#4477aa", capsize=3)
         for name, (m, _) in mine[0]["baselines"].items():  # type: ignore[attr-defined]
             line[0].axvline(m, linestyle=":", linewidth=0.9, color="#999999")
-            line[0].text(m, len(mine) - 0.4, name, fontsize=7, rotation=30, color="#666666")
+            line[0].text(m, len(mine) - 0.4, name, fontsize=7, rotation=25, color="#666666")
         day = np.array([r["daily_bps"] for r in mine], float)
         line[1].errorbar(
             day[:, 0], at, xerr=[day[:, 0] - day[:, 1], day[:, 2] - day[:, 0]], fmt="o", color="#aa3377", capsize=3
@@ -231,7 +231,7 @@ def draw(records: list[dict[str, object]], path: Path) -> None:
             axis.set_yticks(at, [str(r["family"]) for r in mine])
             axis.set_ylim(-0.6, len(mine) + 0.3)
             axis.set_xlabel(what)
-        line[0].set_title(f"{venue}: learned to 2024, test 2025 ({mine[0]['coins']} coins)", loc="left", fontsize=10, pad=22)
+        line[0].set_title(f"{venue}: learned to 2024, test 2025 ({mine[0]['coins']} coins)", loc="left", fontsize=10, pad=44)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

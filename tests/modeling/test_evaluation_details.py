@@ -161,6 +161,21 @@ class TestPage:
         report_model(trained.model, scores, trained.panel, trained.labels, tmp_path, {}, words | {"paths": None})
         assert "history's chance" not in (tmp_path / "model_report.html").read_text()
 
+    def test_the_page_shows_what_the_scores_earned_where_they_were_traded(self, trained: Trained, tmp_path: Path) -> None:
+        scores = predict_scores(trained.model, trained.frame, segment="test")
+        traded: dict[str, object] = {
+            "run_id": "r9", "total_return": 0.123, "sharpe": None, "max_drawdown": 0.2, "trades": 1234, "fees": 5678.0,
+            "mean_return_per_bar": {"mean": 1e-4, "low": -1e-4, "high": 3e-4}, "probability_sharpe_above_zero": 0.7,
+            "turnover_per_year": 99.0, "liquidations": 3,
+        }  # fmt: skip
+        words = {"title": "t", "market": "m", "portfolio": traded}
+        _, page = report_model(trained.model, scores, trained.panel, trained.labels, tmp_path, {}, words)
+        text = page.read_text()
+        for said in ("+12.3%", "none", "-1.00 to +3.00 bp", "20.0%", "1,234", "3 liquidations", "fees 5,678", "r9/report.html"):
+            assert said in text
+        kept = json.loads((tmp_path / "model_performance_report.json").read_text())
+        assert kept["details"]["portfolio"] == traded
+
     def test_reliability_of_a_perfect_probability_lies_on_the_diagonal(self) -> None:
         rng = np.random.default_rng(0)
         p = rng.uniform(0.3, 0.7, 200_000)

@@ -71,6 +71,18 @@ def test_a_run_ends_with_every_file_the_user_was_promised(finished: tuple[Pipeli
     assert len(models) == 1
 
 
+def test_the_models_report_says_what_its_scores_earned(finished: tuple[Pipeline, list[str]]) -> None:
+    pipeline = finished[0]
+    (file,) = pipeline.paths.models.glob("*/model_performance_report.json")
+    earned = json.loads(file.read_text())["details"]["portfolio"]
+    figures = json.loads((report_of(pipeline.settings.store.root) / "multi_asset_performance.json").read_text())
+    assert earned["sharpe"] == figures["returns"]["sharpe"]
+    assert earned["max_drawdown"] == figures["returns"]["max_drawdown"]
+    page = file.with_name("model_report.html").read_text()
+    assert (file.parent / f"../../reports/{earned['run_id']}/report.html").is_file()
+    assert f"../../reports/{earned['run_id']}/report.html" in page
+
+
 def test_the_summary_speaks_of_everything_a_person_asks(finished: tuple[Pipeline, list[str]]) -> None:
     text = "\n".join(finished[1])
     for word in (

@@ -47,7 +47,10 @@ def write_page(
         Created if absent.
     words : mapping
         ``title``, ``market``, ``run``, ``importance`` (feature -> number, may be empty), and, where the settings were tried on
-        combinatorial purged paths, ``paths``: what :meth:`~crypto_qlib.modeling.purged_paths.PurgedPaths.to_json` gives.
+        combinatorial purged paths, ``paths``: what :meth:`~crypto_qlib.modeling.purged_paths.PurgedPaths.to_json` gives; where
+        the scores were traded in a backtest, ``portfolio``: its ``run_id``, ``total_return``, ``sharpe``, ``max_drawdown``,
+        ``mean_return_per_bar``, ``probability_sharpe_above_zero``, ``trades``, ``turnover_per_year``, ``fees`` and
+        ``liquidations``.
     """
     env = Environment(
         loader=PackageLoader("crypto_qlib.modeling", "templates"),
@@ -70,6 +73,7 @@ def write_page(
         symbols=[_symbol_row(s) for s in performance.symbols],
         importance=_importance(words["importance"]),
         paths=_path_charts(words.get("paths")),
+        portfolio=_portfolio(words.get("portfolio")),
     )
     write_atomic(folder / PAGE_FILE, page.encode())
     return folder / PAGE_FILE
@@ -177,6 +181,29 @@ def _importance(gain: Mapping[str, float]) -> dict[str, Any] | None:
         return None
     rows = {name: IcSummary(value / total, 0.0, math.nan, 1) for name, value in top}
     return bar_chart("Importance of features", "share among the thirty strongest", rows)
+
+
+def _portfolio(traded: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the cards of what the scores earned in the backtest, and the page of it relative to the artefact's folder."""
+    if not traded:
+        return None
+
+    def one(name: str, value: float | None, shape: str, note: str) -> dict[str, str]:
+        return {"name": name, "value": "none" if value is None else format(value, shape), "note": note}
+
+    mean, luck = traded["mean_return_per_bar"], traded["probability_sharpe_above_zero"]
+    interval = f"a bar, {mean['low'] * 1e4:+.2f} to {mean['high'] * 1e4:+.2f} bp" if mean["mean"] is not None else ""
+    return {
+        "page": f"../../reports/{traded['run_id']}/report.html",
+        "cards": [
+            one("return", traded["total_return"], "+.1%", "net of fees, slippage and funding"),
+            one("Sharpe ratio", traded["sharpe"], "+.2f", "" if luck is None else f"above zero with probability {luck:.2f}"),
+            one("mean return", None if mean["mean"] is None else mean["mean"] * 1e4, "+.2f", interval),
+            one("deepest drawdown", traded["max_drawdown"], ".1%", ""),
+            one("trades", traded["trades"], ",.0f", f"{traded['liquidations']} liquidations"),
+            one("turnover", traded["turnover_per_year"], ",.0f", f"times equity a year; fees {traded['fees']:,.0f}"),
+        ],
+    }
 
 
 def _path_charts(paths: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -45,7 +45,8 @@ def report_model(
     stamp : dict
         Identity of the run.
     words : mapping
-        ``title``, ``market``, and perhaps ``paths`` as :func:`~crypto_qlib.modeling.evaluation_page.write_page` takes them.
+        ``title``, ``market``, and perhaps ``paths`` and ``portfolio``, as
+        :func:`~crypto_qlib.modeling.evaluation_page.write_page` takes them.
 
     Raises
     ------
@@ -60,8 +61,7 @@ def report_model(
         "reliability": {"predicted": list(bins[0]), "observed": list(bins[1]), "n": list(bins[2])},
         "interval": {"level": INTERVAL_LEVEL, "coverage": interval_coverage(model.calibration, scores, labels)},
     }
-    if words.get("paths"):
-        extra["purged_paths"] = words["paths"]
+    extra |= {key: words[name] for name, key in (("paths", "purged_paths"), ("portfolio", "portfolio")) if words.get(name)}
     write_performance(performance, folder, stamp, extra)
     meta_file = folder / META_FILE
     importance = json.loads(meta_file.read_text())["importance"] if meta_file.is_file() else {}

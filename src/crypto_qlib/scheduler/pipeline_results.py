@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from crypto_qlib.backtest.analysis_report import PERFORMANCE_FILE
 from crypto_qlib.core.clock import iso
 from crypto_qlib.core.errors import UserError
 from crypto_qlib.data_collector.clean_data import QualityReport
@@ -70,6 +74,29 @@ def require_settlements(report: QualityReport) -> None:
             f"no funding settlement is known of {', '.join(without)}",
             f"leave them out with --set universe.exclude=[{coins}], or all funding with --set data.funding=false",
         )
+
+
+def portfolio_of(report: Path) -> dict[str, Any] | None:
+    """Return what a model's scores earned in the backtest whose report lies in ``report``; ``None`` where there is none.
+
+    Returns
+    -------
+    dict
+        ``run_id``, ``total_return``, ``sharpe``, ``mean_return_per_bar`` (with its interval), ``max_drawdown``, ``trades``,
+        ``turnover_per_year``, ``fees``, ``liquidations``, ``probability_sharpe_above_zero``; net of costs.
+    """
+    file = report / PERFORMANCE_FILE
+    if not file.is_file():
+        return None
+    found = json.loads(file.read_text())
+    returns = {
+        k: found["returns"][k]
+        for k in ("total_return", "sharpe", "max_drawdown", "mean_return_per_bar", "probability_sharpe_above_zero")
+    }
+    return {
+        "run_id": found["run"]["run_id"], "trades": found["trades"]["count"], "fees": found["costs"]["fees"],
+        "turnover_per_year": found["turnover_per_year"], "liquidations": found["liquidations"]["count"], **returns,
+    }  # fmt: skip
 
 
 def performance_lines(performance: ModelPerformance) -> tuple[str, ...]:

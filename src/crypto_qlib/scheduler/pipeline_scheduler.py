@@ -211,6 +211,7 @@ class Pipeline:
             files = write_report(result, inputs.panel, self.settings, stamp, performance.to_json(), folder, rolling, study)
             lines = tuple(summary_lines(files))
             self.workspace.book.complete("backtest", stamp["run_id"], {"lines": list(lines)})
+            self._reported()  # with what the scores earned
         return Said(lines)
 
     def _traded(self, inputs: BacktestInputs) -> BacktestResult:
