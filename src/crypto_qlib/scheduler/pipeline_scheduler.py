@@ -62,7 +62,7 @@ from crypto_qlib.scheduler.gap_report import GapInputs, GapReport, gap_report, w
 from crypto_qlib.scheduler.lived_market import lived_market
 from crypto_qlib.scheduler.model_shelf import Market, ModelShelf
 from crypto_qlib.scheduler.paper_session import SessionInputs, opinion, session_ledger, trade_bars
-from crypto_qlib.scheduler.pipeline_results import Said, paper_lines, performance_lines
+from crypto_qlib.scheduler.pipeline_results import Said, paper_lines, performance_lines, portfolio_of
 from crypto_qlib.scheduler.reporter import Reporter
 from crypto_qlib.scheduler.steps import key_of
 from crypto_qlib.scheduler.universe_access import digest_of
@@ -178,6 +178,7 @@ class Pipeline:
             "title": f"{model.settings.name} on {model.settings.label}",
             "market": market,
             "paths": self.shelf.kept_paths(),
+            "portfolio": portfolio_of(self.paths.reports / stamp["run_id"]),
         }
         return report_model(model, scores, self.data.panel(), self._labels(), folder, stamp, words)
 
