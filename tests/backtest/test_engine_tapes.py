@@ -85,6 +85,10 @@ OWN = [
     Own("a target on the mark trades the basis worse", "at the highs last is 1 below the mark: 105 - 1; 899 + 100 + 40 - 1.04",
         [FLAT, B(100, 105, 100, 103, mark=(100, 106, 100, 103))], BUY_A, {"stop_on_mark": True, "take_profit_atr": 5.0},
         [BOUGHT, (1, "AUSDT", -10, 104.0, ExitKind.TAKE_PROFIT)], 1037.96, 1037.96),
+    Own("funding at the entry is capped at what keeps the ratio at one", "200 due; margin 100, less 11 of requirement and a billionth of it",
+        [B(100, 100, 100, 100, funding=0.2), FLAT], BUY_A, {}, [BOUGHT], 899.0, 910.0 - 1.1e-8),
+    Own("funding at the entry is capped by the whole cross account", "1500 due; 999 of equity, less 11 of requirement and a billionth of it",
+        [B(100, 100, 100, 100, funding=1.5), FLAT], BUY_A, {"cross": True, "stop_atr": 5.0}, [BOUGHT], 11.0 + 1.1e-8, 11.0 + 1.1e-8),
 ]  # fmt: skip
 
 

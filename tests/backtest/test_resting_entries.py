@@ -35,6 +35,7 @@ TAKES = {**RESTS, "entry_order": BY_LIMIT}
 THROUGH = B(100, 100, 98, 99.5)
 TOUCH = B(100, 100, 99, 100)
 AT_98 = B(98, 98, 98, 98)
+TRIO = {"AUSDT": FLAT, "BUSDT": FLAT, "CUSDT": FLAT}
 FILLED = (1, "AUSDT", 10, 99.0, None)
 
 TAPES = [
@@ -82,6 +83,15 @@ TAPES = [
         "4 lots at 99 and 10x die at 89.1 / 0.989 = 90.09: margin 39.6 and fee 0.0792 are gone; bar 1 opens at 95 and fills nothing",
         [B(100, 100, 90, 95, volume=80), B(95, 95, 95, 95)], BUY_A, RESTS,
         [(0, "AUSDT", 4, 99.0, None), (0, "AUSDT", -4, 89.1 / 0.989, ExitKind.LIQUIDATION)], 960.3208, 960.3208),
+    Own("a liquidation at the open cancels the order before that open can fill it",
+        "4 lots at 99; bar 1 opens at 90, below 90.09: they are taken over, and the other 6 are not bought at the same open",
+        [B(100, 100, 98, 100, volume=80), B(90, 95, 90, 95)], BUY_A, RESTS,
+        [(0, "AUSDT", 4, 99.0, None), (1, "AUSDT", -4, 90.0, ExitKind.LIQUIDATION)], 960.3208, 960.3208),
+    Own("an order takes its slot when it is sent, not when it fills",
+        "two slots: A is to make room for B but has no bar, C waits in the other; B is refused, and not bought at 99 in bar 4",
+        [TRIO, {**TRIO, "AUSDT": THROUGH}, TRIO, {"BUSDT": FLAT, "CUSDT": FLAT}, {**TRIO, "BUSDT": THROUGH}],
+        {0: {"AUSDT": 0.3}, 3: {"AUSDT": 0.1, "BUSDT": 0.6, "CUSDT": 0.7}}, {**RESTS, "max_open": 2, "replace_margin": 0.1},
+        [FILLED], 900.802, 1009.802, 1),
 ]  # fmt: skip
 
 
