@@ -330,6 +330,8 @@ def test_a_backtest_decides_on_hours_and_trades_on_the_finer_bars_collected(
     fills = pd.read_parquet(folder / "fills.parquet")
     assert (fills.loc[fills["reason"] == "entry", "ts"].dt.minute == 0).all(), "decisions are hourly"
     figures = json.loads((folder / "multi_asset_performance.json").read_text())
+    assert (figures["what_if"]["frame"], figures["what_if"]["traded_frame"]) == ("1h", "15m")
+    assert (folder / "report.html").read_text().count("it traded on bars of 15m") == 3, "above, at capacity and at ruin"
     (table,) = root.glob("*/reports/grid/*/grid.parquet")
     by_frame = pd.read_parquet(table).set_index("backtest.execution_frame")
     assert by_frame.loc["15m", "run_id"] == folder.name

@@ -22,9 +22,8 @@ from crypto_qlib.core.margin import (
 )
 from crypto_qlib.portfolio.market_panel import StateArrays
 from crypto_qlib.portfolio.rules import Rules
-from crypto_qlib.venue.liquidation import (
-    floor_at_zero,
-)
+from crypto_qlib.venue.liquidation import floor_at_zero
+from crypto_qlib.venue.matching import trailing_best
 
 
 @njit_leaf
@@ -129,7 +128,7 @@ def grow_position(
 ) -> None:
     """Add ``lots`` to a position at ``price``: the entry is averaged, margin and fee leave cash (cross: the fee alone).
 
-    A trailing stop starts anew from the added part, as the exchange puts the order's protection on the position again.
+    A trailing stop keeps the best price it has followed: an addition at a worse one does not loosen it.
     """
     p = desk.book[j]
     per_lot = state.contracts[j].base_per_lot
@@ -144,7 +143,8 @@ def grow_position(
     p.touched_bar = t
     p.margin += margin
     p.fee += fee
-    p.best = p.mark if rules.stop_on_mark else price
+    followed = p.mark if rules.stop_on_mark else price
+    p.best = trailing_best(p.side, p.best, followed, followed)
     desk.totals[0].cash += 0.0 - fee - margin
     refresh_guard(desk, j)
     refresh_margin(rules, state, version, desk, j)

@@ -138,6 +138,11 @@ def _what_if_lines(p: dict[str, Any]) -> list[str]:
     if not w:
         return []
     lines = []
+    if w["frame"] != w["traded_frame"]:
+        lines.append(
+            f"Capacity and risk of ruin are run on bars of {w['frame']}, on which the run decides; it traded on bars of "
+            f"{w['traded_frame']}."
+        )
     limit = w["capacity"]["capital_limit"]
     if math.isfinite(limit):
         lines.append(f"About {money(limit)} of capital halves the annual return of a small account.")
@@ -228,7 +233,10 @@ def _risk_lines(p: dict[str, Any]) -> list[str]:
         odds, limit = asked["odds"], w["capacity"]["capital_limit"]
         half = next((share for depth, share in odds["drawdown"].items() if float(depth) == 0.5), None)  # noqa: PLR2004
         room = f"; half the return is gone at {money(limit)} of capital" if math.isfinite(limit) else ""
-        lines.append(f"Ruin              {chance(half)} chance of halving in {odds['horizon_days']} days, brake off{room}")
+        bars = f" (run on {w['frame']} bars, not {w['traded_frame']})" if w["frame"] != w["traded_frame"] else ""
+        lines.append(
+            f"Ruin              {chance(half)} chance of halving in {odds['horizon_days']} days, brake off{room}{bars}"
+        )
     if trials:
         lines.append(
             f"Search            {trials['n_trials']} runs on this data: {percent(trials['deflated_sharpe'])} sure that it is "

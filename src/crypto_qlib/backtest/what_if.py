@@ -22,7 +22,7 @@ from crypto_qlib.backtest.inputs import BacktestInputs, PreparedRun, prepare
 from crypto_qlib.backtest.liquidation_distance import liquidation_distance
 from crypto_qlib.backtest.result import BacktestResult, at_closes_of
 from crypto_qlib.backtest.result_book import fill_book, lot_sizes
-from crypto_qlib.core.clock import NS_PER_DAY
+from crypto_qlib.core.clock import NS_PER_DAY, frame_name
 from crypto_qlib.core.market import FloatArray
 from crypto_qlib.portfolio.rules import CAP_OFF, Rules
 from crypto_qlib.venue.matching import LIQUIDATION, PARTIAL_LIQUIDATION
@@ -112,12 +112,16 @@ class WhatIf:
         By multiple, smallest first.
     distance : (n_bars,) float64
         Distance to liquidation at each close, see :func:`~crypto_qlib.backtest.liquidation_distance.liquidation_distance`.
+    frame, traded_frame : str
+        Bars on which capacity and ruin were run, and those on which the run itself traded, which may be finer.
     """
 
     capacity: tuple[CapacityPoint, ...]
     capital_limit: float
     ruin: tuple[RuinPoint, ...]
     distance: FloatArray
+    frame: str
+    traded_frame: str
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, without the distance at each bar."""
@@ -129,6 +133,8 @@ class WhatIf:
             "capacity": {"points": [asdict(p) for p in self.capacity], "capital_limit": self.capital_limit},
             "ruin": ruin,
             "nearest_liquidation": float(known.min()) if known.size else float("nan"),
+            "frame": self.frame,
+            "traded_frame": self.traded_frame,
         }
 
 
@@ -156,7 +162,10 @@ def what_if(
     highest = max(inputs.instruments[s].max_leverage for s in run.symbols)
     points = tuple(capacity_point(replace(run, initial_equity=run.initial_equity * k)) for k in sorted(capitals))
     ruin = tuple(ruin_point(run, k, highest) for k in sorted(multiples))
-    return WhatIf(points, capital_limit(points), ruin, liquidation_distance(run, at_closes_of(result, run.frame_ns)))
+    distance = liquidation_distance(run, at_closes_of(result, run.frame_ns))
+    return WhatIf(
+        points, capital_limit(points), ruin, distance, frame_name(run.frame_ns), frame_name(result.frame_ns)
+    )  # fmt: skip
 
 
 def capacity_point(run: PreparedRun) -> CapacityPoint:

@@ -30,6 +30,11 @@ FRAME_NS: Final[dict[str, int]] = {
 """Bar length in nanoseconds by frame name (ccxt's names)."""
 
 
+def frame_name(frame_ns: int) -> str:
+    """Return the name of bars of ``frame_ns``, their length in seconds where there is none."""
+    return next((name for name, length in FRAME_NS.items() if length == frame_ns), f"{frame_ns / NS_PER_S:g}s")
+
+
 class Clock(Protocol):
     """Tell the time."""
 

@@ -27,7 +27,7 @@ from crypto_qlib.venue.account import HeldPosition, VenueAccount
 from crypto_qlib.venue.depth import Depth
 from crypto_qlib.venue.funding_clock import is_settlement, same_instant_cash_flow
 from crypto_qlib.venue.market_board import MarketBoard, SymbolBar
-from crypto_qlib.venue.matching import stop_fill_price, taker_fill_price
+from crypto_qlib.venue.matching import stop_fill_price, taker_fill_price, trailing_best
 from crypto_qlib.venue.records import Filled, FundingPaid, OrderUpdated, ProtectionSet, Refusal, RefusalCode, VenueOrder
 from crypto_qlib.venue.valuation import Listing, board_marks, cross_state
 from crypto_qlib.venue.venue_config import VenueConfig
@@ -238,8 +238,11 @@ class Execution:
                 qty = abs(deal.signed_lots) * held.position.base_per_lot
                 self.settle(account, deal.key, qty, same_instant=True)
         if deal.protection is not None:
-            on_last = deal.protection.trigger is TriggerSource.LAST
-            self.protect(account, held, deal.protection, deal.price if on_last else self.board.mark(deal.key[0]))
+            followed = deal.price if deal.protection.trigger is TriggerSource.LAST else self.board.mark(deal.key[0])
+            if not math.isnan(held.best):
+                # The part held before trails the best price it has seen; an addition at a worse one must not loosen that.
+                followed = trailing_best(held.position.side, held.best, followed, followed)
+            self.protect(account, held, deal.protection, followed)
 
     def _walked(self, symbol: str, side: float, lots: int, row: SymbolBar, depth: Depth) -> float:
         """Return the average price of ``lots`` taken from a recorded book, moved to the worse tick."""
