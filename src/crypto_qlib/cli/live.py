@@ -5,19 +5,17 @@ from __future__ import annotations
 import getpass
 import math
 import time
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from crypto_qlib.cli import live_gap, live_journal, live_notices, live_telegram
-from crypto_qlib.cli.asked import asked, err, out
+from crypto_qlib.cli.asked import asked, out
+from crypto_qlib.cli.live_card import last_card
 from crypto_qlib.cli.live_start import start
 from crypto_qlib.core.errors import RetryLater, UserError
-
-if TYPE_CHECKING:
-    from crypto_qlib.live_trading.instance import SessionCard
 
 _app = typer.Typer(help="The running session: how it is, and what it should do.", no_args_is_help=True)
 _POLL_S: Final = 0.1
@@ -120,25 +118,6 @@ def stop(
     if flatten and not yes and not typer.confirm("close every position of the session at market?"):
         raise typer.Abort
     _tell(context, "stop", {None: "", True: "flatten", False: "leave"}[flatten], wait)
-
-
-def last_card(context: typer.Context) -> tuple[SessionCard, bool]:
-    """Return the card of the last session of the mode asked for, else of the one that runs, and whether it runs."""
-    settings = asked(context).settings()
-    from crypto_qlib.live_trading.instance import session_asked_for
-    from crypto_qlib.store.paths import Paths
-
-    folder, mode = Paths(settings.store.root).live, settings.exchange.mode
-    found = session_asked_for(folder, mode, is_chosen="mode" in settings.exchange.model_fields_set)
-    if found is not None and found[0].mode != mode:
-        err().print(
-            escape(f"the session of mode {found[0].mode} is meant; none of mode {mode} {'runs' if found[1] else 'is known'}")
-        )
-    if found is None:
-        raise UserError(
-            f"no session of mode {mode} was ever started in {settings.store.root}", "start one, or set exchange.mode"
-        )
-    return found
 
 
 def _tell(context: typer.Context, verb: str, argument: str, wait_s: float, *, needs_running: bool = True) -> None:

@@ -8,6 +8,7 @@ import typer
 from rich.markup import escape
 
 from crypto_qlib.cli.asked import asked, out
+from crypto_qlib.cli.live_card import last_card
 from crypto_qlib.cli.steps import StepResult, run_step
 from crypto_qlib.core.clock import NS_PER_DAY, SystemClock, parse_utc
 from crypto_qlib.core.errors import UserError
@@ -30,7 +31,6 @@ def gap(
     It is split into data, signal, fill, fee, funding and latency. The bars of the session must have been collected
     (`crypto-qlib data update`).
     """
-    from crypto_qlib.cli.live import last_card
     from crypto_qlib.live_trading.gap_inputs import live_side
     from crypto_qlib.live_trading.journal import rows_of
     from crypto_qlib.live_trading.session_status import ledger_of

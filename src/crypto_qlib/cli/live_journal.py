@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from crypto_qlib.cli.asked import asked, out
+from crypto_qlib.cli.live_card import last_card
 from crypto_qlib.core.clock import iso
 from crypto_qlib.core.errors import HaltTrading, UserError
 
@@ -31,7 +32,6 @@ def journal(
     ] = False,
 ) -> None:
     """Show the journal of the last session of this mode; `->` marks what happened, the rest is what the session asked for."""
-    from crypto_qlib.cli.live import last_card
     from crypto_qlib.live_trading.journal import STEPS, readable, rows_of
     from crypto_qlib.live_trading.session_status import ledger_of
     from crypto_qlib.store.ledger import Ledger, SessionRow

@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from crypto_qlib.cli.asked import asked, out
+from crypto_qlib.cli.live_card import last_card
 from crypto_qlib.core.clock import SystemClock, iso
 from crypto_qlib.core.errors import UserError
 
@@ -82,7 +83,6 @@ def _test_channels(context: typer.Context) -> None:
 
 @contextmanager
 def _box(context: typer.Context) -> Iterator[NoticeBox]:
-    from crypto_qlib.cli.live import last_card
     from crypto_qlib.live_trading.session_status import ledger_of
     from crypto_qlib.store.ledger import Ledger, SessionRow
     from crypto_qlib.store.notice_box import NoticeBox
