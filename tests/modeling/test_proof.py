@@ -63,8 +63,10 @@ def test_a_network_finds_the_planted_signal_and_nothing_in_noise(name: str, tmp_
     assert abs(nothing.quantile_spread.t_stat) < LIMIT
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "gru"])
+@pytest.mark.parametrize("name", [*FAMILIES, "ensemble", "gru", "lstm"])
 def test_more_data_finds_more_of_it(name: str, tmp_path: Path) -> None:
+    if name in NETWORKS:
+        pytest.importorskip("torch", reason="the torch extra is not installed")
     means = {
         n: np.mean([out_of_sample(train(seed, 0.15, name, tmp_path, n)).rank_ic.mean for seed in (1, 2)]) for n in (500, 2000)
     }
