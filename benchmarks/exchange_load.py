@@ -85,6 +85,7 @@ class Caller(asyncio.Protocol):
         self._send()
 
     def data_received(self, data: bytes) -> None:
+        """Take in bytes of the answer; act once it is whole."""
         self._buffer += data
         head = self._buffer.find(b"\r\n\r\n")
         if head < 0:

@@ -210,6 +210,7 @@ def verdict(records: list[dict[str, object]]) -> list[str]:
 
 
 def draw(records: list[dict[str, object]], path: Path) -> None:
+    """Draw RankIC and daily return of every family, one row of panels an exchange, with their intervals."""
     venues = list(dict.fromkeys(str(r["venue"]) for r in records))
     figure, axes = plt.subplots(len(venues), 2, figsize=(13, 4.2 * len(venues)), constrained_layout=True, squeeze=False)
     for line, venue in zip(axes, venues, strict=True):
@@ -237,6 +238,7 @@ def draw(records: list[dict[str, object]], path: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
+    """Run the families asked for, keep each as it is finished, and write table and picture of all."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks model_study", description=__doc__.splitlines()[0])
     parser.add_argument(
         "folder", nargs="?", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the parquet files"
